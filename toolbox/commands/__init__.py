@@ -1,0 +1,82 @@
+"""The verbs: one file each. This table names them without importing them, so that `--help` costs nothing."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from toolbox.config import Home, Settings
+from toolbox.i18n import N_
+from toolbox.runs import Run, Status
+
+
+class Verb(msgspec.Struct, frozen=True):
+    """A line of the table. `number` is its place in the menu for good; 0: on the command line only."""
+
+    name: str
+    number: int
+    summary: str
+
+    def commands(self) -> "tuple[Command, ...]":
+        """The verb's commands: one, or one an action (`runs list`, `runs show` …)."""
+        return importlib.import_module(f"toolbox.commands.{self.name}").COMMANDS
+
+
+VERBS = (
+    Verb("download", 1, N_("Download a model or a data set")),
+    Verb("serve", 2, N_("Serve a model on an OpenAI-compatible port")),
+    Verb("finetune", 3, N_("Fine-tune a model on your data")),
+    Verb("merge", 4, N_("Merge an adapter into its base model, with proof")),
+    Verb("evaluate", 5, N_("Evaluate: what it knows, what it learnt, which way it leans")),
+    Verb("chat", 6, N_("Chat with a model in the terminal")),
+    Verb("plan", 7, N_("Plan: will it fit, and how long will it take")),
+    Verb("runs", 10, N_("Runs: list, show, follow, stop, resume, report")),
+    Verb("doctor", 11, N_("Check this machine and this installation")),
+    Verb("demo", 12, N_("Demo: the whole way on the embedded model")),
+    Verb("cache", 0, N_("What was downloaded: list, verify, clean")),
+    Verb("config", 0, N_("Show or change settings")),
+)
+
+
+class Session(Protocol):
+    """What a verb may ask of whoever called it: the menu, the command line, a test."""
+
+    home: Home
+    settings: Settings
+    as_json: bool
+    yes: bool
+    dry_run: bool
+
+    def say(self, text: str) -> None:
+        """A sentence for the person (on standard error under --json)."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table for the person."""
+
+    def markdown(self, text: str) -> None:
+        """A longer text for the person."""
+
+    def confirm(self, question: str, default: bool = True) -> bool:
+        """Ask yes or no; `--yes` answers yes, and without a person the default holds."""
+
+    def read(self, prompt: str) -> str | None:
+        """A line typed by the person; None at the end of input."""
+
+    def write(self, text: str) -> None:
+        """Text as it comes, without a line's end: streamed answers."""
+
+    def transfer(self, title: str, total_bytes: int) -> Callable[[int], None]:
+        """A progress bar of bytes; the function returned is told each piece's size. Safe to call from threads."""
+
+    def follow(self, run: Run) -> Status:
+        """Show a run until it ends or is ready. Ctrl-C once asks it to save and stop, twice ends it at once."""
+
+
+class Command(msgspec.Struct, frozen=True):
+    """Something that can be run: its options, and the function that does it and returns the `--json` object."""
+
+    name: str
+    summary: str
+    options: type[msgspec.Struct]
+    run: Callable[[Any, Session], dict[str, Any]]

@@ -1,0 +1,100 @@
+"""Where things lie (the home folder) and the person's settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from toolbox import files
+from toolbox.errors import InputError
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+DATA_DISKS = ("/root/autodl-tmp", "/mnt/workspace")
+"""Large disks that rented Chinese cloud boxes mount beside a small system disk (AutoDL; ModelScope and PAI notebooks)."""
+
+
+class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What `config set` can change; kept in HOME/settings.json."""
+
+    lang: Annotated[Literal["", "zh", "en"], option(N_("Language of all messages; empty: from LANG"))] = ""
+    source: Annotated[Literal["auto", "modelscope", "huggingface"], option(N_("Where models and data sets are fetched from"))] = "auto"
+    modelscope_endpoint: Annotated[str, option(N_("ModelScope address, with the scheme"))] = "https://www.modelscope.cn"
+    huggingface_endpoint: Annotated[str, option(N_("Hugging Face address, or that of a mirror"))] = "https://huggingface.co"
+    tensorboard_dir: Annotated[str, option(N_("Folder of TensorBoard files; empty: inside each run"))] = ""
+
+
+class Home(msgspec.Struct, frozen=True):
+    """The folder that holds everything a person makes; created on first use, readable by its owner only."""
+
+    path: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def models(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def datasets(self) -> Path:
+        return self.path / "datasets"
+
+    @property
+    def recipes(self) -> Path:
+        return self.path / "recipes"
+
+    @property
+    def engines(self) -> Path:
+        return self.path / "engines"
+
+    def prepare(self) -> "Home":
+        """Create the folder. Raises InputError where that can't be done."""
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                _("The data folder {path} can't be made: {reason}.").format(path=self.path, reason=error.strerror),
+                _("Name another one with --home DIR or YCDY_HOME."),
+            ) from error
+        return self
+
+    def load_settings(self) -> Settings:
+        """The settings; a torn or unknown file yields the defaults (`settings_torn` tells)."""
+        try:
+            return msgspec.json.decode((self.path / "settings.json").read_bytes(), type=Settings)
+        except (OSError, msgspec.DecodeError):
+            return Settings()
+
+    def settings_torn(self) -> bool:
+        try:
+            msgspec.json.decode((self.path / "settings.json").read_bytes(), type=Settings)
+        except FileNotFoundError:
+            return False
+        except (OSError, msgspec.DecodeError):
+            return True
+        return False
+
+    def save_settings(self, settings: Settings) -> None:
+        files.write_json(self.prepare().path / "settings.json", settings)
+
+    def load_answers(self) -> dict[str, dict[str, str]]:
+        """The last answers given in the menu, by verb and option."""
+        answers = files.read_json(self.path / "answers.json")
+        return answers if isinstance(answers, dict) else {}
+
+    def save_answers(self, answers: dict[str, dict[str, str]]) -> None:
+        files.write_json(self.prepare().path / "answers.json", answers)
+
+
+def find_home(chosen: str | None = None, environ: Mapping[str, str] = os.environ) -> Home:
+    """`--home`, else YCDY_HOME, else a cloud box's data disk, else ~/yichuidingyin."""
+    if named := chosen or environ.get("YCDY_HOME"):
+        return Home(Path(named).expanduser().absolute())
+    for disk in DATA_DISKS:
+        if os.access(disk, os.W_OK):
+            return Home(Path(disk) / "yichuidingyin")
+    return Home(Path.home() / "yichuidingyin")

@@ -1,0 +1,84 @@
+"""Every error a person can meet: one sentence, a remedy, an exit status."""
+
+from typing import ClassVar
+
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses: done; failed while working; what was asked can't be done; interrupted."""
+
+
+class ToolboxError(Exception):
+    """Work that failed. `message` is one sentence; `remedy` says what to do about it, both already in the person's language."""
+
+    kind: ClassVar[str] = "failed"
+    exit_status: ClassVar[int] = FAILED
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def as_dict(self) -> dict[str, str]:
+        """The `error` object of `--json` and of status.json."""
+        return {"kind": self.kind, "message": self.message, "remedy": self.remedy}
+
+
+class InputError(ToolboxError):
+    """What was asked can't be done: a wrong option, a missing file, a broken row."""
+
+    kind = "input"
+    exit_status = REFUSED
+
+
+class NotFoundError(InputError):
+    """A model, data set, run, recipe or file that is not there."""
+
+    kind = "not_found"
+
+
+class DoesNotFitError(InputError):
+    """The device's memory or the disk is too small; the message carries both figures."""
+
+    kind = "does_not_fit"
+
+
+class BusyError(InputError):
+    """Somebody else holds it: a port, a run that is already running, a download under way."""
+
+    kind = "busy"
+
+
+class HubError(ToolboxError):
+    """A model hub can't be reached, or what it sent is not what it announced."""
+
+    kind = "hub"
+
+
+class CorruptError(ToolboxError):
+    """A file that is torn, or whose hash is wrong."""
+
+    kind = "corrupt"
+
+
+class OutOfMemoryError(ToolboxError):
+    """The device ran out of memory while working."""
+
+    kind = "out_of_memory"
+
+
+class DivergedError(ToolboxError):
+    """The loss became NaN or infinite."""
+
+    kind = "diverged"
+
+
+class EngineError(ToolboxError):
+    """A serving engine could not be started, or died."""
+
+    kind = "engine"
+
+
+class Interrupted(ToolboxError):
+    """Stopped by a signal or by the person; what was done so far is saved."""
+
+    kind = "interrupted"
+    exit_status = INTERRUPTED

@@ -1,0 +1,99 @@
+"""Files that are there whole or not at all."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+CHUNK = 1 << 20
+
+
+def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace `path` atomically: a reader sees the old content or the new, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, mode: int = 0o600) -> None:
+    write_bytes(path, text.encode(), mode)
+
+
+def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", mode)
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in `path`, or None where the file is absent or torn."""
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> str:
+    """The file's SHA-256 in hex; `progress` is told the size of each chunk read, in bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file below `folder`, and the folders' own entries, to the disk."""
+    for path in sorted(folder.rglob("*")) + [folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(destination: Path) -> Iterator[Path]:
+    """A scratch folder beside `destination` that becomes it on success and vanishes on failure.
+
+    Raises FileExistsError when something stands at `destination` already: nothing is overwritten.
+    """
+    if destination.exists():
+        raise FileExistsError(str(destination))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
+    try:
+        yield scratch
+        sync_tree(scratch)
+        scratch.rename(destination)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links are not followed."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that `path` is on or would be created on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,129 @@
+"""The one main of every child process: `python -m toolbox.job RUN_DIR`. It reads the plan and calls the work that the plan names."""
+
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from toolbox import files, i18n, plan
+from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
+from toolbox.i18n import _
+from toolbox.runs import Run, State, Status
+
+STATUS_EVERY_S = 0.5
+"""At most this often is status.json replaced: an fsync a step would slow a fast loop."""
+
+
+class Job:
+    """The Reporter that work sees: status.json, metrics.jsonl, and the wish to stop."""
+
+    def __init__(self, run: Run, status: Status) -> None:
+        self._run = run
+        self._status = status
+        self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)
+        self._begun = time.monotonic()
+        self._first_step: tuple[int, float] | None = None
+        self._written = 0.0
+        self.stopping = False
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: the first signal asks, the second ends the process at once."""
+        if self.stopping:
+            os._exit(INTERRUPTED)
+        self.stopping = True
+
+    def phase(self, text: str) -> None:
+        print(text, flush=True)
+        self._status.phase = text
+        self._write()
+
+    def progress(self, step: int, steps: int, **metrics: float) -> None:
+        now = time.monotonic()
+        self._first_step = self._first_step or (step - 1, self._begun)
+        begun_step, begun = self._first_step
+        self._status.step, self._status.steps = step, steps
+        self._status.eta_s = round((now - begun) / max(1, step - begun_step) * (steps - step), 1)
+        line = {"step": step, "elapsed_s": round(now - self._begun, 3), **metrics}
+        self._metrics.write(msgspec.json.encode(line) + b"\n")
+        if now - self._written >= STATUS_EVERY_S or step == steps:
+            self._write()
+
+    def ready(self, **facts: Any) -> None:
+        files.write_json(self._run.path / "result.json", facts)
+        self._status.state = "ready"
+        self._write()
+
+    def resumable(self) -> None:
+        self._status.resumable = True
+        self._write()
+
+    def finish(self, state: State, error: ToolboxError | None = None) -> None:
+        self._status.state = state
+        self._status.eta_s = None
+        self._status.error = error.as_dict() if error else None
+        self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self._status.updated_at = time.time()
+        self._run.write_status(self._status)
+
+
+def main(directory: str) -> int:
+    """Run the plan in `directory` to its end; returns the exit status."""
+    os.umask(0o077)
+    i18n.use(os.environ.get("YCDY_LANG") or i18n.detect())
+    run = Run(Path(directory))
+    status = run.status()
+    status.state, status.pid, status.started_at = "running", os.getpid(), time.time()
+    job = Job(run, status)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, job.stop)
+    try:
+        work = plan.load(run.plan_path)
+        status.verb, status.model = work.verb, work.model.id
+        job.phase(_("Loading"))
+        module, function = work.entry.split(":")
+        result = getattr(importlib.import_module(module), function)(work, run, job)
+        files.write_json(run.path / "result.json", result)
+        return _end(run, job, "done", None)
+    except Interrupted as error:
+        return _end(run, job, "interrupted", error)
+    except ToolboxError as error:
+        return _end(run, job, "failed", error)
+    except Exception as error:  # the one place where what nobody foresaw becomes a sentence; the traceback is in the log
+        traceback.print_exc()
+        return _end(run, job, "failed", _explain(error, run))
+
+
+def _explain(error: Exception, run: Run) -> ToolboxError:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemoryError(
+            _("The device ran out of memory."), _("Use a smaller --per-device-train-batch-size or --max-length, or --method qlora.")
+        )
+    return ToolboxError(
+        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        _("The whole story is in {log}.").format(log=run.log_path),
+    )
+
+
+def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> int:
+    from toolbox.report import write_report
+
+    if error:
+        print(error.message, error.remedy, sep="\n", flush=True)
+    job.finish(state, error)
+    write_report(run)
+    return error.exit_status if error else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

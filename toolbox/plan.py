@@ -1,0 +1,86 @@
+"""Plans: everything that is decided before work starts, one kind a verb; a job needs nothing else."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from toolbox import __version__
+from toolbox.datasets import DatasetSpec
+from toolbox.device import Device
+from toolbox.errors import InputError
+from toolbox.i18n import _
+from toolbox.memory import Estimate
+from toolbox.models import ModelFacts
+from toolbox.recipe import Training
+
+
+class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields=True):
+    """What every plan states. `entry` is the function of the work layer that the job calls, as `module:function`."""
+
+    entry: str
+    model: ModelFacts
+    device: Device
+    seed: int = 42
+    version: str = __version__
+
+    @property
+    def verb(self) -> str:
+        return str(self.__struct_config__.tag)
+
+
+class FinetunePlan(Plan, tag="finetune"):
+    stage: Literal["sft"] = "sft"
+    recipe: str
+    why: str
+    method: Literal["lora", "qlora", "full"]
+    quantization: Literal["none", "nf4"]
+    dtype: Literal["float32", "bfloat16", "float16"]
+    datasets: list[DatasetSpec]
+    eval_rows: int
+    """Rows taken off the end of the shuffled data for the evaluation loss."""
+    training: Training
+    LoraConfig: dict[str, Any] = {}
+    BitsAndBytesConfig: dict[str, Any] = {}
+    estimate: Estimate
+
+
+class MergePlan(Plan, tag="merge"):
+    adapter: Path
+    output: Path
+    dtype: Literal["float32", "bfloat16", "float16"]
+    run: str = ""
+    """The finetune run that the adapter comes from, where there is one."""
+    datasets: list[DatasetSpec] = []
+    """Rows of these prove the merge; the embedded ones where none are known."""
+
+
+class EvaluatePlan(Plan, tag="evaluate"):
+    adapter: Path | None = None
+    run: str = ""
+    suites: list[str]
+    limit: int = 0
+    """Items a suite; 0 is all."""
+    compare: bool = True
+    """With an adapter: measure the base model too, and show both."""
+
+
+class ServePlan(Plan, tag="serve"):
+    adapter: Path | None = None
+    engine: Literal["transformers", "lmdeploy"]
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+AnyPlan = FinetunePlan | MergePlan | EvaluatePlan | ServePlan
+
+
+def load(path: Path) -> AnyPlan:
+    """Read a plan.yaml. Raises InputError where it is torn or holds what no plan holds."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=AnyPlan)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(
+            _("The plan {path} can't be read: {reason}.").format(path=path, reason=error),
+            _("Make it again: the command is in run.sh beside it."),
+        ) from error

@@ -1,0 +1,251 @@
+"""A run: the directory made from a plan, and all that front ends and jobs share."""
+
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from toolbox import files
+from toolbox.errors import BusyError, NotFoundError
+from toolbox.i18n import _, language
+
+State = Literal["planned", "running", "ready", "done", "failed", "interrupted", "lost"]
+"""`ready`: a server that answers. `lost`: the process died without a word (kill -9, power); worked out by readers, never written."""
+
+ACTIVE: tuple[State, ...] = ("running", "ready")
+ROOT = Path(__file__).parent.parent
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """status.json: where a job is. Times are seconds since the epoch; durations come from a monotonic clock."""
+
+    state: State = "planned"
+    verb: str = ""
+    model: str = ""
+    phase: str = ""
+    pid: int = 0
+    step: int = 0
+    steps: int = 0
+    eta_s: float | None = None
+    started_at: float = 0.0
+    updated_at: float = 0.0
+    resumable: bool = False
+    error: dict[str, str] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.state not in ("planned", *ACTIVE)
+
+
+class Reporter(Protocol):
+    """What work may ask of the job that runs it."""
+
+    @property
+    def stopping(self) -> bool:
+        """A person or the system asked to stop: save, then raise `Interrupted`."""
+
+    def phase(self, text: str) -> None:
+        """Say in a few words, in the person's language, what is being done now."""
+
+    def progress(self, step: int, steps: int, **metrics: float) -> None:
+        """One step done of `steps`; `metrics` become a line of metrics.jsonl."""
+
+    def ready(self, **facts: Any) -> None:
+        """A server answers: `facts` (url, pid …) become result.json and the state becomes `ready`."""
+
+    def resumable(self) -> None:
+        """A complete checkpoint exists."""
+
+
+class Silent:
+    """A Reporter for work called from Python, outside a job."""
+
+    stopping = False
+
+    def phase(self, text: str) -> None: ...
+    def progress(self, step: int, steps: int, **metrics: float) -> None: ...
+    def ready(self, **facts: Any) -> None: ...
+    def resumable(self) -> None: ...
+
+
+class Run:
+    """A run directory. Front ends read it and send signals; only its job writes status, metrics and results."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def plan_path(self) -> Path:
+        return self.path / "plan.yaml"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    def status(self) -> Status:
+        """The state as of now; a job that died without a word is `lost`."""
+        try:
+            status = msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
+        except (FileNotFoundError, msgspec.DecodeError):
+            status = Status()
+        if status.state in ACTIVE and not self.alive():
+            status.state = "lost"
+        return status
+
+    def write_status(self, status: Status) -> None:
+        files.write_json(self.path / "status.json", status)
+
+    def result(self) -> dict[str, Any]:
+        """What the job left for `--json`; empty until it has."""
+        return files.read_json(self.path / "result.json") or {}
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line torn by a crash is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        for line in lines:
+            try:
+                yield msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                continue
+
+    def alive(self) -> bool:
+        """Whether a job runs here: it holds the lock for as long as it lives, however it dies."""
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def start(self, environ: dict[str, str] | None = None) -> int:
+        """Start the job in a session of its own, so that it outlives this terminal; returns its pid.
+
+        The child inherits the locked descriptor, so there is no moment at which the run looks dead. Raises BusyError where it already runs.
+        """
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise BusyError(_("{run} is already running.").format(run=self.id), f"runs tail {self.id}") from error
+        status = self.status()
+        status.state, status.error, status.pid, status.started_at = "running", None, 0, time.time()
+        self.write_status(status)
+        try:
+            with self.log_path.open("ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "toolbox.job", str(self.path)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], start_new_session=True,
+                    env={**os.environ, **job_environ(), **(environ or {})},
+                )  # fmt: skip
+        finally:
+            os.close(lock)
+        return child.pid
+
+    def stop(self, force: bool = False) -> None:
+        """Ask the job to save and stop; with `force`, end it and everything it started at once."""
+        pid = self.status().pid
+        if not pid or not self.alive():
+            return
+        try:
+            os.killpg(pid, signal.SIGKILL) if force else os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+
+    def remove(self) -> None:
+        """Delete the directory. Raises BusyError while its job runs."""
+        if self.alive():
+            raise BusyError(_("{run} is running.").format(run=self.id), f"runs stop {self.id}")
+        shutil.rmtree(self.path)
+
+
+def job_environ() -> dict[str, str]:
+    """What every child process needs: this package, the language, passive OpenMP waits (spinning threads cost 20 times on shared cores)."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "YCDY_LANG": language(),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def create(runs: Path, name: str, plan: msgspec.Struct) -> Run:
+    """A new run directory `YYYYMMDD-HHMM-name` with its plan.yaml and run.sh, below the folder `runs`."""
+    stem = f"{time.strftime('%Y%m%d-%H%M')}-{re.sub(r'[^0-9A-Za-z._-]+', '-', name).strip('-.').lower()}"
+    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+        path = runs / (stem + suffix)
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            continue
+        run = Run(path)
+        files.write_bytes(run.plan_path, msgspec.yaml.encode(plan))
+        files.write_text(path / "run.sh", _script(run), mode=0o700)
+        run.write_status(Status(verb=str(getattr(plan, "verb", "")), updated_at=time.time()))
+        return run
+    raise BusyError(_("There are too many runs named {name}.").format(name=stem), "runs remove")
+
+
+def _script(run: Run) -> str:
+    toolbox = shlex.quote(str(ROOT / "yichuidingyin.sh"))
+    return (
+        "#!/usr/bin/env bash\n"
+        "# Does this run again, from the plan beside it; nothing is to be edited.\n"
+        'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)\n'
+        f'exec bash "${{YCDY_SCRIPT:-{toolbox}}}" runs reproduce "$here/plan.yaml" "$@"\n'
+    )
+
+
+def every(runs: Path) -> list[Run]:
+    """All runs, newest first."""
+    if not runs.is_dir():
+        return []
+    found = [Run(path) for path in runs.iterdir() if (path / "plan.yaml").is_file()]
+    return sorted(found, key=lambda run: (run.path / "plan.yaml").stat().st_mtime_ns, reverse=True)
+
+
+def find(runs: Path, name: str) -> Run:
+    """The run of that id, a path to one, a unique beginning of an id, or `last`. Raises NotFoundError naming what there is."""
+    known = every(runs)
+    if name == "last" and known:
+        return known[0]
+    if os.sep in name and (Path(name) / "plan.yaml").is_file():
+        return Run(Path(name).resolve())
+    matches = [run for run in known if run.id == name] or [run for run in known if name and run.id.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    ids = ", ".join(run.id for run in (matches or known)[:5]) or _("none yet")
+    raise NotFoundError(_("There is no single run {name!r}.").format(name=name), _("Runs: {ids}.").format(ids=ids))
