@@ -81,7 +81,8 @@ def _verb_of(words: Sequence[str]) -> Verb | None:
                 if verb.name == word:
                     return verb
             raise InputError(
-                _("There is no verb {word!r}.").format(word=word), _("Verbs: {verbs}.").format(verbs=", ".join(verb.name for verb in VERBS))
+                _("There is no verb {word!r}.").format(word=word),
+                _("Verbs: {verbs}.").format(verbs=", ".join(verb.name for verb in VERBS)),
             )
         previous = word
     return None
@@ -94,7 +95,9 @@ def _overview(words: Sequence[str]) -> int:
     parser = _Parser(prog="yichuidingyin.sh", add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     width = max(len(verb.name) for verb in VERBS) + 2
     lines = [f"  {verb.name:<{width}}{_(verb.summary)}" for verb in VERBS]
-    parser.description = "\n".join([_("One key from a bare machine to a fine-tuned, proven, served model."), "", *lines])
+    parser.description = "\n".join(
+        [_("One key from a bare machine to a fine-tuned, proven, served model."), "", *lines]
+    )
     parser.usage = _("bash yichuidingyin.sh [VERB …] — without a verb: the menu")
     parser.epilog = _("bash yichuidingyin.sh VERB --help shows a verb's options.")
     _add_common(parser)
@@ -113,7 +116,10 @@ def _parser(verb: Verb, commands: Sequence[Command]) -> tuple[_Parser, dict[str,
         actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
         for command in commands:
             action = command.name.split()[-1]
-            _fill(actions.add_parser(action, description=_(command.summary), help=_(command.summary), allow_abbrev=False), command)
+            _fill(
+                actions.add_parser(action, description=_(command.summary), help=_(command.summary), allow_abbrev=False),
+                command,
+            )
     return parser, {command.name: command for command in commands}
 
 
@@ -131,7 +137,14 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
         elif field.kind is bool and not field.default:
             parser.add_argument(field.flag, dest=field.name, nargs="?", const="yes", metavar="yes|no", help=help)
         else:
-            parser.add_argument(field.flag, dest=field.name, nargs="+" if field.many else None, action=_Extend if field.many else "store", metavar=metavar, help=help)
+            parser.add_argument(
+                field.flag,
+                dest=field.name,
+                nargs="+" if field.many else None,
+                action=_Extend if field.many else "store",
+                metavar=metavar,
+                help=help,
+            )
     _add_common(parser, suppressed=True)
 
 
@@ -147,10 +160,15 @@ def _add_common(parser: argparse.ArgumentParser, suppressed: bool = False) -> No
     default: Any = argparse.SUPPRESS if suppressed else None
     for name, help in COMMON.items():
         parser.add_argument(
-            "--" + name.replace("_", "-"), action="store_true", default=argparse.SUPPRESS if suppressed else False, help=_(help)
+            "--" + name.replace("_", "-"),
+            action="store_true",
+            default=argparse.SUPPRESS if suppressed else False,
+            help=_(help),
         )
     parser.add_argument("--lang", choices=i18n.LANGUAGES, default=default, help=_("Language"))
-    parser.add_argument("--home", metavar="DIR", default=default, help=_("Folder of runs, models, data and settings (also YCDY_HOME)"))
+    parser.add_argument(
+        "--home", metavar="DIR", default=default, help=_("Folder of runs, models, data and settings (also YCDY_HOME)")
+    )
 
 
 def _dashes(word: str) -> str:

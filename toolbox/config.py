@@ -20,9 +20,13 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What `config set` can change; kept in HOME/settings.json."""
 
     lang: Annotated[Literal["", "zh", "en"], option(N_("Language of all messages; empty: from LANG"))] = ""
-    source: Annotated[Literal["auto", "modelscope", "huggingface"], option(N_("Where models and data sets are fetched from"))] = "auto"
+    source: Annotated[
+        Literal["auto", "modelscope", "huggingface"], option(N_("Where models and data sets are fetched from"))
+    ] = "auto"
     modelscope_endpoint: Annotated[str, option(N_("ModelScope address, with the scheme"))] = "https://www.modelscope.cn"
-    huggingface_endpoint: Annotated[str, option(N_("Hugging Face address, or that of a mirror"))] = "https://huggingface.co"
+    huggingface_endpoint: Annotated[str, option(N_("Hugging Face address, or that of a mirror"))] = (
+        "https://huggingface.co"
+    )
     tensorboard_dir: Annotated[str, option(N_("Folder of TensorBoard files; empty: inside each run"))] = ""
 
 

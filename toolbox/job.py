@@ -99,7 +99,9 @@ def main(directory: str) -> int:
         return _end(run, job, "interrupted", error)
     except ToolboxError as error:
         return _end(run, job, "failed", error)
-    except Exception as error:  # the one place where what nobody foresaw becomes a sentence; the traceback is in the log
+    except (
+        Exception
+    ) as error:  # the one place where what nobody foresaw becomes a sentence; the traceback is in the log
         traceback.print_exc()
         return _end(run, job, "failed", _explain(error, run))
 
@@ -107,7 +109,8 @@ def main(directory: str) -> int:
 def _explain(error: Exception, run: Run) -> ToolboxError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemoryError(
-            _("The device ran out of memory."), _("Use a smaller --per-device-train-batch-size or --max-length, or --method qlora.")
+            _("The device ran out of memory."),
+            _("Use a smaller --per-device-train-batch-size or --max-length, or --method qlora."),
         )
     return ToolboxError(
         f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",

@@ -120,7 +120,9 @@ def _unwrap(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
     return hint, False, ()
 
 
-def build(options: type[msgspec.Struct], texts: Mapping[str, str | list[str] | None], environ: Mapping[str, str], verb: str) -> Any:
+def build(
+    options: type[msgspec.Struct], texts: Mapping[str, str | list[str] | None], environ: Mapping[str, str], verb: str
+) -> Any:
     """An options object from what was typed; what was not typed comes from YCDY_VERB_OPTION, then from the default.
 
     Raises InputError naming the option that is wrong or missing.

@@ -1,0 +1,44 @@
+"""Base models, tokenizers and adapters from folders: safetensors only, and no code that came with the weights."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+
+def tokenizer(path: Path) -> "PreTrainedTokenizerBase":
+    return AutoTokenizer.from_pretrained(path, **SAFE)
+
+
+def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any] | None = None) -> "PreTrainedModel":
+    """The causal language model in `path`, on `device` ("cpu", "mps", "cuda:0").
+
+    `dtype` is torch's name ("bfloat16"). `quantization`: keyword arguments of transformers' `BitsAndBytesConfig`.
+    """
+    config = None
+    if quantization:
+        from transformers import BitsAndBytesConfig
+
+        config = BitsAndBytesConfig(**quantization)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True, **SAFE
+    )
+    return model
+
+
+def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = False) -> "PreTrainedModel":
+    """`model` with the PEFT adapter in the folder `adapter` on top."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+
+
+def torch_device(kind: str, index: int = 0) -> str:
+    """torch's name of a `Device`'s kind and index."""
+    return f"cuda:{index}" if kind == "cuda" else kind
