@@ -58,8 +58,11 @@ def _run(words: list[str]) -> int:
     from toolbox.ui import Terminal, print_json
 
     session = Terminal.open(typed["home"], as_json=typed["json"], yes=typed["yes"], dry_run=typed["dry_run"])
-    result = command.run(given, session)
-    if typed["json"]:
+    try:
+        result = command.run(given, session)
+    finally:
+        session.close()
+    if typed["json"] and not session.published:
         print_json(result)
     return int(result.get("exit_status", DONE)) if isinstance(result, dict) else DONE
 

@@ -7,7 +7,7 @@ DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
 class ToolboxError(Exception):
-    """Work that failed. `message` is one sentence; `remedy` says what to do about it, both already in the person's language."""
+    """Work that failed: a sentence, and a remedy that says what to do about it, both in the person's language."""
 
     kind: ClassVar[str] = "failed"
     exit_status: ClassVar[int] = FAILED
@@ -82,3 +82,12 @@ class Interrupted(ToolboxError):
 
     kind = "interrupted"
     exit_status = INTERRUPTED
+
+
+def from_dict(error: dict[str, str]) -> ToolboxError:
+    """The error that `as_dict` described, of its own class again, so that the exit status is its own."""
+    families = [ToolboxError]
+    for family in families:
+        families += family.__subclasses__()
+    kind = next((family for family in families if family.kind == error.get("kind")), ToolboxError)
+    return kind(error.get("message", ""), error.get("remedy", ""))

@@ -69,8 +69,14 @@ class Session(Protocol):
     def transfer(self, title: str, total_bytes: int) -> Callable[[int], None]:
         """A progress bar of bytes; the function returned is told each piece's size. Safe to call from threads."""
 
-    def follow(self, run: Run) -> Status:
-        """Show a run until it ends or is ready. Ctrl-C once asks it to save and stop, twice ends it at once."""
+    def follow(self, run: Run, through_ready: bool = False) -> Status:
+        """Show a run until it ends or is ready (`through_ready`: until it ends).
+
+        Ctrl-C once asks it to save and stop, twice ends it. Raises the error that the job ended with.
+        """
+
+    def publish(self, result: dict[str, Any]) -> None:
+        """Print the `--json` object now, not at the end: for servers that stay in the foreground."""
 
 
 class Command(msgspec.Struct, frozen=True):

@@ -1,0 +1,186 @@
+"""Following a run: a live line in a terminal, a plain one now and then without; Ctrl-C saves, twice quits."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox import units
+from toolbox.errors import ToolboxError, from_dict
+from toolbox.i18n import N_, _
+from toolbox.runs import Run, Status
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+LOOK_EVERY_S = 0.2
+LINE_EVERY_S = 10.0
+_TAIL_BYTES = 8192
+
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "loss": (N_("loss {value}"), "{:.4f}".format),
+    "eval_loss": (N_("eval loss {value}"), "{:.4f}".format),
+    "learning_rate": (N_("lr {value}"), "{:.2e}".format),
+    "grad_norm": (N_("grad norm {value}"), "{:.3f}".format),
+    "tokens_per_s": (N_("{value} tokens/s"), "{:,.0f}".format),
+    "memory_bytes": (N_("memory {value}"), units.size),
+}
+"""What of a line of metrics.jsonl is shown, how, and in which order."""
+
+
+def follow(run: Run, console: "Console", live: bool, through_ready: bool) -> Status:
+    """Show `run` until it has ended, or (unless `through_ready`) is ready to serve; returns the last status.
+
+    Raises the error that the job ended with, `Interrupted` among them.
+    """
+    _print(console, _("The job goes on if this window is closed. To see it again: {command}").format(
+        command=f"bash yichuidingyin.sh runs tail {run.id}"))  # fmt: skip
+    with _stoppable(run, console):
+        status = (_in_terminal if live else _in_lines)(run, console, through_ready)
+    return _judged(run, status)
+
+
+def _judged(run: Run, status: Status) -> Status:
+    """`status` where all went well; the job's own error otherwise."""
+    if status.state == "lost":
+        remedy = _("Go on from the last checkpoint with: runs resume {run}") if status.resumable else ""
+        raise ToolboxError(
+            _("The job of {run} died without a word (killed, out of memory, or power).").format(run=run.id),
+            remedy.format(run=run.id) or _("The whole story is in {log}.").format(log=run.log_path),
+        )
+    if status.state in ("failed", "interrupted"):
+        raise from_dict(status.error or {"kind": status.state, "message": _("{run} has failed.").format(run=run.id)})
+    return status
+
+
+@contextmanager
+def _stoppable(run: Run, console: "Console") -> Iterator[None]:
+    """SIGINT and SIGTERM ask the job to save and stop; the second one ends it. SIGHUP ends only this front."""
+    asked = 0
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            _print(console, _("Saving and stopping; Ctrl-C once more to quit at once."))
+        run.stop(force=asked > 1)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def looks(run: Run, through_ready: bool) -> Iterator[tuple[Status, dict[str, Any]]]:
+    """The run's status and newest metrics, again and again, until it has ended or is ready."""
+    newest = Newest(run.path / "metrics.jsonl")
+    while True:
+        status = run.status()
+        yield status, newest.line()
+        if status.finished or (status.state == "ready" and not through_ready):
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+class Newest:
+    """The newest values of metrics.jsonl, read from where the last look ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset: int | None = None
+        self._values: dict[str, Any] = {}
+
+    def line(self) -> dict[str, Any]:
+        """Every metric's last value so far; a half-written line waits for the next look."""
+        try:
+            with self._path.open("rb") as file:
+                if self._offset is None:
+                    self._offset = max(0, self._path.stat().st_size - _TAIL_BYTES)
+                file.seek(self._offset)
+                whole, newline, _rest = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return self._values
+        self._offset += len(whole) + len(newline)
+        for line in whole.splitlines():
+            self._values |= _decoded(line)
+        return self._values
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    """A line's values; nothing of one that is torn or was entered in its middle."""
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return {}
+
+
+def metrics_text(metrics: dict[str, Any]) -> list[str]:
+    """The metrics as people read them: `loss 1.2345`, `1,234 tokens/s` …"""
+    return [
+        _(label).format(value=shown(metrics[name]))
+        for name, (label, shown) in METRICS.items()
+        if isinstance(metrics.get(name), int | float)
+    ]
+
+
+def _progress_text(status: Status) -> str:
+    if not status.steps:
+        return ""
+    left = _("{time} left").format(time=units.duration(status.eta_s)) if status.eta_s is not None else ""
+    return " · ".join(filter(None, [f"{status.step}/{status.steps} {status.step / status.steps:.0%}", left]))
+
+
+def _in_lines(run: Run, console: "Console", through_ready: bool) -> Status:
+    said, phase, line = float("-inf"), "", ""
+    for status, metrics in looks(run, through_ready):
+        line = " · ".join(filter(None, [status.phase, _progress_text(status), *metrics_text(metrics)]))
+        now = time.monotonic()
+        if line and (now - said >= LINE_EVERY_S or status.phase != phase):
+            _print(console, line)
+            said, phase, line = now, status.phase, ""
+    if line:
+        _print(console, line)
+    return status
+
+
+def _in_terminal(run: Run, console: "Console", through_ready: bool) -> Status:
+    from rich.live import Live
+
+    phases: set[str] = set()
+    with Live(console=console, auto_refresh=False) as screen:
+        for status, metrics in looks(run, through_ready):
+            if status.phase and status.phase not in phases:
+                phases.add(status.phase)
+                _print(console, f"· {status.phase}")
+            screen.update(_drawn(status, metrics), refresh=True)
+        if not status.steps:
+            screen.update("", refresh=True)
+    return status
+
+
+def _drawn(status: Status, metrics: dict[str, Any]) -> "RenderableType":
+    """Two lines: how far it is, and how it goes."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    if not status.steps:
+        return Text(f"  {status.phase} …" if status.phase else "  …", style="dim")
+    row = Table.grid(padding=(0, 1), expand=True)
+    row.add_column(ratio=1)
+    row.add_column(no_wrap=True)
+    row.add_row(ProgressBar(total=status.steps, completed=status.step), _progress_text(status))
+    return Group(row, Text(" · ".join(metrics_text(metrics)), style="dim"))
+
+
+def _print(console: "Console", text: str) -> None:
+    """A line that the terminal wraps itself, above anything that is drawn."""
+    console.print(text, soft_wrap=True)

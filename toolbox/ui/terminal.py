@@ -1,0 +1,172 @@
+"""A Session on standard input and output: sentences, tables, questions, progress; rich only where it draws."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TextIO
+
+import msgspec
+
+from toolbox.config import Home, Settings, find_home
+from toolbox.errors import Interrupted
+from toolbox.i18n import _
+from toolbox.options import NO, YES
+from toolbox.runs import Run, Status
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+    from rich.console import Console
+
+    from toolbox.ui.progress import Transfers
+
+PIPE_WIDTH = 200
+"""Columns of a table that nobody looks at directly: wide enough that no cell is cut."""
+_CONTROLS = {code: None for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
+
+
+def plain(text: str) -> str:
+    """`text` without control characters: a model's answer or a hub's file name must not steer the terminal."""
+    return text.translate(_CONTROLS)
+
+
+def print_json(result: Any) -> None:
+    """The result as one line of JSON, in UTF-8 whatever the locale, as the last line of standard output."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(msgspec.json.encode(result, enc_hook=str) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+class Terminal:
+    """The Session of the command line and the menu; under `as_json` people read on standard error."""
+
+    def __init__(self, home: Home, settings: Settings, *, as_json: bool, yes: bool, dry_run: bool) -> None:
+        self.home = home
+        self.settings = settings
+        self.as_json = as_json
+        self.yes = yes
+        self.dry_run = dry_run
+        self.published = False
+
+    @classmethod
+    def open(cls, home: str | None, as_json: bool = False, yes: bool = False, dry_run: bool = False) -> "Terminal":
+        """The session for a home folder; settings that can't be read are said aloud, and the defaults hold."""
+        place = find_home(home)
+        session = cls(place, place.load_settings(), as_json=as_json, yes=yes, dry_run=dry_run)
+        if place.settings_torn():
+            session.say(_("{path} can't be read; the default settings hold.").format(path=place.path / "settings.json"))
+        return session
+
+    @property
+    def stream(self) -> TextIO:
+        """Where people read."""
+        return sys.stderr if self.as_json else sys.stdout
+
+    @property
+    def live(self) -> bool:
+        """Whether a person watches: lines may be redrawn."""
+        return self.stream.isatty() and not self.console.is_dumb_terminal
+
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can answer."""
+        return sys.stdin.isatty() and self.stream.isatty()
+
+    @cached_property
+    def console(self) -> "Console":
+        from rich.console import Console
+
+        width = None if self.stream.isatty() else PIPE_WIDTH
+        return Console(file=self.stream, markup=False, highlight=False, emoji=False, width=width)
+
+    @cached_property
+    def _transfers(self) -> "Transfers":
+        from toolbox.ui.progress import Transfers
+
+        return Transfers(self.console, self.live)
+
+    @cached_property
+    def _prompt(self) -> "PromptSession[str]":
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.output import create_output
+
+        return PromptSession(output=create_output(stdout=self.stream))
+
+    def say(self, text: str) -> None:
+        self._settle()
+        print(plain(text), file=self.stream, flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        self._settle()
+        shown = Table(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+            shown.add_column(Text(plain(column)), justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            shown.add_row(*(Text(plain(cell)) for cell in row))
+        self.console.print(shown)
+
+    def markdown(self, text: str) -> None:
+        self._settle()
+        if not self.stream.isatty():
+            return self.say(text)
+        from rich.markdown import Markdown
+
+        self.console.print(Markdown(plain(text)))
+
+    def confirm(self, question: str, default: bool = True) -> bool:
+        if self.yes or not self.interactive:
+            return True if self.yes else default
+        while True:
+            answer = self.read(f"{question} [{'Y/n' if default else 'y/N'}] ")
+            if answer is None:
+                raise Interrupted(_("Interrupted."))
+            if (word := answer.strip().lower()) in YES | NO or not word:
+                return word in YES if word else default
+            self.say(_("Please answer y or n."))
+
+    def read(self, prompt: str) -> str | None:
+        self._settle()
+        if not self.interactive:
+            line = sys.stdin.readline()
+            return line.rstrip("\r\n") if line else None
+        try:
+            return self._prompt.prompt(plain(prompt))
+        except EOFError:
+            return None
+
+    def write(self, text: str) -> None:
+        self._settle()
+        self.stream.write(plain(text))
+        self.stream.flush()
+
+    def transfer(self, title: str, total_bytes: int) -> Callable[[int], None]:
+        return self._transfers.add(plain(title), total_bytes)
+
+    def follow(self, run: Run, through_ready: bool = False) -> Status:
+        from toolbox.ui.following import follow
+
+        self._settle()
+        return follow(run, self.console, self.live, through_ready)
+
+    def publish(self, result: dict[str, Any]) -> None:
+        self.published = True
+        if self.as_json:
+            self._settle()
+            print_json(result)
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._settle()
+
+    def _settle(self) -> None:
+        """End a progress bar that is still drawn: what follows must not be drawn over."""
+        if "_transfers" in self.__dict__:
+            self._transfers.stop()
+
+
+def _is_number(cell: str) -> bool:
+    return cell[:1].isdigit() or (cell[:1] in "+-" and cell[1:2].isdigit())
