@@ -1,8 +1,26 @@
-"""Models on this machine: where they lie, and the facts about them that planning needs."""
+"""Models on this machine: where they lie, and the facts that planning needs; nothing of them is loaded or run."""
 
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+
+from toolbox.config import Home
+from toolbox.errors import CorruptError, InputError, NotFoundError
+from toolbox.i18n import _
+
+DEMO = "demo"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MAX_JSON_BYTES = 100 << 20
+"""Longer headers than this are refused, as the safetensors library itself does."""
+INNER_CONFIGS = ("text_config", "llm_config", "language_config")
+"""Where multimodal models keep the configuration of their language model."""
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
@@ -32,3 +50,279 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
     chat_template: bool
     quantization: str = ""
     """`quantization_config.quant_method` of a base that is already quantised."""
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(in, out) features of a decoder layer's linear modules, under Llama's names; most architectures use them."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys),
+            "o_proj": (queries, hidden),
+            "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden),
+        }  # fmt: skip
+
+
+def resolve(name: str, home: Home) -> ModelFacts:
+    """The model that `name` means: `demo`, a folder, or OWNER/NAME downloaded before.
+
+    Raises NotFoundError where it is not on this machine, InputError where it is not a model this toolbox can take,
+    CorruptError where a file is torn.
+    """
+    if name == DEMO:
+        from toolbox.embedded import MODEL
+
+        return read(MODEL, id=DEMO, source="embedded")
+    folder = Path(name).expanduser()
+    if _is_folder(name, folder):
+        return read(folder.absolute(), id=str(folder.absolute()), source="local")
+    if copy := _local_copy(name, home):
+        return read(copy, id=name, source="modelscope")
+    raise _unknown(name, home)
+
+
+def known(home: Home) -> list[str]:
+    """The names of all models on this machine, as `resolve` takes them."""
+    found = sorted(path.parent for path in home.models.glob("*/*/config.json")) if home.models.is_dir() else []
+    return [DEMO, *(f"{path.parent.name}/{path.name}" for path in found)]
+
+
+def _is_folder(name: str, folder: Path) -> bool:
+    looks_like_path = name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name)
+    try:
+        return folder.is_dir() if looks_like_path else (folder / "config.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _local_copy(name: str, home: Home) -> Path | None:
+    if not HUB_ID.fullmatch(name) or ".." in name:
+        return None
+    folder = home.models / name
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _unknown(name: str, home: Home) -> NotFoundError:
+    near = difflib.get_close_matches(name, known(home), n=1)
+    if near:
+        remedy = _("Did you mean {name}?").format(name=near[0])
+    elif HUB_ID.fullmatch(name):
+        remedy = _("Fetch it first: download {name}").format(name=name)
+    else:
+        remedy = _("Name a folder, OWNER/NAME of a hub, or one of: {names}.").format(names=", ".join(known(home)[:5]))
+    return NotFoundError(_("There is no model {name!r} on this machine.").format(name=name), remedy)
+
+
+def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFacts:
+    """The facts of the model in `folder`. Raises as `resolve` does."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            _("{path} is an adapter, not a base model.").format(path=folder),
+            _("Name its base with --model and the adapter with --adapter."),
+        )
+    outer = _json(folder / "config.json")
+    config = _Config(folder / "config.json", {**outer, **_inner(outer)})
+    _refuse_own_code(folder, outer)
+    headers = dict(_headers(folder))
+    hidden = config.number("hidden_size", "n_embd", "d_model", "dim")
+    heads = config.number("num_attention_heads", "n_head", "n_heads")
+    facts = ModelFacts(
+        id=id,
+        path=folder,
+        source=source,
+        revision=revision,
+        architecture=config.first("architectures"),
+        model_type=config.text("model_type"),
+        parameters=sum(math.prod(tensor.shape) for tensor in headers.values()),
+        weights_bytes=sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in headers.values()),
+        dtype=_dtype(headers),
+        hidden_size=hidden,
+        intermediate_size=config.number("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * hidden),
+        num_hidden_layers=config.number("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=config.number("num_key_value_heads", default=heads),
+        head_dim=config.number("head_dim", default=max(1, hidden // heads)),
+        vocab_size=config.number("vocab_size"),
+        max_position_embeddings=config.number("max_position_embeddings", "n_positions", default=2048),
+        tie_word_embeddings=_tied(outer, headers),
+        chat_template=_has_chat_template(folder),
+        quantization=_quantization(outer),
+    )
+    return msgspec.structs.replace(facts, parameters=_count(facts)) if facts.quantization else facts
+
+
+class _Config:
+    """A config.json read with suspicion: whatever is missing or of the wrong kind is an InputError with its name."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self._path, self._values = path, values
+
+    def number(self, *names: str, default: int | None = None) -> int:
+        """The first of `names` that is set, a whole number above 0; of a list with a number a layer, the largest."""
+        for name in names:
+            value = self._values.get(name)
+            if isinstance(value, list) and value and all(type(item) is int for item in value):
+                value = max(value)
+            if value is None:
+                continue
+            if type(value) is not int or value < 1:
+                raise self._wrong(name)
+            return value
+        if default is None:
+            raise self._wrong(names[0])
+        return default
+
+    def text(self, name: str) -> str:
+        value = self._values.get(name, "")
+        if not isinstance(value, str):
+            raise self._wrong(name)
+        return value
+
+    def first(self, name: str) -> str:
+        value = self._values.get(name) or [""]
+        if not isinstance(value, list) or not isinstance(value[0], str):
+            raise self._wrong(name)
+        return value[0]
+
+    def _wrong(self, name: str) -> InputError:
+        return InputError(
+            _("{path} does not say {name}, or not as it should.").format(path=self._path, name=name),
+            _("Take a model in the transformers format, or fetch this one again."),
+        )
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """A tensor as a safetensors header describes it (github.com/huggingface/safetensors#format)."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        value = msgspec.json.decode(path.read_bytes()) if size <= MAX_JSON_BYTES else None
+    except FileNotFoundError:
+        raise NotFoundError(
+            _("{path} is missing.").format(path=path), _("A model folder holds config.json and safetensors files.")
+        ) from None
+    except (OSError, msgspec.DecodeError):
+        value = None
+    if not isinstance(value, dict):
+        raise CorruptError(_("{path} is torn or not JSON.").format(path=path), _("Fetch the model again."))
+    return value
+
+
+def _inner(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a multimodal configuration, without the names that describe the whole."""
+    for name in INNER_CONFIGS:
+        if isinstance(inner := config.get(name), dict):
+            return {key: value for key, value in inner.items() if key not in ("architectures", "model_type")}
+    return {}
+
+
+def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a model that only its repository's own code can load; one that transformers knows by itself passes."""
+    if config.get("auto_map") and not _native(str(config.get("model_type", ""))):
+        raise InputError(
+            _("{path} needs program code of its own repository, which is never run here.").format(path=folder),
+            _("Take a model that transformers knows by itself."),
+        )
+
+
+def _native(model_type: str) -> bool:
+    """Whether the installed transformers has classes of its own for `model_type`; found out without importing it."""
+    spec = importlib.util.find_spec("transformers")
+    if not spec or not spec.submodule_search_locations or not model_type:
+        return False
+    mappings = Path(spec.submodule_search_locations[0]) / "models/auto/auto_mappings.py"
+    return mappings.is_file() and f'("{model_type}", ' in mappings.read_text("utf-8")
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, _Tensor]]:
+    """Every tensor of the model, by name, from the headers of all its safetensors files."""
+    for path in _shards(folder):
+        yield from read_header(path).items()
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        whole = folder / "model.safetensors"
+        if whole.is_file():
+            return [whole]
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            raise InputError(
+                _("{path} holds its weights as pickles, which can run code.").format(path=folder),
+                _("Take a revision of the model with safetensors files."),
+            )
+        raise NotFoundError(_("{path} holds no safetensors weights.").format(path=folder), _("Fetch the model again."))
+    names = _json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names.values()
+    ):
+        raise CorruptError(_("{path} is torn or not JSON.").format(path=index), _("Fetch the model again."))
+    shards = [folder / name for name in sorted(set(names.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise NotFoundError(
+                _("{path} is missing, though {index} names it.").format(path=shard, index=index.name),
+                _("Fetch the model again: what is there already is kept."),
+            )
+    return shards
+
+
+def read_header(path: Path) -> dict[str, _Tensor]:
+    """The tensors in a safetensors file, by name, without reading their data.
+
+    Raises CorruptError where the file is truncated or torn.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 0 < length <= MAX_JSON_BYTES:
+                raise ValueError(length)
+            raw = msgspec.json.decode(file.read(length), type=dict[str, dict[str, Any]])
+        tensors = {name: msgspec.convert(value, _Tensor) for name, value in raw.items() if name != "__metadata__"}
+    except (OSError, ValueError, msgspec.MsgspecError):
+        tensors, length = {}, 0
+    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=-9)
+    if path.stat().st_size != 8 + length + end:
+        raise CorruptError(
+            _("{path} is truncated or torn.").format(path=path), _("Delete that file and fetch the model again.")
+        )
+    return tensors
+
+
+def _tied(config: dict[str, Any], headers: dict[str, _Tensor]) -> bool:
+    """The config's word where it has one in favour; else tied where no output matrix is stored."""
+    stored = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in headers)
+    return config.get("tie_word_embeddings") is True or not stored
+
+
+def _dtype(headers: dict[str, _Tensor]) -> str:
+    """The type that most numbers of the model have; what is stored in integers counts as float16."""
+    sizes: dict[str, int] = {}
+    for tensor in headers.values():
+        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)
+    return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype], default="F16"), "float16")
+
+
+def _count(model: ModelFacts) -> int:
+    """Parameters by the shapes in the config, for a base whose stored integers are no count of them."""
+    layer = sum(inputs * outputs for inputs, outputs in model.linears.values())
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    return embeddings + model.num_hidden_layers * layer
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(_json(path).get("chat_template"))
+
+
+def _quantization(config: dict[str, Any]) -> str:
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method", "")) if isinstance(quantization, dict) else ""
