@@ -1,0 +1,208 @@
+"""What was fetched, and where it lies: HOME/models/OWNER/NAME and HOME/datasets/OWNER/NAME.
+
+A folder of that name is complete: it was put together in `.NAME.part` beside it, every file was hashed, the manifest
+was written last, and only then was it renamed. So nobody ever reads half a model, whatever was killed when.
+"""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from toolbox import files
+from toolbox.config import Home
+from toolbox.errors import BusyError, InputError
+from toolbox.hub import names
+from toolbox.i18n import _
+
+Kind = Literal["model", "dataset"]
+KINDS: tuple[Kind, ...] = ("model", "dataset")
+MANIFEST = ".yichuidingyin.json"
+LOCK_WAIT_S = 3600.0
+"""How long to wait for another process that is fetching the same repository. A dead one holds no lock."""
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """A file as it was when its hash was taken."""
+
+    path: str
+    size: int
+    sha256: str
+    mtime_ns: int
+    verified: bool
+    """Whether the hub's listing gave a hash, which this content has."""
+
+    def unchanged(self, folder: Path) -> bool:
+        """Whether size and time are still those of the hashed content; cheap, unlike hashing again."""
+        try:
+            stat = (folder / self.path).stat()
+        except OSError:
+            return False
+        return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`.yichuidingyin.json`: what a folder holds and where it is from. Its own modification time is the last use."""
+
+    kind: Kind
+    id: str
+    source: str
+    endpoint: str
+    revision: str
+    files: list[FileRecord]
+    fetched_at: float
+
+    @property
+    def bytes(self) -> int:
+        return sum(record.size for record in self.files)
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """A folder of the cache. Without a manifest it was not put there by `download`."""
+
+    kind: Kind
+    id: str
+    path: Path
+    manifest: Manifest | None
+
+    @property
+    def last_used(self) -> float:
+        """Seconds since the epoch."""
+        return (self.path / MANIFEST if self.manifest else self.path).stat().st_mtime
+
+
+def folder(home: Home, kind: Kind, repo_id: str) -> Path:
+    """Where a repository lies once it is complete. Raises InputError where `repo_id` is not OWNER/NAME."""
+    owner, name = names.repository(repo_id).split("/")
+    return root(home, kind) / owner / name
+
+
+def root(home: Home, kind: Kind) -> Path:
+    return home.models if kind == "model" else home.datasets
+
+
+def staging(path: Path) -> Path:
+    """Where the copy that will stand at `path` is put together."""
+    return path.with_name(f".{path.name}.part")
+
+
+def replaced(path: Path) -> Path:
+    """Where the copy at `path` stands for the moment in which a newer one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def local_copy(home: Home, kind: Kind, repo_id: str) -> Path | None:
+    """The complete copy of a repository on this machine, or None. Sizes are looked at, hashes are not."""
+    try:
+        path = folder(home, kind, repo_id)
+    except InputError:
+        return None
+    manifest = read_manifest(path)
+    if manifest is None:
+        return None
+    for record in manifest.files:
+        try:
+            if (path / record.path).stat().st_size != record.size:
+                return None
+        except OSError:
+            return None
+    return path
+
+
+def mark_used(path: Path) -> None:
+    """Note that a copy was used now, for `cache list`. A folder that is not a copy is left alone."""
+    if (path / MANIFEST).is_file():
+        os.utime(path / MANIFEST)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of a folder; None where there is none, or a torn one."""
+    try:
+        return msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    files.write_json(path / MANIFEST, manifest)
+
+
+def copies(home: Home) -> list[Copy]:
+    """All folders of the cache, models first, by name."""
+    return [
+        Copy(kind, f"{path.parent.name}/{path.name}", path, read_manifest(path))
+        for kind in KINDS
+        for path in sorted(root(home, kind).glob("*/*"))
+        if path.is_dir() and not path.name.startswith(".") and not path.is_symlink()
+    ]
+
+
+def leftovers(home: Home) -> list[Path]:
+    """Downloads that were begun and not ended."""
+    found = (path for kind in KINDS for pattern in ("*/.*.part", "*/.*.old") for path in root(home, kind).glob(pattern))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+@contextmanager
+def locked(
+    path: Path, wait_s: float = LOCK_WAIT_S, waiting: Callable[[], None] = lambda: None, pause_s: float = 0.2
+) -> Iterator[None]:
+    """Hold the only right to change the copy at `path`; the kernel gives it up when this process ends, however it ends.
+
+    `waiting` is called once if another process has it. Raises BusyError after `wait_s` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = path.with_name(f".{path.name}.lock")
+    deadline = time.monotonic() + wait_s
+    told = False
+    while (descriptor := _try_lock(lock)) is None:
+        if time.monotonic() >= deadline:
+            raise BusyError(
+                _("{name} is being changed by another process.").format(name=f"{path.parent.name}/{path.name}"),
+                _("Wait until it has ended, or end it."),
+            )
+        if not told:
+            waiting()
+            told = True
+        time.sleep(pause_s)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _try_lock(lock: Path) -> int | None:
+    """A descriptor that holds the lock, or None. A file that its last holder removed meanwhile does not count."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
+
+
+def publish(path: Path) -> None:
+    """Let what was put together take its place at `path`; call it while holding the lock."""
+    files.sync_tree(staging(path))
+    old = replaced(path)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    staging(path).rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Undo a replacement that was cut off between its two renames; call it while holding the lock."""
+    if not path.exists() and read_manifest(replaced(path)):
+        replaced(path).rename(path)
