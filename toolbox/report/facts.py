@@ -1,0 +1,91 @@
+"""What a run directory holds, read leniently: a part that is absent, torn or of another version is empty."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from toolbox import files, runs
+from toolbox.runs import Run, Status
+
+SECRET_NAMES = re.compile(r"(api_?key|secret|password|authorization|(access|auth|hub|hf)_?token)$", re.IGNORECASE)
+SECRET_SHAPES = re.compile(r"\b(?:sk|hf|ms|ghp|Bearer)[-_ ][A-Za-z0-9_\-.]{12,}")
+HIDDEN = "••••"
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """A run as the report sees it; `plan`, `env` and `result` are plain data, since old runs outlive their schemas."""
+
+    run: Run
+    plan: dict[str, Any]
+    status: Status
+    env: dict[str, Any]
+    result: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, run: Run) -> "Facts":
+        return cls(
+            run=run,
+            plan=read_plan(run),
+            status=run.status(),
+            env=_mapping(files.read_json(run.path / "env.json")),
+            result=_mapping(run.result()),
+            metrics=[line for line in run.metrics() if isinstance(line, dict)],
+        )
+
+    @property
+    def verb(self) -> str:
+        return str(self.plan.get("verb") or self.status.verb)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return _mapping(self.plan.get("model"))
+
+    def curve(self, name: str) -> list[tuple[float, float]]:
+        """The (step, value) points of one metric."""
+        return [
+            (line["step"], line[name])
+            for line in self.metrics
+            if isinstance(line.get(name), int | float) and isinstance(line.get("step"), int | float)
+        ]
+
+    def later_runs(self) -> list["Facts"]:
+        """Runs beside this one that were made from it, oldest first."""
+        siblings = (other for other in runs.every(self.run.path.parent) if other.path != self.run.path)
+        return [Facts.of(other) for other in siblings if self.run.id in _named_by(read_plan(other))][::-1]
+
+    def without_secrets(self, text: str) -> str:
+        """`text` with every key of this run, and whatever looks like one, blotted out."""
+        for secret in sorted(_secrets(self.result) | _secrets(self.plan), key=len, reverse=True):
+            text = text.replace(secret, HIDDEN)
+        return SECRET_SHAPES.sub(HIDDEN, text)
+
+
+def read_plan(run: Run) -> dict[str, Any]:
+    """The run's plan as plain data; empty where it is absent or torn."""
+    try:
+        return _mapping(msgspec.yaml.decode(run.plan_path.read_bytes()))
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _named_by(plan: dict[str, Any]) -> set[str]:
+    """Ids of the runs that a plan builds on: by name, or because its adapter or model lies inside them."""
+    paths = [plan.get("adapter"), _mapping(plan.get("model")).get("path")]
+    parents = {part for path in paths if path for part in Path(str(path)).parts}
+    return parents | {Path(str(plan.get("run"))).name} if plan.get("run") else parents
+
+
+def _secrets(value: Any, name: str = "") -> set[str]:
+    """The texts in `value` that stand under a name like api_key."""
+    if isinstance(value, dict):
+        return set().union(*(_secrets(item, str(key)) for key, item in value.items()))
+    if isinstance(value, list):
+        return set().union(*(_secrets(item, name) for item in value))
+    return {value} if isinstance(value, str) and len(value) >= 6 and SECRET_NAMES.search(name) else set()

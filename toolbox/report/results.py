@@ -1,0 +1,144 @@
+"""The results of a run and its curves, as Markdown and SVG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import unescape
+
+from toolbox import files
+from toolbox.i18n import _
+from toolbox.report import markdown, units
+from toolbox.report.charts import Series, line_chart
+from toolbox.report.facts import Facts
+from toolbox.report.markdown import code, plain
+
+
+def results(facts: Facts) -> str:
+    """What came of it; of a run that did not end, as far as it got."""
+    by_verb = {"finetune": _finetune, "merge": _merge, "evaluate": _evaluate, "serve": _serve}
+    parts = by_verb[facts.verb](facts) if facts.verb in by_verb else []
+    return markdown.section(_("Results"), *parts)
+
+
+def _finetune(facts: Facts) -> list[str]:
+    losses, result = facts.curve("loss"), facts.result
+    rows = [
+        (_("Steps"), f"{facts.status.step} / {facts.status.steps}" if facts.status.steps else ""),
+        (_("Training loss"), _from_to(losses)),
+        (_("Evaluation loss"), _from_to(facts.curve("eval_loss"))),
+        (_("Tokens per second"), _mean(facts.curve("tokens_per_s"))),
+        (_("Adapter"), code(result["adapter"]) if result.get("adapter") else ""),
+    ]
+    shown = [(name, value) for name, value in rows if value]
+    return [markdown.table((_("What"), _("How much")), shown) if shown else "", memory(facts)]
+
+
+def memory(facts: Facts) -> str:
+    """Predicted against measured peak memory, and what the prediction was made of."""
+    estimate = facts.plan.get("estimate") or {}
+    predicted = estimate.get("peak_bytes", 0)
+    if not predicted:
+        return ""
+    measured = facts.result.get("peak_bytes") or max((value for _, value in facts.curve("memory_bytes")), default=0)
+    rows = [(plain(name), units.size(value)) for name, value in estimate.get("parts_bytes", {}).items()]
+    rows.append((f"**{_('Predicted peak')}**", f"**{units.size(predicted)}**"))
+    if measured:
+        rows.append((f"**{_('Measured peak')}**", f"**{units.size(measured)}** ({measured / predicted:.0%})"))
+    return markdown.table((_("Memory"), _("How much")), rows, numbers=True)
+
+
+def _from_to(points: Sequence[tuple[float, float]]) -> str:
+    return f"{points[0][1]:.4g} → {points[-1][1]:.4g}" if points else ""
+
+
+def _mean(points: Sequence[tuple[float, float]]) -> str:
+    return units.count(sum(value for _, value in points) / len(points)) if points else ""
+
+
+def _merge(facts: Facts) -> list[str]:
+    result = facts.result
+    if not result:
+        return []
+    proof = result.get("proof")
+    rows = [
+        (plain(check.get("name", "")), "✓" if check.get("passed") else "✗", plain(check.get("detail", "")))
+        for check in (proof if isinstance(proof, list) else [])
+        if isinstance(check, dict)
+    ]
+    table = markdown.table((_("Proof"), "", _("Detail")), rows) if rows else ""
+    where = _("The merged model lies in {output}.").format(output=code(result.get("output", "?")))
+    return [where, table, _hashes(result.get("hashes"))]
+
+
+def _hashes(hashes: Any) -> str:
+    if not isinstance(hashes, dict):
+        return ""
+    rows = [
+        (plain(role), code(name), code(digest))
+        for role, digests in hashes.items()
+        if isinstance(digests, dict)
+        for name, digest in digests.items()
+    ]
+    return markdown.table((_("Of"), _("File"), "SHA-256"), rows) if rows else ""
+
+
+def _evaluate(facts: Facts) -> list[str]:
+    rows = [row for row in facts.result.get("results") or [] if isinstance(row, dict)]
+    models = list(dict.fromkeys(str(row.get("model")) for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        cells.setdefault((str(row.get("suite")), str(row.get("metric"))), {})[str(row.get("model"))] = _measured(row)
+    lines = [
+        (plain(suite), plain(metric), *(by_model.get(model, "") for model in models))
+        for (suite, metric), by_model in cells.items()
+    ]
+    return [markdown.table((_("Suite"), _("Metric"), *map(plain, models)), lines) if lines else ""]
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """A value with its interval and its number of items."""
+    text = units.number(row.get("value"))
+    if row.get("low") is not None and row.get("high") is not None:
+        text += f" [{units.number(row['low'])}, {units.number(row['high'])}]"
+    return text + (f" (n = {row['n']})" if row.get("n") else "")
+
+
+def _serve(facts: Facts) -> list[str]:
+    url = facts.result.get("url")
+    return [_("Address: {url}").format(url=code(url))] if url else []
+
+
+def curves(facts: Facts) -> str:
+    """Draw the metrics that there are into plots/, and show every chart that lies there."""
+    folder = facts.run.path / "plots"
+    for name, svg in _drawn(facts):
+        files.write_text(folder / f"{name}.svg", svg)
+    charts = sorted(folder.glob("*.svg")) if folder.is_dir() else []
+    return markdown.section(_("Curves"), *(markdown.image(_caption(path), f"plots/{path.name}") for path in charts))
+
+
+def _drawn(facts: Facts) -> list[tuple[str, str]]:
+    losses, held_out = facts.curve("loss"), facts.curve("eval_loss")
+    rates = facts.curve("learning_rate")
+    drawn = []
+    if losses or held_out:
+        train = [Series(_("training"), _smooth(losses)), Series("", losses, faint=True)]
+        series = [*train, Series(_("evaluation"), held_out, dots=True)]
+        drawn.append(("loss", line_chart(_("Loss"), series, _("step"), _("loss"))))
+    if rates:
+        chart = line_chart(_("Learning rate"), [Series(_("learning rate"), rates)], _("step"), _("learning rate"))
+        drawn.append(("learning_rate", chart))
+    return drawn
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The centred running mean over about a twentieth of the curve; the ends average over what there is."""
+    reach = len(points) // 40
+    windows = (points[max(0, i - reach) : i + reach + 1] for i in range(len(points)))
+    return [(points[i][0], sum(y for _, y in window) / len(window)) for i, window in enumerate(windows)]
+
+
+def _caption(path: Path) -> str:
+    """A chart's own title."""
+    text = path.read_text("utf-8", errors="replace")
+    return unescape(text.partition('<title id="title">')[2].partition("</title>")[0], {"&quot;": '"'}) or path.stem

@@ -1,0 +1,248 @@
+"""The sections of report.md, each a function from the facts of a run to Markdown; an empty text is left out."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from toolbox import __version__
+from toolbox.i18n import N_, _
+from toolbox.report import markdown, units
+from toolbox.report.facts import Facts
+from toolbox.report.markdown import code, plain
+from toolbox.report.results import curves, results
+
+VERBS = {
+    "finetune": N_("Fine-tuning"),
+    "merge": N_("Merging"),
+    "evaluate": N_("Evaluation"),
+    "serve": N_("Serving"),
+}
+STATES = {
+    "planned": N_("○ Planned, not started"),
+    "running": N_("… Running"),
+    "ready": N_("● Serving"),
+    "done": N_("✓ Done"),
+    "failed": N_("✗ Failed"),
+    "interrupted": N_("‖ Interrupted"),
+    "lost": N_("✗ Lost: the process ended without a word (killed, or the power failed)"),
+}
+LICENSE = re.compile(r"^license(?:_name)?:\s*([\w.+ -]+?)\s*$", re.MULTILINE)
+
+
+def header(facts: Facts) -> str:
+    """Title, state with its reason, and when."""
+    title = f"# {_(VERBS.get(facts.verb, facts.verb)) or _('Run')}: {plain(facts.model.get('id') or facts.run.id)}"
+    status = facts.status
+    lines = [f"**{_(STATES.get(status.state, status.state))}**"]
+    if status.error:
+        lines.append("> " + plain(status.error.get("message", "")))
+        lines.append("> → " + plain(status.error.get("remedy", "")))
+    if status.state in ("interrupted", "lost", "failed") and status.resumable:
+        lines.append(
+            _("It can go on where it stopped: {command}").format(command=code(_cli("runs resume", facts.run.id)))
+        )
+    if status.state in ("interrupted", "lost", "failed") and status.phase:
+        lines.append(_("It was at: {phase}.").format(phase=plain(status.phase)))
+    return "\n\n".join([title, *lines, _when(facts)])
+
+
+def _when(facts: Facts) -> str:
+    parts = [_("Run {run}").format(run=code(facts.run.id))]
+    if facts.status.started_at:
+        parts.append(_("started {moment}").format(moment=units.moment(facts.status.started_at)))
+        if facts.status.finished and facts.status.updated_at > facts.status.started_at:
+            took = units.duration(facts.status.updated_at - facts.status.started_at)
+            parts.append(_("took {duration}").format(duration=took))
+    return " · ".join(parts)
+
+
+def done(facts: Facts) -> str:
+    """What was done, on which model and which data."""
+    plan, model = facts.plan, facts.model
+    rows = [
+        (_("Base model"), _model(model)),
+        (_("Lies in"), code(model["path"]) if model.get("path") else ""),
+        (_("Method"), plain(_method(plan))),
+        (_("Why"), plain(plan.get("why") or "")),
+        (_("Adapter"), code(plan["adapter"]) if plan.get("adapter") else ""),
+        (_("From run"), code(plan["run"]) if plan.get("run") else ""),
+        (_("Suites"), plain(", ".join(map(str, plan.get("suites") or [])))),
+        (_("Engine"), plain(plan.get("engine") or "")),
+    ]
+    table = markdown.table((_("What"), _("Which")), [(name, value) for name, value in rows if value])
+    return markdown.section(_("What was done"), table if plan else "", _datasets(facts))
+
+
+def _model(model: dict[str, Any]) -> str:
+    parts = [code(model.get("id", "?")), plain(model.get("architecture") or "")]
+    if model.get("parameters"):
+        parts.append(_("{count} parameters").format(count=units.count(model["parameters"])))
+    if model.get("revision"):
+        parts.append(_("revision {revision}").format(revision=code(model["revision"])))
+    return ", ".join(part for part in parts if part)
+
+
+def _method(plan: dict[str, Any]) -> str:
+    parts = [plan.get("stage", "").upper(), plan.get("method", ""), plan.get("quantization", ""), plan.get("dtype", "")]
+    return " · ".join(part for part in parts if part and part != "none")
+
+
+def _datasets(facts: Facts) -> str:
+    specs = [spec for spec in facts.plan.get("datasets") or [] if isinstance(spec, dict)]
+    rows = [
+        (
+            code(spec.get("name", "?")),
+            plain(spec.get("format", "")),
+            str(spec.get("rows", "")),
+            code(spec.get("sha256", "")),
+        )
+        for spec in specs
+    ]
+    table = markdown.table((_("Data"), _("Format"), _("Rows"), "SHA-256"), rows) if rows else ""
+    counted = {
+        "rows_kept": _("rows kept"),
+        "rows_cut": _("cut to max_length"),
+        "rows_dropped": _("dropped, without an answer to learn"),
+        "eval_rows": _("held out for evaluation"),
+        "tokens": _("tokens"),
+    }
+    told = [f"{name}: {units.number(facts.result[key])}" for key, name in counted.items() if key in facts.result]
+    return "\n\n".join(part for part in (table, " · ".join(told)) if part)
+
+
+def parameters(facts: Facts) -> str:
+    """The numbers that mattered, as a table, with the libraries' own names."""
+    blocks = []
+    for name in ("training", "LoraConfig", "BitsAndBytesConfig"):
+        values = facts.plan.get(name)
+        if isinstance(values, dict) and values:
+            rows = [(code(key), code(_value(value))) for key, value in values.items()]
+            blocks.append(f"**{name}**\n\n" + markdown.table((_("Parameter"), _("Value")), rows))
+    if blocks and "seed" in facts.plan:
+        blocks.append(_("Seed {seed}.").format(seed=facts.plan["seed"]))
+    return markdown.section(_("Parameters"), *blocks)
+
+
+def _value(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def later(facts: Facts) -> str:
+    """Runs made from this one: merges, evaluations, servers."""
+    rows = []
+    for other in facts.later_runs():
+        link = f"[{plain(other.run.id)}](../{other.run.id}/report.md)"
+        rows.append((link, _(VERBS.get(other.verb, other.verb)), _(STATES.get(other.status.state, other.status.state))))
+    return markdown.section(
+        _("Made from it later"), markdown.table((_("Run"), _("What"), _("State")), rows) if rows else ""
+    )
+
+
+def again(facts: Facts) -> str:
+    """How to do it again: the script beside the report, and the command line."""
+    if not facts.plan:
+        return ""
+    script = _("From the plan beside this report, with nothing to edit:")
+    line = _("Or decided anew, on whatever machine it runs:")
+    return markdown.section(
+        _("Run it again"),
+        script,
+        markdown.block("bash run.sh", "bash"),
+        line,
+        markdown.block(command_line(facts), "bash"),
+    )
+
+
+def command_line(facts: Facts) -> str:
+    """The one-line command that asks for what the plan did."""
+    plan = facts.plan
+    words: list[str] = []
+    if plan.get("run") and facts.verb in ("merge", "evaluate"):
+        words += ["--run", str(plan["run"])]
+    else:
+        words += ["--model", str(facts.model.get("id", ""))]
+        words += ["--adapter", str(plan["adapter"])] if plan.get("adapter") else []
+    if facts.verb == "finetune":
+        training = plan.get("training") or {}
+        words += ["--dataset", *(str(spec.get("name")) for spec in plan.get("datasets") or [])]
+        words += ["--method", str(plan.get("method", "auto"))]
+        for option, key in (("--max-length", "max_length"), ("--epochs", "num_train_epochs")):
+            words += [option, str(training[key])] if key in training else []
+        words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
+    words += ["--suite", *map(str, plan["suites"])] if facts.verb == "evaluate" and plan.get("suites") else []
+    words += ["--output", str(plan["output"])] if facts.verb == "merge" else []
+    words += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if facts.verb == "serve" else []
+    return _cli(facts.verb, *words)
+
+
+def _cli(verb: str, *words: str) -> str:
+    return " ".join(["bash yichuidingyin.sh", verb, *map(shlex.quote, words)])
+
+
+def hardware(facts: Facts) -> str:
+    """The device that was planned for, and the environment as the job found it."""
+    device = facts.plan.get("device")
+    rows = []
+    if isinstance(device, dict):
+        rows.append((_("Device"), plain(device.get("name", ""))))
+        rows.append((_("Memory"), units.size(device.get("memory_total_bytes", 0))))
+    rows += [(plain(name), code(_value(value))) for name, value in _flat(facts.env)]
+    rows.append((_("Planned with"), f"yichuidingyin {plain(facts.plan.get('version') or __version__)}"))
+    return markdown.section(_("Hardware and versions"), markdown.table((_("What"), _("Which")), rows))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        pairs += (
+            _flat(value, f"{name}.") if isinstance(value, dict) else [(name, value)] if value not in ("", None) else []
+        )
+    return pairs
+
+
+def limits(facts: Facts) -> str:
+    """What these figures can't say."""
+    told = []
+    if facts.verb == "finetune":
+        told.append(_("A falling loss shows that the data was learnt, not that the model got better: evaluate it."))
+        if facts.plan.get("quantization") == "nf4":
+            told.append(_("The adapter was trained on 4-bit weights, and is merged onto their dequantised values."))
+        if not facts.plan.get("eval_rows"):
+            told.append(_("No rows were held out, so overfitting would not be seen."))
+    if facts.verb == "evaluate":
+        told.append(_("Small suites leave wide intervals: differences inside them are chance."))
+        told.append(
+            _("The gender probe sees two pronouns and the listed professions, nothing else of what bias can be.")
+        )
+    if facts.verb == "merge":
+        told.append(_("The proof covers the rows it names; other texts were not compared."))
+    return markdown.section(_("Known limits"), "\n".join(f"- {line}" for line in told))
+
+
+def sources(facts: Facts) -> str:
+    """Where model and data come from, and under which licence, as far as their own pages say."""
+    model = facts.model
+    named = [(code(model.get("id", "?")), str(model.get("source", "")), model.get("path"))] if model else []
+    named += [
+        (code(spec.get("name", "?")), "", Path(str(spec["path"])).parent)
+        for spec in facts.plan.get("datasets") or []
+        if isinstance(spec, dict) and spec.get("path")
+    ]
+    rows = [(name, plain(source), plain(_license(Path(str(folder)), source))) for name, source, folder in named]
+    return markdown.section(
+        _("Sources and licences"), markdown.table((_("What"), _("Source"), _("Licence")), rows) if rows else ""
+    )
+
+
+def _license(folder: Path, source: str) -> str:
+    """The licence that a folder's README.md states in its front matter."""
+    try:
+        found = LICENSE.search((folder / "README.md").read_text("utf-8", errors="replace")[:4000])
+    except OSError:
+        found = None
+    return found.group(1) if found else "Apache-2.0" if source == "embedded" else _("not stated here")
+
+
+SECTIONS = (header, results, curves, done, later, again, parameters, hardware, limits, sources)
