@@ -29,7 +29,7 @@ class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields
         return str(self.__struct_config__.tag)
 
 
-class FinetunePlan(Plan, tag="finetune"):
+class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     stage: Literal["sft"] = "sft"
     recipe: str
     why: str
@@ -45,7 +45,7 @@ class FinetunePlan(Plan, tag="finetune"):
     estimate: Estimate
 
 
-class MergePlan(Plan, tag="merge"):
+class MergePlan(Plan, kw_only=True, tag="merge"):
     adapter: Path
     output: Path
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -55,7 +55,7 @@ class MergePlan(Plan, tag="merge"):
     """Rows of these prove the merge; the embedded ones where none are known."""
 
 
-class EvaluatePlan(Plan, tag="evaluate"):
+class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     adapter: Path | None = None
     run: str = ""
     suites: list[str]
@@ -65,7 +65,7 @@ class EvaluatePlan(Plan, tag="evaluate"):
     """With an adapter: measure the base model too, and show both."""
 
 
-class ServePlan(Plan, tag="serve"):
+class ServePlan(Plan, kw_only=True, tag="serve"):
     adapter: Path | None = None
     engine: Literal["transformers", "lmdeploy"]
     host: str = "127.0.0.1"
