@@ -78,9 +78,14 @@ AnyPlan = FinetunePlan | MergePlan | EvaluatePlan | ServePlan
 def load(path: Path) -> AnyPlan:
     """Read a plan.yaml. Raises InputError where it is torn or holds what no plan holds."""
     try:
-        return msgspec.yaml.decode(path.read_bytes(), type=AnyPlan)
+        return msgspec.yaml.decode(path.read_bytes(), type=AnyPlan, dec_hook=_construct)
     except (OSError, msgspec.MsgspecError) as error:
         raise InputError(
             _("The plan {path} can't be read: {reason}.").format(path=path, reason=error),
             _("Make it again: the command is in run.sh beside it."),
         ) from error
+
+
+def _construct(kind: type, value: Any) -> Any:
+    """Paths are written as texts."""
+    return kind(value) if kind is Path else value

@@ -212,7 +212,7 @@ def create(runs: Path, name: str, plan: msgspec.Struct) -> Run:
         except FileExistsError:
             continue
         run = Run(path)
-        files.write_bytes(run.plan_path, msgspec.yaml.encode(plan))
+        files.write_bytes(run.plan_path, msgspec.yaml.encode(plan, enc_hook=str))
         files.write_text(path / "run.sh", _script(run), mode=0o700)
         run.write_status(Status(verb=str(getattr(plan, "verb", "")), updated_at=time.time()))
         return run
