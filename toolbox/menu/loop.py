@@ -1,0 +1,122 @@
+"""The menu's loop: show, choose, ask, run, and once more."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from toolbox import i18n, options
+from toolbox.commands import VERBS, Command, Verb
+from toolbox.errors import DONE
+from toolbox.i18n import _
+from toolbox.menu import header
+from toolbox.menu.prompts import Back, Entry, Lines, Prompts, Quit
+from toolbox.menu.questions import Questions, command_line, remembered
+from toolbox.ui.complaints import complain
+from toolbox.ui.terminal import Terminal
+
+LANGUAGE = "l"
+
+
+def main(common: Mapping[str, Any]) -> int:
+    """Show the menu until the person leaves; `common` are the options that hold for every verb."""
+    session = Terminal.open(common["home"], as_json=common["json"], yes=common["yes"], dry_run=common["dry_run"])
+    try:
+        _Menu(session, _words(common)).run()
+    except (Back, Quit):
+        return DONE
+    finally:
+        session.close()
+    return DONE
+
+
+def _words(common: Mapping[str, Any]) -> list[str]:
+    """The common options, as they stand in the command lines that are shown."""
+    words = [f"--{name.replace('_', '-')}" for name in ("json", "yes", "dry_run") if common[name]]
+    return [*words, *(["--home", str(common["home"])] if common["home"] else [])]
+
+
+class _Menu:
+    def __init__(self, session: Terminal, common: list[str]) -> None:
+        self._session = session
+        self._common = common
+        self._prompts: Prompts | None = None
+        self._at = 0
+
+    @property
+    def prompts(self) -> Prompts:
+        """Loaded when the header is drawn already: prompt_toolkit takes a while."""
+        if self._prompts is None:
+            if self._session.interactive:
+                from toolbox.menu.terminal import TerminalPrompts
+
+                self._prompts = TerminalPrompts(self._session.stream)
+            else:
+                self._prompts = Lines(self._session.say)
+        return self._prompts
+
+    def run(self) -> None:
+        """Until Back or Quit is raised."""
+        while True:
+            header.draw(self._session)
+            chosen = self._choose()
+            if chosen == LANGUAGE:
+                self._switch_language()
+                continue
+            try:
+                self._run(next(verb for verb in VERBS if verb.name == chosen))
+            except Back:
+                continue
+            self.prompts.pause()
+
+    def _choose(self) -> str:
+        listed = [verb for verb in VERBS if verb.number]
+        entries = [Entry(str(verb.number), _(verb.summary), verb.name, verb.name) for verb in listed]
+        other = {"zh": "English", "en": "中文"}[i18n.language()]
+        entries.append(Entry(LANGUAGE, other, LANGUAGE))
+        chosen = self.prompts.choose(_("What shall be done?"), entries, self._at, _("0 or q leaves"))
+        self._at = next(index for index, entry in enumerate(entries) if entry.value == chosen)
+        return chosen
+
+    def _switch_language(self) -> None:
+        i18n.use("en" if i18n.language() == "zh" else "zh")
+        settings = msgspec.structs.replace(self._session.settings, lang=i18n.language())
+        self._session.settings = settings
+        self._session.home.save_settings(settings)
+
+    def _run(self, verb: Verb) -> None:
+        """Ask and do; what goes wrong is said, and the menu goes on."""
+        session = self._session
+        try:
+            command = self._command(verb)
+            given = self._ask(command)
+            session.published = False
+            result = command.run(given, session)
+            if not session.published:
+                session.publish(result)
+        except (Back, Quit):
+            raise
+        except (Exception, KeyboardInterrupt) as error:  # said by `complain`; the menu must outlive a verb
+            session.close()
+            complain(error, session.home, session.as_json)
+
+    def _command(self, verb: Verb) -> Command:
+        commands = verb.commands()
+        if len(commands) == 1:
+            return commands[0]
+        entries = [
+            Entry(str(number), _(command.summary), command.name, command.name)
+            for number, command in enumerate(commands, start=1)
+        ]
+        chosen = self.prompts.choose(_(verb.summary), entries, 0, _("0 back · q quit"))
+        return next(command for command in commands if command.name == chosen)
+
+    def _ask(self, command: Command) -> Any:
+        home = self._session.home
+        answers = home.load_answers()
+        texts = Questions(self.prompts, home, self._session.say).ask(command, answers.get(command.name, {}))
+        home.save_answers({**answers, command.name: remembered(command, texts)})
+        self._session.say(_("The same in one line: {command}").format(
+            command=command_line(command, texts, self._common)))  # fmt: skip
+        return options.build(command.options, texts, os.environ, command.name)

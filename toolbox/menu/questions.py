@@ -1,0 +1,153 @@
+"""A verb's questions, asked from its option fields; and the command line that the answers amount to."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from toolbox.commands import Command
+from toolbox.config import Home
+from toolbox.errors import InputError
+from toolbox.i18n import _
+from toolbox.menu.choices import offered
+from toolbox.menu.prompts import Back, Entry, Prompts, Quit
+from toolbox.options import Field, fields
+
+Texts = dict[str, str | list[str]]
+"""What was answered, by option, as it would be typed on the command line."""
+
+OTHER = "\0other"
+"""The entry for what is in no list; no typed text can be it."""
+NO_DEFAULT: tuple[object, ...] = (None, "", [], False)
+
+
+class Questions:
+    """Asks a command's options one after the other."""
+
+    def __init__(self, prompts: Prompts, home: Home, say: Callable[[str], None]) -> None:
+        self._prompts = prompts
+        self._home = home
+        self._say = say
+
+    def ask(self, command: Command, last: Mapping[str, str]) -> Texts:
+        """The answers that differ from the defaults. Raises Back and Quit."""
+        texts: Texts = {}
+        for field in fields(command.options):
+            if field.ask and (answer := self._field(field, last.get(field.name, ""))):
+                texts[field.name] = answer
+        return texts
+
+    def _field(self, field: Field, last: str) -> str | list[str]:
+        """One option's answer; empty for its default. Asked again until it is one that the option takes."""
+        while True:
+            typed = self._listed(field, last) if self._entries(field, last) else self._typed(field, last)
+            try:
+                return _checked(field, typed)
+            except InputError as error:
+                self._say(f"✗ {error.message}\n  → {error.remedy}")
+
+    def _entries(self, field: Field, last: str) -> list[Entry]:
+        choices: list[tuple[str, str]] = []
+        if field.kind is bool:
+            choices = [("yes", ""), ("no", "")]
+        elif field.values:
+            choices = [(value, "") for value in field.values]
+        elif field.choices:
+            choices = self._offered(field, last)
+        titles = {"yes": _("yes"), "no": _("no"), "": _("none"), OTHER: _("something else: type it")}
+        return [
+            Entry(key=str(number), title=titles.get(value, value), value=value, note=note)
+            for number, (value, note) in enumerate(choices, start=1)
+        ]
+
+    def _offered(self, field: Field, last: str) -> list[tuple[str, str]]:
+        choices = offered(field.choices, self._home)
+        if last and last not in [value for value, _note in choices]:
+            choices.insert(0, (last, _("last answer")))
+        if not field.required and field.default in NO_DEFAULT:
+            choices.append(("", ""))
+        return [*choices, (OTHER, _("several: with commas between them") if field.many else "")]
+
+    def _listed(self, field: Field, last: str) -> str:
+        entries = self._entries(field, last)
+        values = [entry.value for entry in entries]
+        default = last or _text(field.default)
+        at = values.index(default) if default in values else 0
+        free = OTHER in values
+        chosen = self._prompts.choose(_question(field), entries, at, _("0 back · q quit"), free=free)
+        return self._typed(field, last) if chosen == OTHER else chosen
+
+    def _typed(self, field: Field, last: str) -> str:
+        default = last or _text(field.default)
+        typed = self._prompts.text(
+            _question(field), default, secret=field.secret, paths=field.choices in ("models", "datasets", "adapters")
+        ).strip()
+        if not field.secret and typed == "q":
+            raise Quit
+        if not field.secret and typed == "0" and not _takes_zero(field):
+            raise Back
+        return typed or last
+
+
+def _question(field: Field) -> str:
+    bounds = f" ({field.takes()})" if field.kind in (int, float) else ""
+    return _(field.help) + bounds
+
+
+def _checked(field: Field, typed: str) -> str | list[str]:
+    """`typed` as the option takes it, home folders spelt out. Raises InputError."""
+    if not typed and field.required:
+        raise InputError(_("An answer is needed: {help}.").format(help=_(field.help)), _("0 goes back."))
+    if not typed:
+        return ""
+    texts = [text.strip() for text in typed.split(",")] if field.many and not Path(typed).exists() else [typed]
+    texts = [os.path.expanduser(text) if text.startswith("~") else text for text in texts if text]
+    for text in texts:
+        field.parse(text)
+    return texts if field.many else texts[0]
+
+
+def _takes_zero(field: Field) -> bool:
+    try:
+        field.parse("0")
+    except InputError:
+        return False
+    return field.kind in (int, float)
+
+
+def _text(default: object) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, list | tuple):
+        return ",".join(map(str, default))
+    return "" if default is None else str(default)
+
+
+def remembered(command: Command, texts: Texts) -> dict[str, str]:
+    """What may be offered next time; secrets never."""
+    secret = {field.name for field in fields(command.options) if field.secret}
+    return {
+        name: ",".join(text) if isinstance(text, list) else text for name, text in texts.items() if name not in secret
+    }
+
+
+def command_line(command: Command, texts: Texts, common: Sequence[str] = ()) -> str:
+    """The one line that does the same without the menu; a secret is left to be filled in."""
+    words = ["bash", "yichuidingyin.sh", *command.name.split()]
+    positional: list[str] = []
+    for field in fields(command.options):
+        answer = texts.get(field.name) or []
+        values = [answer] if isinstance(answer, str) else answer
+        if field.secret:
+            values = ["…"] if values else []
+        if field.positional:
+            positional += values
+        elif values != [_text(field.default)]:
+            words += [word for value in values for word in _flagged(field.flag, value)]
+    dash = ["--"] if any(word.startswith("-") for word in positional) else []
+    return shlex.join([*words, *common, *dash, *positional])
+
+
+def _flagged(flag: str, value: str) -> list[str]:
+    return [f"{flag}={value}"] if value.startswith("-") else [flag, value]

@@ -1,0 +1,162 @@
+"""The menu's prompts in a terminal, on prompt_toolkit: arrows, bare numbers, `0` back, `q` quit."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TextIO
+
+from prompt_toolkit import Application, PromptSession
+from prompt_toolkit.completion import PathCompleter
+from prompt_toolkit.formatted_text import StyleAndTextTuples
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout import FormattedTextControl, Layout, Window
+from prompt_toolkit.output import create_output
+from prompt_toolkit.styles import Style
+
+from toolbox.i18n import _
+from toolbox.menu.prompts import Back, Entry, Quit
+from toolbox.ui.terminal import plain
+
+SECOND_DIGIT_S = 0.7
+"""How long `1` waits to become 10, 11 or 12; Enter ends the wait."""
+ESCAPE_S = 0.05
+"""How long Escape waits to become an arrow key."""
+_STYLE = Style.from_dict({"question": "bold", "pointed": "ansicyan bold", "key": "ansicyan", "note": "ansibrightblack"})
+
+# Over a slow line a terminal answers a cursor position request late, and the answer is read as typed text.
+os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
+
+
+class TerminalPrompts:
+    """Prompts for a person at a terminal, drawn on `stream`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def choose(self, question: str, entries: Sequence[Entry], at: int, footer: str, free: bool = False) -> str:
+        """The list under the question; `free` is served by an entry of its own, since digits choose."""
+        list_ = _List(plain(question), entries, max(0, at), footer)
+        application: Application[str | None] = Application(
+            layout=Layout(Window(FormattedTextControl(list_.drawn, focusable=True, show_cursor=False))),
+            key_bindings=list_.bindings(),
+            style=_STYLE,
+            output=create_output(stdout=self._stream),
+            erase_when_done=True,
+        )
+        application.ttimeoutlen = ESCAPE_S
+        chosen = application.run()
+        if chosen is None:
+            raise Back
+        entry = next(entry for entry in entries if entry.key == chosen)
+        print(f"{list_.question} › {plain(entry.title)}", file=self._stream, flush=True)
+        return entry.value
+
+    def text(self, question: str, default: str, secret: bool = False, paths: bool = False) -> str:
+        session: PromptSession[str] = PromptSession(
+            output=create_output(stdout=self._stream), key_bindings=_back_on_escape(), style=_STYLE
+        )
+        session.app.ttimeoutlen = ESCAPE_S
+        try:
+            return session.prompt(
+                [("class:question", plain(question)), ("", " › ")],
+                placeholder=[("class:note", plain(default))] if not secret else None,
+                is_password=secret,
+                completer=PathCompleter(expanduser=True) if paths else None,
+                complete_while_typing=False,
+                reserve_space_for_menu=6 if paths else 0,
+            )
+        except (EOFError, KeyboardInterrupt) as gone:
+            raise Back from gone
+
+    def pause(self) -> None:
+        try:
+            self.text(_("Press Enter to go back to the menu"), "")
+        except Back:
+            return
+
+
+def _back_on_escape() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("escape", eager=True)
+    def _leave(event: KeyPressEvent) -> None:
+        event.app.exit(exception=EOFError)
+
+    return bindings
+
+
+class _List:
+    """The entries, the one pointed at, and the digits typed so far."""
+
+    def __init__(self, question: str, entries: Sequence[Entry], at: int, footer: str) -> None:
+        self.question = question
+        self._entries = entries
+        self._at = at
+        self._footer = footer
+        self._typed = ""
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def drawn(self) -> StyleAndTextTuples:
+        width = max(len(entry.key) for entry in self._entries)
+        lines: StyleAndTextTuples = [("class:question", self.question + "\n")]
+        for index, entry in enumerate(self._entries):
+            pointed = index == self._at
+            style = "class:pointed" if pointed else ""
+            lines.append(("[SetCursorPosition]", "") if pointed else ("", ""))
+            lines.append((style or "class:key", f" {'❯' if pointed else ' '} {entry.key:>{width}}  "))
+            lines.append((style, plain(entry.title)))
+            lines.append(("class:note", f"  {plain(entry.note)}\n" if entry.note else "\n"))
+        return [*lines, ("class:note", f"   {self._footer}")]
+
+    def bindings(self) -> KeyBindings:
+        bindings = KeyBindings()
+        for keys, action in (
+            (("up", "k", "c-p", "s-tab"), lambda event: self._move(-1)),
+            (("down", "j", "c-n", "tab"), lambda event: self._move(1)),
+            (("home", "pageup"), lambda event: self._move(-len(self._entries), wrap=False)),
+            (("end", "pagedown"), lambda event: self._move(len(self._entries), wrap=False)),
+            (("enter", "right"), lambda event: self._leave(event, self._entries[self._at].key)),
+            (("escape", "left", "c-c", "c-d"), lambda event: self._leave(event, None)),
+        ):
+            for key in keys:
+                bindings.add(key, eager=True)(action)
+        bindings.add("q")(lambda event: self._leave(event, None, Quit()))
+        bindings.add(Keys.Any)(self._type)
+        return bindings
+
+    def _move(self, by: int, wrap: bool = True) -> None:
+        self._forget()
+        last = len(self._entries) - 1
+        self._at = (self._at + by) % (last + 1) if wrap else min(max(self._at + by, 0), last)
+
+    def _type(self, event: KeyPressEvent) -> None:
+        """A key of an entry's name: choose it at once, or wait where a longer one begins like it."""
+        typed = self._typed + event.data
+        self._forget()
+        if typed == "0":
+            return self._leave(event, None)
+        begun = [entry.key for entry in self._entries if entry.key.startswith(typed)]
+        if begun == [typed]:
+            return self._leave(event, typed)
+        if not begun:
+            return None
+        self._typed = typed
+        if typed in begun:
+            self._at = [entry.key for entry in self._entries].index(typed)
+            loop = asyncio.get_running_loop()
+            self._waiting = loop.call_later(SECOND_DIGIT_S, self._leave, event, typed)
+        return None
+
+    def _forget(self) -> None:
+        self._typed = ""
+        if self._waiting:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _leave(self, event: KeyPressEvent, key: str | None, error: Exception | None = None) -> None:
+        self._forget()
+        if error:
+            event.app.exit(exception=error)
+        else:
+            event.app.exit(result=key)
