@@ -1,0 +1,44 @@
+# What a developer does here; `bash yichuidingyin.sh` alone is enough for everybody else.
+
+PYTHON := .venv/bin/python -P
+UV ?= uv
+IMAGE ?= localhost/yichuidingyin:dev
+
+.PHONY: setup test lint demo bench image locks messages
+
+setup:  ## the environment, with what tests and linters need on top
+	@bash yichuidingyin.sh --prepare dev
+
+test: setup
+	$(PYTHON) -m pytest
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/shellcheck yichuidingyin.sh .ci/run
+	.venv/bin/hadolint Dockerfile
+
+demo:
+	bash yichuidingyin.sh demo --yes
+
+bench: setup
+	$(PYTHON) bench/startup.py
+
+image:
+	../shared/tools/image build . $(IMAGE)
+
+messages: setup
+
+# Needs uv. The CPU lock needs a folder (or index) that offers the CPU build of torch: pip's own setting, or LINKS=DIR.
+LINKS ?= $(shell pip config get global.find-links 2>/dev/null)
+COMPILE = $(UV) pip compile -q --python-version 3.11 --generate-hashes --only-binary :all: --no-annotate \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
+LINUX = --python-platform x86_64-manylinux_2_28
+
+locks:
+	$(COMPILE) $(LINUX) pyproject.toml -o locks/cuda.txt
+	$(COMPILE) $(LINUX) -c locks/cuda.txt $(addprefix --find-links ,$(LINKS)) pyproject.toml -o locks/cpu.txt
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -c locks/cuda.txt pyproject.toml -o locks/macos.txt
+	$(COMPILE) $(LINUX) -c locks/cpu.txt --group dev -o locks/dev.txt
+	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt

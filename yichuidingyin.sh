@@ -1,0 +1,234 @@
+#!/usr/bin/env bash
+# 一锤定音. Finds its Python environment, or prepares it on the first run, then hands over to the package toolbox/.
+#
+#   bash yichuidingyin.sh [VERB …]            the menu, or one verb
+#   bash yichuidingyin.sh --prepare [LOCK …]  only prepare the environment, with further locks on top (`dev`)
+#
+# YCDY_ENV     the environment; by default .venv here, or HOME/env where this folder can't be written
+# YCDY_LOCK    what goes into it: a name in locks/; by default cuda where an NVIDIA GPU answers, else cpu
+# YCDY_PYTHON  the Python 3.11 to make it with
+# Runs in the bash 3.2 of macOS too.
+set -euo pipefail
+
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+unset PYTHONHOME PYTHONPATH CDPATH
+script=${BASH_SOURCE[0]}
+while [ -L "$script" ]; do
+  link=$(readlink "$script")
+  case $link in /*) script=$link ;; *) script=$(dirname -- "$script")/$link ;; esac
+done
+case $script in */*) root=$(cd -- "${script%/*}" && pwd -P) ;; *) root=$(pwd -P) ;; esac
+
+# An environment keeps a copy of each lock it was installed from, written last: one `cmp` says whether it still holds.
+holds() { # ENV LOCK
+  cmp -s "$root/locks/$2.txt" "$1/locks/$2.txt"
+}
+
+prepared() { # ENV
+  [ -x "$1/bin/python" ] || return 1
+  local lock
+  for lock in ${YCDY_LOCK:-cpu cuda macos}; do
+    if [ -f "$1/locks/$lock.txt" ] && holds "$1" "$lock"; then return 0; fi
+  done
+  return 1
+}
+
+hand_over() { # ENV WORD…
+  local python=$1/bin/python
+  shift
+  PYTHONPATH=$root exec "$python" -P -m toolbox "$@"
+}
+
+words=" $* "
+language() {
+  local chosen=${YCDY_LANG:-${LC_ALL:-${LC_MESSAGES:-${LANG:-}}}}
+  case $words in
+    *" --lang zh "* | *" --lang=zh "*) chosen=zh ;;
+    *" --lang en "* | *" --lang=en "*) chosen=en ;;
+  esac
+  case $chosen in zh* | ZH*) echo zh ;; *) echo en ;; esac
+}
+
+say() { # CHINESE ENGLISH
+  if [ "$(language)" = zh ]; then printf '%s\n' "$1" >&2; else printf '%s\n' "$2" >&2; fi
+}
+
+json_text() { # TEXT
+  local text=${1//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
+
+# The same shape as the errors of the Python side, `--json` included.
+complain() { # STATUS CHINESE REMEDY ENGLISH REMEDY
+  local status=$1 message=$4 remedy=$5 kind=input
+  if [ "$(language)" = zh ]; then message=$2 remedy=$3; fi
+  [ "$status" = 2 ] || kind=failed
+  printf '✗ %s\n  → %s\n' "$message" "$remedy" >&2
+  case $words in *" --json "*)
+    printf '{"error":{"kind":"%s","message":%s,"remedy":%s}}\n' \
+      "$kind" "$(json_text "$message")" "$(json_text "$remedy")"
+    ;;
+  esac
+  exit "$status"
+}
+
+find_python() {
+  local candidate without_venv=''
+  for candidate in ${YCDY_PYTHON:+"$YCDY_PYTHON"} python3.11 python3 python; do
+    "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || continue
+    if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+      python=$candidate
+      return
+    fi
+    without_venv=$candidate
+  done
+  [ -z "$without_venv" ] || complain 2 \
+    "$without_venv 缺少 venv 模块。" "请先安装：apt install python3.11-venv。" \
+    "$without_venv has no venv module." "Install it: apt install python3.11-venv."
+  complain 2 \
+    "找不到 Python 3.11。" "请安装 Python 3.11（如 apt install python3.11 python3.11-venv），或用 YCDY_PYTHON 指明它的位置。" \
+    "There is no Python 3.11." \
+    "Install it (apt install python3.11 python3.11-venv, say), or name it in YCDY_PYTHON."
+}
+
+choose_lock() {
+  lock=${YCDY_LOCK:-}
+  if [ -z "$lock" ]; then
+    case "$(uname -s) $(uname -m)" in
+      "Linux x86_64") if nvidia-smi -L >/dev/null 2>&1; then lock=cuda; else lock=cpu; fi ;;
+      "Darwin arm64") lock=macos ;;
+      *) complain 2 \
+        "没有适用于这台机器（$(uname -sm)）的依赖锁文件。" "请用 YCDY_ENV 指明一个自备的环境。" \
+        "There is no lock for this machine ($(uname -sm))." "Name an environment of your own in YCDY_ENV." ;;
+    esac
+  fi
+  [ -f "$root/locks/$lock.txt" ] || complain 2 \
+    "没有名为 $lock 的锁文件。" "YCDY_LOCK 可取 locks/ 里的名字，如 cpu、cuda。" \
+    "There is no lock named $lock." "YCDY_LOCK takes a name in locks/, such as cpu or cuda."
+}
+
+check_disk() { # FOLDER
+  local need_gb=4 free_kb
+  case $lock in cpu | macos) ;; *) need_gb=12 ;; esac
+  free_kb=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
+  [ "${free_kb:-0}" -ge $((need_gb * 1024 * 1024)) ] || complain 2 \
+    "磁盘空间不足：$1 剩余 $((free_kb / 1024)) MB，准备环境需要 $need_gb GB。" "请清理磁盘，或用 YCDY_ENV 把环境放到别的磁盘。" \
+    "The disk is too small: $1 has $((free_kb / 1024)) MB free, the environment takes $need_gb GB." \
+    "Free some space, or put the environment on another disk with YCDY_ENV."
+}
+
+# One preparing at a time. The lock belongs to the open descriptor, which this shell and pip share:
+# however they die, the system lets go of it, and a second start never takes over from a pip that still runs.
+lock_folder() { # FOLDER
+  exec 9<"$1"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null && return
+  say "另一个进程正在准备环境，等它完成……" "Another start is preparing the environment; waiting for it …"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+}
+
+# PyTorch's own index of CPU builds, only where pip's configuration leads to none and that index answers.
+cpu_index() { # ENV
+  local build
+  build=$(sed -n 's/^torch==\([^ ]*+cpu\).*/\1/p' "$root/locks/$lock.txt")
+  [ -n "$build" ] || return 0
+  if "$1/bin/python" -m pip index versions --retries 1 torch 2>/dev/null | grep -qF "$build"; then return 0; fi
+  if "$1/bin/python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1] + "/torch/", timeout=4)' \
+    "$TORCH_CPU_INDEX" 2>/dev/null; then printf '%s' "$TORCH_CPU_INDEX"; fi
+}
+
+explain_pip() { # ENV LOG
+  if grep -qE 'No space left on device|Errno 28' "$2"; then complain 2 \
+    "准备环境时磁盘写满了。" "请清理磁盘后重新运行。" "The disk became full while preparing." "Free some space, then start again."
+  elif grep -qE 'NewConnectionError|Failed to establish a new connection|ConnectTimeoutError|ReadTimeoutError|ProxyError|NameResolutionError|SSLError' "$2"; then complain 2 \
+    "连不上软件包源：没有网络，或该源不通。" "请检查网络、代理或 pip 的镜像设置后重新运行；日志：$2" \
+    "The package index can't be reached: there is no network, or that index is down." \
+    "Check the network, the proxy or pip's mirror setting, then start again; log: $2"
+  elif grep -q 'DO NOT MATCH THE HASHES' "$2"; then complain 1 \
+    "下载到的软件包与锁文件的哈希不符，已拒绝。" "请换一个软件包源后重新运行；日志：$2" \
+    "A package does not match the hash in the lock, and was refused." "Use another package index, then start again; log: $2"
+  fi
+  complain 1 "准备环境失败。" "原因见日志：$2" "Preparing the environment failed." "The log says why: $2"
+}
+
+install() { # ENV LOCK
+  holds "$1" "$2" && return
+  local log=$1/$2.log index='' fresh='' interrupted=''
+  [ -d "$1/locks" ] || fresh=yes
+  say "正在安装 locks/$2.txt（$(grep -c '==' "$root/locks/$2.txt") 个软件包）……" \
+    "Installing locks/$2.txt ($(grep -c '==' "$root/locks/$2.txt") packages) …"
+  : >"$1/preparing"
+  index=$(lock=$2 cpu_index "$1")
+  trap 'interrupted=yes' INT
+  # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
+  if ! "$1/bin/python" -m pip install --require-hashes --no-deps --only-binary :all: --no-input \
+    --disable-pip-version-check --log "$log" ${index:+--extra-index-url "$index"} -r "$root/locks/$2.txt" >&2; then
+    # pip takes back a failed change, so what was there before still holds.
+    [ -n "$fresh" ] || rm -f "$1/preparing"
+    [ -z "$interrupted" ] || exit 130
+    explain_pip "$1" "$log"
+  fi
+  trap - INT
+  mkdir -p "$1/locks"
+  cp "$root/locks/$2.txt" "$1/locks/.$2.$$"
+  mv "$1/locks/.$2.$$" "$1/locks/$2.txt"
+  rm -f "$1/preparing" "$log"
+}
+
+# Makes ENV hold the locks. Where an earlier start was cut off, or its Python is gone, it is made anew.
+prepare() { # ENV [FURTHER LOCK…]
+  local env=$1 folder lock python other
+  shift
+  folder=$(dirname -- "$env")
+  find_python
+  choose_lock
+  mkdir -p "$folder" 2>/dev/null || complain 2 \
+    "无法创建文件夹 $folder。" "请用 YCDY_HOME 或 YCDY_ENV 指定一个可写的位置。" \
+    "The folder $folder can't be made." "Name a place that can be written in YCDY_HOME or YCDY_ENV."
+  lock_folder "$folder"
+  if ! prepared "$env"; then
+    [ ! -e "$env" ] || [ -d "$env/locks" ] || [ -f "$env/preparing" ] || complain 2 \
+      "$env 不是本脚本创建的环境，未作改动。" "请移走它；若要直接使用它，请设 YCDY_ENV=$env。" \
+      "$env was not made by this script, and is left alone." "Move it away; to use it as it is, set YCDY_ENV=$env."
+    say "首次运行：正在准备环境 $env（$lock），约需一两分钟，只做一次。" \
+      "First start: preparing the environment $env ($lock); a minute or two, only once."
+    if [ -f "$env/preparing" ] || [ ! -x "$env/bin/python" ]; then create "$env"; fi
+    install "$env" "$lock"
+    for other in cpu cuda macos; do [ "$other" = "$lock" ] || rm -f "$env/locks/$other.txt"; done
+  fi
+  for other in "$@"; do install "$env" "$other"; done
+  exec 9<&-
+}
+
+create() { # ENV
+  check_disk "$(dirname -- "$1")"
+  rm -rf "$1"
+  mkdir "$1"
+  : >"$1/preparing"
+  "$python" -m venv "$1" >&2 || complain 1 \
+    "创建 Python 环境失败。" "请查看上面的输出。" "Making the Python environment failed." "See the output above."
+}
+
+own=$root/.venv
+user=${YCDY_HOME:-~/yichuidingyin}/env
+if [ -n "${YCDY_ENV:-}" ]; then
+  env=$YCDY_ENV
+elif prepared "$own" || [ -w "$root" ]; then
+  env=$own
+else
+  env=$user
+fi
+
+if [ "${1:-}" = --prepare ]; then
+  shift
+  for further in "$@"; do [ -f "$root/locks/$further.txt" ] || YCDY_LOCK=$further choose_lock; done
+  prepare "$env" "$@"
+  exit
+fi
+if [ -n "${YCDY_ENV:-}" ]; then
+  [ -x "$env/bin/python" ] || complain 2 \
+    "YCDY_ENV 指向的 $env 里没有 Python。" "请改正 YCDY_ENV，或去掉它，让本脚本自行准备环境。" \
+    "There is no Python in $env, which YCDY_ENV names." "Correct YCDY_ENV, or unset it to have an environment prepared."
+elif ! prepared "$env"; then
+  prepare "$env"
+fi
+hand_over "$env" "$@"
