@@ -1,26 +1,223 @@
-"""Recipes: YAML files that say what to do on which hardware."""
+"""Recipes: YAML files that say what to do on which hardware; those in HOME/recipes overlay the shipped ones by name."""
 
-from typing import Literal
+import ast
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import msgspec
+import yaml
+
+from toolbox.config import Home
+from toolbox.errors import InputError, NotFoundError
+from toolbox.i18n import _
+from toolbox.runs import ROOT
+
+SHIPPED = ROOT / "recipes"
+Method = Literal["lora", "qlora", "full"]
+LIBRARY_BLOCKS = {
+    "LoraConfig": ("peft", "tuners/lora/config.py"),
+    "BitsAndBytesConfig": ("transformers", "utils/quantization_config.py"),
+}
+"""The blocks that go to a library's class as they are: the package and the file that define it."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e6)]
 
 
 class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The numbers of the training loop, under the names of transformers' `TrainingArguments` (a test holds them to it)."""
+    """The numbers of the training loop, named as transformers' `TrainingArguments` names them (a test checks that)."""
 
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int = 1
-    max_length: int = 2048
+    per_device_train_batch_size: Count
+    gradient_accumulation_steps: Count = 1
+    max_length: Count = 2048
     """Tokens a row; longer rows are cut, and counted."""
-    num_train_epochs: float = 3.0
+    num_train_epochs: Amount = 3.0
     max_steps: int = -1
     """Optimizer steps; -1: as many as the epochs need."""
-    learning_rate: float
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=10)]
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    warmup_ratio: Share = 0.03
+    weight_decay: Amount = 0.0
+    max_grad_norm: Amount = 1.0
     optim: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
     gradient_checkpointing: bool = False
-    save_steps: int = 100
-    eval_steps: int = 100
+    save_steps: Count = 100
+    eval_steps: Count = 100
+
+
+class Match(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """Which hardware and which models a recipe is for; what is left out matches all."""
+
+    device: list[Literal["cuda", "mps", "cpu"]] = msgspec.field(default_factory=lambda: ["cuda", "mps", "cpu"])
+    memory_from_gib: float = 0.0
+    """Memory as sold: a GPU is what its box says, though NVML reports a little less."""
+    memory_to_gib: float = math.inf
+    """Below this."""
+    parameters_to: float = math.inf
+    """Models of at most so many parameters."""
+
+
+class Recipe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What to do on the hardware that `match` describes."""
+
+    name: str
+    summary: str
+    match: Match = Match()
+    automatic: bool = True
+    """Whether it may be picked where nobody asked for it or for its method."""
+    method: Method
+    quantization: Literal["none", "nf4"] = "none"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    training: Training
+    LoraConfig: dict[str, Any] = {}
+    BitsAndBytesConfig: dict[str, Any] = {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without Python objects, in which `2e-4` is a number, as in YAML 1.2 and JSON."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""[-+]?( [0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?
+                 | [0-9][0-9_]*[eE][-+]?[0-9]+
+                 | \.[0-9]+([eE][-+]?[0-9]+)?
+                 | \.(inf|Inf|INF) ) $ | \.(nan|NaN|NAN)$""",
+        re.VERBOSE,
+    ),
+    list("-+.0123456789"),
+)
+
+
+def parse(text: str) -> Any:
+    """YAML text as plain values. Raises yaml.YAMLError; nothing in it can make a Python object."""
+    return yaml.load(text, _Loader)
+
+
+def load(path: Path) -> Recipe:
+    """The recipe in a file. Raises InputError naming the unknown key and the known ones, or what is wrong."""
+    try:
+        values = parse(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise _bad(path, reason) from None
+    if not isinstance(values, dict):
+        raise _bad(path, _("it is not a list of keys and values"))
+    _refuse_unknown(path, "", values, Recipe.__struct_fields__)
+    for block, struct in (("match", Match), ("training", Training)):
+        _refuse_unknown(path, block, values.get(block), struct.__struct_fields__)
+    for block in LIBRARY_BLOCKS:
+        _refuse_unknown(path, block, values.get(block), library_keys(block))
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        raise _bad(path, str(error)) from None
+
+
+def every(home: Home) -> list[Recipe]:
+    """All recipes, the person's own first; a recipe of theirs hides the shipped one of the same name."""
+    recipes: dict[str, Recipe] = {}
+    for folder in (home.recipes, SHIPPED):
+        for path in sorted(folder.rglob("*.y*ml")) if folder.is_dir() else ():
+            recipe = load(path)
+            recipes.setdefault(recipe.name, recipe)
+    return list(recipes.values())
+
+
+def find(name: str, home: Home) -> Recipe:
+    """The recipe of that name, or in that file. Raises NotFoundError naming those there are."""
+    if name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file():
+        return load(Path(name).expanduser())
+    recipes = {recipe.name: recipe for recipe in every(home)}
+    if name in recipes:
+        return recipes[name]
+    raise NotFoundError(
+        _("There is no recipe {name!r}.").format(name=name),
+        _("Recipes: {names}; or a YAML file.").format(names=", ".join(sorted(recipes))),
+    )
+
+
+def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """`recipe` with `KEY=VALUE` settings: a field of `training`, or `LoraConfig.r`, `BitsAndBytesConfig.…`.
+
+    Raises InputError naming the unknown key and the known ones.
+    """
+    values: dict[str, Any] = msgspec.to_builtins(recipe)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        block, _dot, name = key.strip().rpartition(".")
+        block = block or "training"
+        known = _known(block)
+        if not equals or not known:
+            raise InputError(
+                _("--set {setting!r} is not understood.").format(setting=setting),
+                _("Write KEY=VALUE, as learning_rate=1e-4 or LoraConfig.r=16."),
+            )
+        _refuse_unknown(f"--set {setting}", block, {name: text}, known)
+        try:
+            values[block][name] = parse(text)
+        except yaml.YAMLError:
+            values[block][name] = text
+    try:
+        return msgspec.convert(values, Recipe)
+    except msgspec.ValidationError as error:
+        raise _bad("--set", str(error)) from None
+
+
+@cache
+def library_keys(block: str) -> frozenset[str]:
+    """What the class named `block` takes, read from the library's source: importing it would bring torch.
+
+    Empty where the library is not installed; then nothing is checked here.
+    """
+    package, file = LIBRARY_BLOCKS[block]
+    spec = importlib.util.find_spec(package)
+    if not spec or not spec.submodule_search_locations:
+        return frozenset()
+    tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text("utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == block)
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return frozenset(argument.arg for argument in node.args.args) - {"self"}
+    fields = (node.target for node in body if isinstance(node, ast.AnnAssign))
+    return frozenset(target.id for target in fields if isinstance(target, ast.Name)) | {"task_type"}
+
+
+def _known(block: str) -> Collection[str]:
+    """The keys that `--set` can change in a block; none where there is no such block."""
+    if block == "training":
+        return Training.__struct_fields__
+    return library_keys(block) if block in LIBRARY_BLOCKS else ()
+
+
+def _refuse_unknown(where: object, block: str, values: object, known: Collection[str]) -> None:
+    """Raise InputError for the first key of `values` that is not known."""
+    if not isinstance(values, Mapping) or not known:
+        return
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            remedy = _("Did you mean {name}?").format(name=near[0]) + " " if near else ""
+            remedy += _("Known keys: {keys}.").format(keys=", ".join(sorted(known)))
+            name = f"{block}.{key}" if block else key
+            raise InputError(_("{where}: the key {key!r} is unknown.").format(where=where, key=name), remedy)
+
+
+def _bad(where: object, reason: str) -> InputError:
+    return InputError(
+        _("The recipe {where} can't be used: {reason}.").format(where=where, reason=reason.rstrip(".")),
+        _("Mend it, or take a shipped one: plan shows their names."),
+    )
