@@ -1,0 +1,252 @@
+"""A hub on loopback that speaks ModelScope's and Hugging Face's protocols to their real SDKs, and fails on demand.
+
+`python tests/loopback_hub.py FOLDER [PORT]` serves FOLDER/OWNER/NAME/* as models.
+"""
+
+import hashlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PIECE = 1 << 14
+
+
+@dataclass
+class Fault:
+    """What goes wrong with a file's body, for its next `times` transfers."""
+
+    times: int = 1
+    drop_at: int | None = None
+    """Bytes of the body after which the connection is cut."""
+    corrupt: bool = False
+    """One bit of the body flips; the size stays."""
+    ignore_range: bool = False
+    stall_s: float = 0.0
+    """Silence after the first piece."""
+    status: int = 0
+    """Answered instead of the body."""
+    after_offset: int = 0
+    """Only requests for a range that starts here or later are hit."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came in."""
+
+    method: str
+    path: str
+    range: str
+    authorization: str
+    sent: int = 0
+
+
+@dataclass
+class LoopbackHub:
+    """`with LoopbackHub() as hub:` — then `hub.url` is the endpoint of both SDKs."""
+
+    repositories: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    listed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What a listing says about a file, where it is not the truth: Sha256, Size, Path."""
+    rate: float = 0.0
+    """Bytes a second of each transfer; 0: as fast as it goes."""
+    port: int = 0
+    seen: list[Seen] = field(default_factory=list)
+
+    def __enter__(self) -> "LoopbackHub":
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), _handler(self))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def add(self, repo_id: str, files: Mapping[str, bytes], kind: str = "model") -> None:
+        self.repositories[kind, repo_id] = dict(files)
+
+    def transfers(self, path: str) -> list[Seen]:
+        """Requests for a file's body."""
+        return [seen for seen in self.seen if seen.method == "GET" and seen.path == path]
+
+    def fault(self, path: str, offset: int) -> Fault:
+        """The fault that hits this transfer; one that does nothing where there is none left."""
+        with self._lock:
+            fault = self.faults.get(path)
+            if fault is None or fault.times <= 0 or offset < fault.after_offset:
+                return Fault()
+            fault.times -= 1
+            return fault
+
+    def entry(self, path: str, content: bytes) -> dict[str, Any]:
+        """A file in ModelScope's listing."""
+        truth = {"Path": path, "Name": Path(path).name, "Type": "blob", "Size": len(content), "Revision": COMMIT}
+        return {**truth, "Sha256": hashlib.sha256(content).hexdigest(), **self.listed.get(path, {})}
+
+    def leaf(self, path: str, content: bytes) -> dict[str, Any]:
+        """A file in Hugging Face's tree: big ones are in LFS, with a SHA-256; small ones git blobs, with a SHA-1."""
+        listed = self.listed.get(path, {})
+        size = listed.get("Size", len(content))
+        if len(content) < 4096:
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            return {"type": "file", "path": listed.get("Path", path), "size": size, "oid": blob}
+        sha256 = listed.get("Sha256", hashlib.sha256(content).hexdigest())
+        lfs = {"oid": sha256, "size": size, "pointerSize": 134}
+        return {"type": "file", "path": listed.get("Path", path), "size": size, "oid": "0" * 40, "lfs": lfs}
+
+
+def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
+    """A request handler bound to `hub`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *words: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(address.query).items()}
+            parts = [unquote(part) for part in address.path.strip("/").split("/")]
+            try:
+                self._route(parts, query)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+        def _route(self, parts: list[str], query: dict[str, str]) -> None:
+            match parts:
+                case ["api", "v1", kinds, owner, name, "repo", "files" | "tree"]:
+                    self._listing(kinds, f"{owner}/{name}", query.get("Revision", ""))
+                case ["api", "v1", kinds, owner, name, "repo"]:
+                    self._body(kinds, f"{owner}/{name}", query["FilePath"])
+                case ["api", kinds, owner, name, "revision", _] | ["api", kinds, owner, name]:
+                    self._info(kinds, f"{owner}/{name}")
+                case ["api", kinds, owner, name, "tree", _]:
+                    self._tree(kinds, f"{owner}/{name}")
+                case ["datasets", owner, name, "resolve", _, *path]:
+                    self._body("datasets", f"{owner}/{name}", "/".join(path))
+                case [owner, name, "resolve", _, *path]:
+                    self._body("models", f"{owner}/{name}", "/".join(path))
+                case _:
+                    self._json({"Code": 404, "Message": "not found"}, 404)
+
+        def _listing(self, kinds: str, repo_id: str, revision: str) -> None:
+            files = hub.repositories.get((kinds.removesuffix("s"), repo_id))
+            if files is None or revision not in ("master", COMMIT):
+                self._json({"Code": 10010205001, "Message": "record not found", "Success": False}, 404)
+                return
+            entries = [hub.entry(path, content) for path, content in files.items()]
+            self._json({"Code": 200, "Success": True, "Data": {"Files": entries}})
+
+        def _info(self, kinds: str, repo_id: str) -> None:
+            files = hub.repositories.get((kinds.removesuffix("s"), repo_id))
+            if files is None:
+                self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+                return
+            siblings = [{"rfilename": path} for path in files]
+            about = {"_id": "x", "id": repo_id, "sha": COMMIT, "private": False, "gated": False, "disabled": False}
+            self._json({**about, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+
+        def _tree(self, kinds: str, repo_id: str) -> None:
+            files = hub.repositories[kinds.removesuffix("s"), repo_id]
+            self._json([hub.leaf(path, content) for path, content in files.items()])
+
+        def _body(self, kinds: str, repo_id: str, path: str) -> None:
+            content = hub.repositories.get((kinds.removesuffix("s"), repo_id), {}).get(path)
+            if content is None:
+                self._json({"Code": 404, "Message": "no such file"}, 404)
+                return
+            asked = self.headers.get("Range", "")
+            offset = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+            fault = hub.fault(path, offset) if self.command == "GET" else Fault()
+            if fault.status:
+                self._saw(path, 0)
+                self._json({"Code": fault.status, "Message": "no"}, fault.status)
+                return
+            if fault.corrupt:
+                middle = len(content) // 2
+                content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            if asked and offset >= len(content):
+                self._json({}, 416, {"Content-Range": f"bytes */{len(content)}"})
+                return
+            self._send(
+                path, content, 0 if fault.ignore_range else offset, bool(asked) and not fault.ignore_range, fault
+            )
+
+        def _send(self, path: str, content: bytes, offset: int, ranged: bool, fault: Fault) -> None:
+            rest = content[offset:]
+            self.send_response(206 if ranged else 200)
+            self.send_header("Content-Length", str(len(rest)))
+            if ranged:
+                self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            sent = 0
+            end = len(rest) if fault.drop_at is None else min(fault.drop_at, len(rest))
+            try:
+                while sent < end:
+                    piece = rest[sent : min(sent + PIECE, end)]
+                    self.wfile.write(piece)
+                    sent += len(piece)
+                    if hub.rate:
+                        time.sleep(len(piece) / hub.rate)
+                    if fault.stall_s and sent < end:
+                        self.wfile.flush()
+                        time.sleep(fault.stall_s)
+            finally:
+                self._saw(path, sent)
+            if sent < len(rest):
+                self.wfile.flush()
+                self.close_connection = True
+
+        def _saw(self, path: str, sent: int) -> None:
+            hub.seen.append(
+                Seen(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""), sent)
+            )
+
+        def _json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            for name, text in {**(headers or {}), "Content-Type": "application/json"}.items():
+                self.send_header(name, text)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+            hub.seen.append(Seen(self.command, self.path, "", self.headers.get("Authorization", "")))
+
+    return Handler
+
+
+def serve(folder: Path, port: int, wait: Callable[[], None]) -> None:
+    """Serve FOLDER/OWNER/NAME/* until `wait` returns."""
+    with LoopbackHub(port=port) as hub:
+        for repository in sorted(folder.glob("*/*")):
+            files = [file for file in repository.rglob("*") if file.is_file()]
+            content = {str(file.relative_to(repository)): file.read_bytes() for file in files}
+            hub.add(f"{repository.parent.name}/{repository.name}", content)
+        print(hub.url, flush=True)
+        wait()
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, threading.Event().wait)

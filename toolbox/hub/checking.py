@@ -1,0 +1,64 @@
+"""What is torn in a folder: wrong hashes, cut-off safetensors, missing shards (`cache verify`, `download FOLDER`)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from toolbox import files
+from toolbox.hub.store import Copy
+from toolbox.i18n import _
+
+HEADER_LIMIT = 100_000_000
+"""The longest header that the safetensors library reads, in bytes."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """A file, and what is wrong with it in the person's language."""
+
+    file: str
+    what: str
+
+
+def changed(copy: Copy, progress: Callable[[int], None] = lambda size: None) -> Iterator[Problem]:
+    """Files of a copy that are missing or not what was fetched; each one is hashed."""
+    for record in copy.manifest.files if copy.manifest else ():
+        file = copy.path / record.path
+        if not file.is_file():
+            yield Problem(record.path, _("missing"))
+        elif (size := file.stat().st_size) != record.size:
+            yield Problem(record.path, _("{size} bytes instead of {expected}").format(size=size, expected=record.size))
+        elif files.sha256(file, progress) != record.sha256:
+            yield Problem(record.path, _("the hash is wrong"))
+
+
+def torn(folder: Path) -> Iterator[Problem]:
+    """Weights of any folder that can't be loaded: safetensors that end early, shards that are not there."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        if what := _torn_safetensors(file):
+            yield Problem(str(file.relative_to(folder)), what)
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        content = files.read_json(index)
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(shards, dict):
+            yield Problem(str(index.relative_to(folder)), _("is not an index of shards"))
+            continue
+        for shard in sorted({str(shard) for shard in shards.values()}):
+            if not (index.parent / shard).is_file():
+                yield Problem(str((index.parent / shard).relative_to(folder)), _("missing shard"))
+
+
+def _torn_safetensors(file: Path) -> str:
+    """What is wrong, or an empty text. Format: u64 header length, JSON header, data up to the last tensor's end."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
+            return _("not a whole safetensors file")
+        try:
+            header = msgspec.json.decode(stream.read(length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (msgspec.DecodeError, AttributeError, KeyError, IndexError, TypeError):
+            return _("not a whole safetensors file")
+    return "" if size == expected else _("{size} bytes instead of {expected}").format(size=size, expected=expected)

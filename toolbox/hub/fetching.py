@@ -1,0 +1,316 @@
+"""Putting a copy of a repository together: list, look for room, fetch what is missing, hash everything, publish."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from toolbox import files, units
+from toolbox.config import Home, Settings
+from toolbox.errors import CorruptError, DoesNotFitError, HubError, NotFoundError, ToolboxError
+from toolbox.hub import names, store
+from toolbox.hub.sources import PARTIAL, Entry, Listing, Source, ordered
+from toolbox.hub.store import FileRecord, Kind, Manifest
+from toolbox.i18n import _
+
+ROUNDS = 3
+"""How often a file is fetched whose hash is wrong, or whose address expired on the way."""
+
+T = TypeVar("T")
+Progress = Callable[[str, int], Callable[[int], None]]
+"""`Session.transfer`: title and total in bytes, to a function that is told each piece's size."""
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """A complete copy. `verified`: every file has the hash that the hub's listing gives."""
+
+    id: str
+    kind: Kind
+    path: Path
+    source: str
+    revision: str
+    files: int
+    bytes: int
+    verified: bool
+    unverified: tuple[str, ...] = ()
+    """Files for which the listing gave no hash; their sizes are right."""
+
+
+class Selection(msgspec.Struct, frozen=True):
+    """What of a repository is wanted."""
+
+    listing: Listing
+    wanted: list[Entry]
+    pickles: list[str]
+    """Weights left out, because safetensors stand beside them."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.size for entry in self.wanted)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for. `free_bytes` and `wait_s` are parameters so that a test can stand in for a full disk."""
+
+    id: str
+    home: Home
+    settings: Settings
+    kind: Kind = "model"
+    source: str = "auto"
+    revision: str = ""
+    include: Sequence[str] = ()
+    progress: Progress = lambda title, total: lambda size: None
+    say: Callable[[str], None] = lambda text: None
+    free_bytes: Callable[[Path], int] = files.free_bytes
+    wait_s: float = store.LOCK_WAIT_S
+
+    @property
+    def path(self) -> Path:
+        return store.folder(self.home, self.kind, self.id)
+
+
+def look(request: Request) -> Selection:
+    """What would be fetched, from the first hub that has it; nothing is changed."""
+    names.revision(request.revision)
+    selection = _first(request, lambda hub: _select(hub, request))
+    _say_left_out(selection, request)
+    return selection
+
+
+def fetch(request: Request) -> Fetched:
+    """A complete, hashed copy of a repository, from the first hub that has it.
+
+    Where no hub can be reached, the copy that is here already. One process at a time works on a repository, another
+    waits. Raises NotFoundError, DoesNotFitError before the first byte, BusyError, HubError, CorruptError.
+    """
+    names.revision(request.revision)
+    path = request.path
+    busy = _("Another process is fetching {id}; waiting for it.").format(id=request.id)
+    try:
+        with store.locked(path, request.wait_s, lambda: request.say(busy)):
+            store.recover(path)
+            try:
+                return _first(request, lambda hub: _fetch_from(hub, request))
+            except (HubError, CorruptError) as error:
+                return _already_here(request, error)
+    except OSError as error:
+        raise _disk_failed(error, request) from error
+
+
+def _first(request: Request, ask: Callable[[Source], T]) -> T:
+    """The answer of the first hub that has one; raises the first one's reason where none has."""
+    failures: list[ToolboxError] = []
+    for hub in ordered(request.source, request.settings, request.home, os.environ):
+        for failure in failures[-1:]:
+            request.say(failure.message + " " + _("Trying {hub}.").format(hub=hub.title))
+        try:
+            return ask(hub)
+        except (NotFoundError, HubError, CorruptError) as error:
+            failures.append(error)
+    raise next((failure for failure in failures if not isinstance(failure, NotFoundError)), failures[0])
+
+
+def _select(hub: Source, request: Request) -> Selection:
+    listing = hub.listing(request.kind, request.id, request.revision)
+    by_path = {names.safe(entry.path): entry for entry in listing.entries}
+    wanted, pickles = names.select(by_path, request.include)
+    if not wanted:
+        raise NotFoundError(
+            _("{hub} has no file in {id} that is asked for.").format(hub=hub.title, id=request.id),
+            _("Files: {files}.").format(files=", ".join(sorted(by_path)[:8]) or _("none yet")),
+        )
+    return Selection(listing, [by_path[path] for path in wanted], pickles)
+
+
+def _say_left_out(selection: Selection, request: Request) -> None:
+    if selection.pickles:
+        request.say(
+            _("Left out, since loading pickled weights runs code: {files}.").format(
+                files=", ".join(selection.pickles[:5])
+            )
+        )
+
+
+def _fetch_from(hub: Source, request: Request) -> Fetched:
+    """Fetch, hash, and fetch again what is wrong: a round asks for a fresh listing and fresh addresses."""
+    failure: ToolboxError | None = None
+    for round in range(ROUNDS):
+        selection = _select(hub, request)
+        if round == 0:
+            _say_left_out(selection, request)
+        manifest = store.read_manifest(request.path)
+        if manifest and _covers(manifest, request.path, selection):
+            store.mark_used(request.path)
+            return _fetched(manifest, request.path)
+        staging = store.staging(request.path)
+        kept = _keep(manifest, request.path, staging, selection)
+        missing = [entry for entry in selection.wanted if entry.path not in kept]
+        _look_for_room(request, missing, staging)
+        try:
+            hub.get(
+                request.kind, request.id, selection.listing.revision, missing, staging,
+                request.progress(request.id, sum(entry.size for entry in missing)),
+            )  # fmt: skip
+        except HubError as error:
+            failure = error
+            continue
+        records, wrong = _hash(staging, missing)
+        if not wrong:
+            return _publish(request, selection.listing, [*kept.values(), *records])
+        failure = CorruptError(
+            _("{file} of {id} does not have the hash that {hub} lists.").format(
+                file=wrong[0], id=request.id, hub=hub.title
+            ),
+            _("The file was thrown away; try again later, or choose another source with --source."),
+        )
+    assert failure is not None
+    raise failure
+
+
+def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:
+    """Whether the copy that is here has every wanted file, as the hub has it now."""
+    records = {record.path: record for record in manifest.files}
+    return all(
+        (record := records.get(entry.path)) is not None
+        and _same(record, entry, manifest, selection.listing)
+        and record.unchanged(path)
+        for entry in selection.wanted
+    )
+
+
+def _same(record: FileRecord, entry: Entry, manifest: Manifest, listing: Listing) -> bool:
+    """Whether a hashed file is the listed one; where the listing has no SHA-256, of the same revision and size."""
+    if entry.sha256:
+        return record.sha256 == entry.sha256
+    return record.size == entry.size and (manifest.source, manifest.revision) == (listing.source, listing.revision)
+
+
+def _keep(manifest: Manifest | None, path: Path, staging: Path, selection: Selection) -> dict[str, FileRecord]:
+    """Bring into `staging` what need not be fetched: files of the copy that is here, files of a fetch cut off earlier.
+
+    What stands there and is not listed any more is removed. Returns the records of the files kept.
+    """
+    staging.mkdir(parents=True, exist_ok=True, mode=0o700)
+    listed = {entry.path: entry for entry in selection.listing.entries}
+    for record in manifest.files if manifest else ():
+        entry = listed.get(record.path)
+        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.unchanged(path):
+            _link(path / record.path, staging / record.path)
+    wanted = {entry.path for entry in selection.wanted}
+    whole: list[Entry] = []
+    for file in [file for file in staging.rglob("*") if not file.is_dir()]:
+        name = str(file.relative_to(staging))
+        if name in listed and file.stat().st_size == listed[name].size and not file.is_symlink():
+            whole.append(listed[name])
+        elif name.removesuffix(PARTIAL) not in wanted or not name.endswith(PARTIAL):
+            file.unlink()
+    records, _wrong = _hash(staging, whole)
+    return {record.path: record for record in records}
+
+
+def _link(old: Path, new: Path) -> None:
+    """The same file under a second name; where the disk has no such thing, it is fetched again."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.link(old, new)
+
+
+def _hash(folder: Path, entries: Sequence[Entry]) -> tuple[list[FileRecord], list[str]]:
+    """(records of the files that are as listed, names of those that are not, which are removed)."""
+    records: list[FileRecord] = []
+    wrong: list[str] = []
+    for entry in entries:
+        file = folder / entry.path
+        sha256, git_sha1 = _digests(file, entry.size)
+        if (entry.sha256 and entry.sha256 != sha256) or (entry.git_sha1 and entry.git_sha1 != git_sha1):
+            file.unlink()
+            wrong.append(entry.path)
+            continue
+        stat = file.stat()
+        verified = bool(entry.sha256 or entry.git_sha1)
+        records.append(FileRecord(entry.path, stat.st_size, sha256, stat.st_mtime_ns, verified))
+    return records, wrong
+
+
+def _digests(file: Path, size: int) -> tuple[str, str]:
+    """(SHA-256, git's SHA-1 of a blob) in hex, in one pass."""
+    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb") as stream:
+        while chunk := stream.read(files.CHUNK):
+            sha256.update(chunk)
+            git.update(chunk)
+    return sha256.hexdigest(), git.hexdigest()
+
+
+def _look_for_room(request: Request, missing: Sequence[Entry], staging: Path) -> None:
+    here = sum(_size(staging / (entry.path + PARTIAL)) for entry in missing)
+    needed, free = sum(entry.size for entry in missing) - here, request.free_bytes(staging)
+    if needed > free:
+        raise DoesNotFitError(
+            _("{id} needs {needed} more on the disk of {path}, and {free} are free.").format(
+                id=request.id, needed=units.size(needed), path=request.home.path, free=units.size(free)
+            ),
+            _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home."),
+        )
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _publish(request: Request, listing: Listing, records: list[FileRecord]) -> Fetched:
+    manifest = Manifest(
+        kind=request.kind,
+        id=request.id,
+        source=listing.source,
+        endpoint=listing.endpoint,
+        revision=listing.revision,
+        files=sorted(records, key=lambda record: record.path),
+        fetched_at=time.time(),
+    )
+    store.write_manifest(store.staging(request.path), manifest)
+    store.publish(request.path)
+    return _fetched(manifest, request.path)
+
+
+def _fetched(manifest: Manifest, path: Path) -> Fetched:
+    unverified = tuple(record.path for record in manifest.files if not record.verified)
+    return Fetched(
+        manifest.id, manifest.kind, path, manifest.source, manifest.revision,
+        len(manifest.files), manifest.bytes, not unverified, unverified,
+    )  # fmt: skip
+
+
+def _already_here(request: Request, error: ToolboxError) -> Fetched:
+    """The copy on this disk, if it still has its hashes. Raises `error` otherwise."""
+    manifest = store.read_manifest(request.path)
+    if manifest is None or request.revision not in ("", manifest.revision):
+        raise error
+    for record in manifest.files:
+        file = request.path / record.path
+        if not record.unchanged(request.path) and not (file.is_file() and files.sha256(file) == record.sha256):
+            raise error
+    request.say(error.message + " " + _("The verified copy on this disk is used."))
+    store.mark_used(request.path)
+    return _fetched(manifest, request.path)
+
+
+def _disk_failed(error: OSError, request: Request) -> ToolboxError:
+    """The sentence for a disk that gives up on the way; what was fetched so far is kept and resumed."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    kind = DoesNotFitError if full else ToolboxError
+    return kind(
+        _("{path} can't be written: {reason}; {free} are free.").format(
+            path=request.home.path,
+            reason=error.strerror or error,
+            free=units.size(request.free_bytes(request.home.path)),
+        ),
+        _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home."),
+    )

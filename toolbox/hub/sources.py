@@ -1,0 +1,128 @@
+"""What a hub is to us: a listing of files with sizes and hashes, and a way to get some of them."""
+
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from toolbox.config import Home, Settings
+from toolbox.errors import HubError
+from toolbox.hub.store import Kind
+from toolbox.i18n import _
+
+PARTIAL = ".incomplete"
+"""Ending of a file that is on its way; what stands in it is a beginning of the file, and is resumed by Range."""
+CONNECTIONS = 4
+ANSWER_S = 6.0
+"""How long a hub may take to answer before another is asked instead."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A file as a hub lists it. `sha256` is empty where the listing has none; `git_sha1` is git's hash of a blob."""
+
+    path: str
+    size: int
+    sha256: str = ""
+    git_sha1: str = ""
+
+
+class Listing(msgspec.Struct, frozen=True):
+    """The files of one revision of a repository."""
+
+    source: str
+    endpoint: str
+    revision: str
+    entries: list[Entry]
+
+
+class Source(Protocol):
+    """A hub."""
+
+    name: str
+    title: str
+    endpoint: str
+
+    def listing(self, kind: Kind, repo_id: str, revision: str) -> Listing:
+        """Raises NotFoundError, InputError where access needs a token, HubError where the hub does not answer."""
+
+    def get(
+        self,
+        kind: Kind,
+        repo_id: str,
+        revision: str,
+        entries: Sequence[Entry],
+        folder: Path,
+        progress: Callable[[int], None],
+    ) -> None:
+        """Put the entries below `folder`, resuming what ends in PARTIAL. Sizes are right, hashes are not checked.
+
+        `progress` is told the size of each piece, in bytes, from several threads. Raises HubError, OSError.
+        """
+
+
+def ordered(source: str, settings: Settings, home: Home, environ: Mapping[str, str]) -> list[Source]:
+    """The hubs to ask, best first: the one that was named, or for `auto` both, that which answers first in front."""
+    from toolbox.hub.huggingface import HuggingFace
+    from toolbox.hub.modelscope import ModelScope
+
+    modelscope = ModelScope(environ.get("MODELSCOPE_ENDPOINT") or settings.modelscope_endpoint, environ, home)
+    huggingface = HuggingFace(environ.get("HF_ENDPOINT") or settings.huggingface_endpoint)
+    if source != "auto":
+        return [hub for hub in (modelscope, huggingface) if hub.name == source]
+    hubs: list[Source] = [modelscope, huggingface]
+    first = quickest([hub.endpoint for hub in hubs])
+    return hubs[first:] + hubs[:first]
+
+
+def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S) -> int:
+    """Index of the address that answers first, whatever it answers; 0 where none does within `wait_s`."""
+    import httpx
+
+    answers: queue.Queue[int | None] = queue.Queue()
+
+    def ask(index: int) -> None:
+        try:
+            httpx.head(endpoints[index], timeout=wait_s)
+        except (httpx.HTTPError, httpx.InvalidURL):
+            answers.put(None)
+        else:
+            answers.put(index)
+
+    for index in range(len(endpoints)):
+        threading.Thread(target=ask, args=(index,), daemon=True).start()
+    for _endpoint in endpoints:
+        try:
+            answer = answers.get(timeout=wait_s)
+        except queue.Empty:
+            break
+        if answer is not None:
+            return answer
+    return 0
+
+
+def unreachable(hub: Source, error: BaseException) -> HubError:
+    """The sentence for a hub that does not answer, or not as it should."""
+    return HubError(
+        _("{hub} ({endpoint}) failed: {reason}.").format(hub=hub.title, endpoint=hub.endpoint, reason=reason(error)),
+        _("Check the network, or choose another source with --source; what was fetched so far is kept."),
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Why, in a few words, without the addresses that libraries put into their messages: those may carry signatures."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for cause in chain:
+        status = getattr(cause, "status_code", None) or getattr(getattr(cause, "response", None), "status_code", None)
+        if status:
+            return f"HTTP {status}"
+    for cause in reversed(chain):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    return type(chain[-1]).__name__
