@@ -102,7 +102,7 @@ class ModelScope:
         from modelscope_hub import HubApi, HubConfig
 
         logging.getLogger("modelscope_hub").setLevel(logging.CRITICAL)
-        # An explicit token keeps the SDK from unpickling the cookies of `modelscope login`; its folder holds a session id.
+        # With a token given, the SDK does not unpickle the cookies of `modelscope login`.
         config = HubConfig(endpoint=self.endpoint, token=self._token, config_dir=self._home.path / ".modelscope")
         return HubApi(config)
 
