@@ -1,212 +1,147 @@
-"""The command line: one argument parser, built from the verbs' own option fields."""
+"""The command line: `bash yichuidingyin.sh VERB …`; without a verb it opens the menu."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Annotated, Literal
+
+import msgspec
 
 from toolbox import __version__, i18n, options
 from toolbox.commands import VERBS, Command, Verb
-from toolbox.errors import DONE, INTERRUPTED, InputError, Interrupted, ToolboxError
+from toolbox.config import find_home
+from toolbox.errors import DONE, INTERRUPTED, InputError
 from toolbox.i18n import N_, _
-
-COMMON = {
-    "json": N_("Print the result as one JSON object, on the last line of standard output"),
-    "yes": N_("Answer every question with its default"),
-    "dry_run": N_("Make and show the plan only"),
-}
+from toolbox.options import option
+from toolbox.ui import help, words
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse for the splitting of words; its complaints become our sentences."""
+class Common(msgspec.Struct, kw_only=True):
+    """The options that every verb takes, before it and behind it."""
 
-    def error(self, message: str) -> NoReturn:
-        raise InputError(_("The command line is not understood: {reason}.").format(reason=message), _("See --help."))
+    json: Annotated[bool, option(N_("Print the result as one JSON object, on the last line of standard output"))] = (
+        False
+    )
+    yes: Annotated[bool, option(N_("Answer every question with yes"))] = False
+    dry_run: Annotated[bool, option(N_("Make and show the plan only"))] = False
+    lang: Annotated[Literal["", "zh", "en"], option(N_("Language of all messages (also YCDY_LANG)"))] = ""
+    home: Annotated[str, option(N_("Folder of runs, models, data and settings (also YCDY_HOME)"), metavar="DIR")] = ""
+
+
+COMMON = options.fields(Common)
+HELP = {"-h", "--help"}
+VERSION = {"-V", "--version"}
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line, or the menu where there is none; returns the exit status."""
-    words = [_dashes(word) for word in argv]
-    i18n.use(_chosen_language(words))
-    as_json = "--json" in words
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    home = find_home(_peek(argv, "--home"))
+    chosen = _peek(argv, "--lang") or os.environ.get("YCDY_LANG") or home.load_settings().lang
+    i18n.use(chosen if chosen in i18n.LANGUAGES else i18n.detect())
     try:
-        if not _verb_of(words) and not {"-h", "--help", "--version"} & set(words):
-            from toolbox.menu import main as menu
-
-            return menu(_common(words))
-        return _run(words)
-    except ToolboxError as error:
-        return _complain(error, as_json)
-    except KeyboardInterrupt:
-        return _complain(Interrupted(_("Interrupted.")), as_json)
+        return _run(_text(argv))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:  # the last resort of the front: a person reads no traceback
+        from toolbox.ui.complaints import complain
+
+        return complain(error, home, as_json="--json" in _before_dashes(argv))
 
 
-def _run(words: list[str]) -> int:
-    verb = _verb_of(words)
-    if verb is None:
-        return _overview(words)
+def _run(argv: list[str]) -> int:
+    flags = _before_dashes(argv)
+    if VERSION & flags:
+        print(__version__)
+        return DONE
+    asks_help = bool(HELP & flags)
+    common, rest = words.head([word for word in argv if not (asks_help and word in HELP)], COMMON)
+    if not rest:
+        return _help(help.overview(COMMON)) if asks_help else _menu(common)
+    verb = _verb(rest[0])
     commands = verb.commands()
-    parser, by_name = _parser(verb, commands)
-    typed = vars(parser.parse_args(words))
-    command = by_name[f"{verb.name} {typed['action']}" if "action" in typed else verb.name]
+    command, rest = commands[0], rest[1:]
+    if command.name != verb.name:
+        between, rest = words.head(rest, COMMON)
+        common |= between
+        if asks_help and not rest:
+            return _help(help.actions(verb, commands))
+        command, rest = _action(verb, commands, rest), rest[1:]
+    if asks_help:
+        return _help(help.command(command, COMMON))
+    return _do(command, common | words.split(rest, [*options.fields(command.options), *COMMON]))
+
+
+def _do(command: Command, typed: words.Typed) -> int:
+    common = options.build(Common, typed, {}, "")
     given = options.build(command.options, typed, os.environ, command.name)
 
-    from toolbox.ui import Terminal, print_json
+    from toolbox.ui.terminal import Terminal, print_json
 
-    session = Terminal.open(typed["home"], as_json=typed["json"], yes=typed["yes"], dry_run=typed["dry_run"])
+    session = Terminal.open(common.home, as_json=common.json, yes=common.yes, dry_run=common.dry_run)
     try:
         result = command.run(given, session)
     finally:
         session.close()
-    if typed["json"] and not session.published:
+    if common.json and not session.published:
         print_json(result)
-    return int(result.get("exit_status", DONE)) if isinstance(result, dict) else DONE
+    return int(result.get("exit_status", DONE))
 
 
-def _common(words: list[str]) -> dict[str, Any]:
-    """The common options given without a verb: they hold for the whole menu."""
-    parser = _Parser(prog="yichuidingyin.sh", add_help=False)
-    _add_common(parser)
-    return vars(parser.parse_args(words))
+def _menu(common: words.Typed) -> int:
+    from toolbox.menu import main as menu
+
+    return menu(options.build(Common, common, {}, ""))
 
 
-def _verb_of(words: Sequence[str]) -> Verb | None:
-    """The verb on the command line: the first word that is not an option, nor an option's value."""
-    takes_value = {"--home", "--lang"}
-    previous = ""
-    for word in words:
-        if not word.startswith("-") and previous not in takes_value:
-            for verb in VERBS:
-                if verb.name == word:
-                    return verb
-            raise InputError(
-                _("There is no verb {word!r}.").format(word=word),
-                _("Verbs: {verbs}.").format(verbs=", ".join(verb.name for verb in VERBS)),
-            )
-        previous = word
-    return None
-
-
-def _overview(words: Sequence[str]) -> int:
-    if "--version" in words:
-        print(__version__)
-        return DONE
-    parser = _Parser(prog="yichuidingyin.sh", add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    width = max(len(verb.name) for verb in VERBS) + 2
-    lines = [f"  {verb.name:<{width}}{_(verb.summary)}" for verb in VERBS]
-    parser.description = "\n".join(
-        [_("One key from a bare machine to a fine-tuned, proven, served model."), "", *lines]
-    )
-    parser.usage = _("bash yichuidingyin.sh [VERB …] — without a verb: the menu")
-    parser.epilog = _("bash yichuidingyin.sh VERB --help shows a verb's options.")
-    _add_common(parser)
-    parser.print_help()
+def _help(text: str) -> int:
+    print(text)
     return DONE
 
 
-def _parser(verb: Verb, commands: Sequence[Command]) -> tuple[_Parser, dict[str, Command]]:
-    parser = _Parser(prog="yichuidingyin.sh", allow_abbrev=False)
-    _add_common(parser)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    top = verbs.add_parser(verb.name, description=_(verb.summary), help=_(verb.summary), allow_abbrev=False)
-    if len(commands) == 1 and commands[0].name == verb.name:
-        _fill(top, commands[0])
-    else:
-        actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
-        for command in commands:
-            action = command.name.split()[-1]
-            _fill(
-                actions.add_parser(action, description=_(command.summary), help=_(command.summary), allow_abbrev=False),
-                command,
-            )
-    return parser, {command.name: command for command in commands}
-
-
-def _fill(parser: argparse.ArgumentParser, command: Command) -> None:
-    for field in options.fields(command.options):
-        help = _(field.help)
-        if field.takes() and field.values:
-            help += f" [{field.takes()}]"
-        if not field.required and field.default not in (None, "", [], False):
-            help += " ({default})".format(default=_("default: {value}").format(value=field.default))
-        help = help.replace("%", "%%")
-        metavar = field.metavar or field.name.upper()
-        if field.positional:
-            parser.add_argument(field.name, nargs="*" if field.many else "?", metavar=metavar, help=help)
-        elif field.kind is bool and not field.default:
-            parser.add_argument(field.flag, dest=field.name, nargs="?", const="yes", metavar="yes|no", help=help)
-        else:
-            parser.add_argument(
-                field.flag,
-                dest=field.name,
-                nargs="+" if field.many else None,
-                action=_Extend if field.many else "store",
-                metavar=metavar,
-                help=help,
-            )
-    _add_common(parser, suppressed=True)
-
-
-class _Extend(argparse.Action):
-    """`--dataset a b --dataset c` is three values."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
-
-
-def _add_common(parser: argparse.ArgumentParser, suppressed: bool = False) -> None:
-    """The options that every verb takes; accepted before and after the verb."""
-    default: Any = argparse.SUPPRESS if suppressed else None
-    for name, help in COMMON.items():
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            action="store_true",
-            default=argparse.SUPPRESS if suppressed else False,
-            help=_(help),
-        )
-    parser.add_argument("--lang", choices=i18n.LANGUAGES, default=default, help=_("Language"))
-    parser.add_argument(
-        "--home", metavar="DIR", default=default, help=_("Folder of runs, models, data and settings (also YCDY_HOME)")
+def _verb(word: str) -> Verb:
+    known = [verb.name for verb in VERBS]
+    if word in known:
+        return VERBS[known.index(word)]
+    raise InputError(
+        _("There is no verb {word!r}.").format(word=word),
+        words.near(word, known) or _("Verbs: {verbs}.").format(verbs=" ".join(known)),
     )
 
 
-def _dashes(word: str) -> str:
-    """`--max_length=8` as `--max-length=8`: both spellings are typed."""
-    if not word.startswith("--"):
-        return word
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value
+def _action(verb: Verb, commands: Sequence[Command], rest: Sequence[str]) -> Command:
+    known = [command.name.split()[-1] for command in commands]
+    actions = _("Actions: {actions}.").format(actions=" ".join(known))
+    if not rest:
+        raise InputError(_("{verb} needs an action.").format(verb=verb.name), actions)
+    if rest[0] in known:
+        return commands[known.index(rest[0])]
+    raise InputError(
+        _("{verb} has no action {word!r}.").format(verb=verb.name, word=rest[0]), words.near(rest[0], known) or actions
+    )
 
 
-def _chosen_language(words: Sequence[str]) -> str:
-    for index, word in enumerate(words):
-        if word.startswith("--lang="):
-            return word.partition("=")[2]
-        if word == "--lang" and index + 1 < len(words):
-            return words[index + 1]
-    from toolbox.config import find_home
-
-    chosen = os.environ.get("YCDY_LANG")
-    return chosen or find_home(_home_of(words)).load_settings().lang or i18n.detect()
+def _text(argv: Sequence[str]) -> list[str]:
+    """The words, which have to be text: JSON and YAML can hold nothing else."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(_("{word!r} is not UTF-8.").format(word=word), _("Rename it, or link to it.")) from error
+    return list(argv)
 
 
-def _home_of(words: Sequence[str]) -> str | None:
-    for index, word in enumerate(words):
-        if word.startswith("--home="):
-            return word.partition("=")[2]
-        if word == "--home" and index + 1 < len(words):
-            return words[index + 1]
-    return None
+def _before_dashes(argv: Sequence[str]) -> set[str]:
+    """The words up to `--`, in the spelling with dashes."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    return {words.flag(word) if word.startswith("--") else word for word in argv[:end]}
 
 
-def _complain(error: ToolboxError, as_json: bool) -> int:
-    print(f"✗ {error.message}" + (f"\n  → {error.remedy}" if error.remedy else ""), file=sys.stderr)
-    if as_json:
-        from toolbox.ui import print_json
-
-        print_json({"error": error.as_dict()})
-    return error.exit_status
+def _peek(argv: Sequence[str], name: str) -> str:
+    """The value of a common option, needed before the words are understood: to say in which language they aren't."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        if word.startswith("--") and words.flag(word) == name:
+            return word.partition("=")[2] if "=" in word else following
+    return ""

@@ -1,8 +1,7 @@
 """The menu's loop: show, choose, ask, run, and once more."""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,12 +15,15 @@ from toolbox.menu.questions import Questions, command_line, remembered
 from toolbox.ui.complaints import complain
 from toolbox.ui.terminal import Terminal
 
+if TYPE_CHECKING:
+    from toolbox.cli import Common
+
 LANGUAGE = "l"
 
 
-def main(common: Mapping[str, Any]) -> int:
+def main(common: "Common") -> int:
     """Show the menu until the person leaves; `common` are the options that hold for every verb."""
-    session = Terminal.open(common["home"], as_json=common["json"], yes=common["yes"], dry_run=common["dry_run"])
+    session = Terminal.open(common.home, as_json=common.json, yes=common.yes, dry_run=common.dry_run)
     try:
         _Menu(session, _words(common)).run()
     except (Back, Quit):
@@ -31,10 +33,10 @@ def main(common: Mapping[str, Any]) -> int:
     return DONE
 
 
-def _words(common: Mapping[str, Any]) -> list[str]:
+def _words(common: "Common") -> list[str]:
     """The common options, as they stand in the command lines that are shown."""
-    words = [f"--{name.replace('_', '-')}" for name in ("json", "yes", "dry_run") if common[name]]
-    return [*words, *(["--home", str(common["home"])] if common["home"] else [])]
+    words = [f"--{name.replace('_', '-')}" for name in ("json", "yes", "dry_run") if getattr(common, name)]
+    return [*words, *(["--home", common.home] if common.home else [])]
 
 
 class _Menu:
