@@ -84,13 +84,18 @@ def find(name: str, home: Home) -> Path:
             return path.resolve()
         if path.is_dir():
             return _only_file(path.resolve())
-    known = [*embedded.DATASETS, *_downloaded(home)]
-    near = difflib.get_close_matches(name, known, n=1)
+    names = known(home)
+    near = difflib.get_close_matches(name, names, n=1)
     remedy = _("Did you mean {name}?").format(name=near[0]) if near else ""
     raise NotFoundError(
         _("There is no data set {name!r}: neither a file nor a downloaded one.").format(name=name),
-        remedy or _("Known: {names}; or name a file, or download one.").format(names=", ".join(known)),
+        remedy or _("Known: {names}; or name a file, or download one.").format(names=", ".join(names)),
     )
+
+
+def known(home: Home) -> list[str]:
+    """The names of all data sets on this machine, as `resolve` takes them."""
+    return [*embedded.DATASETS, *_downloaded(home)]
 
 
 def _downloaded(home: Home) -> list[str]:
@@ -148,7 +153,7 @@ def _text(path: Path, data: bytes) -> str:
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each row: of a JSON list, or of the lines of a JSONL file, whatever the file's name ends with."""
+    """(number, value) of each row: of a JSON list, or of the lines of a JSONL file, whatever its name."""
     if text.lstrip().startswith("["):
         try:
             yield from enumerate(msgspec.json.decode(text), 1)
@@ -208,7 +213,7 @@ def _format(path: Path, number: int, value: Any) -> Format:
         return "messages"
     if columns & set(QUESTIONS) and columns & set(ANSWERS):
         return "alpaca"
-    found = ", ".join(value) if isinstance(value, dict) else _shown(msgspec.json.encode(value).decode())
+    found = _shown(", ".join(value) if isinstance(value, dict) else msgspec.json.encode(value).decode())
     raise InputError(
         _("Row {number} of {path} has no question and answer; found: {found}.").format(
             number=number, path=path, found=found
@@ -259,7 +264,9 @@ def _first(value: dict[str, Any], names: tuple[str, ...]) -> str:
         if name in value:
             return name
     raise _Unusable(
-        _("it has the columns {found} and none of {wanted}").format(found=", ".join(value), wanted=", ".join(names))
+        _("it has the columns {found} and none of {wanted}").format(
+            found=_shown(", ".join(value)), wanted=", ".join(names)
+        )
     )
 
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -27,8 +27,9 @@ class Job:
     def __init__(self, run: Run, status: Status) -> None:
         self._run = run
         self._status = status
-        self._metrics = (run.path / "metrics.jsonl").open("ab", buffering=0)
+        self._metrics: BinaryIO | None = None
         self._begun = time.monotonic()
+        self._elapsed_before = 0.0
         self._first_step: tuple[int, float] | None = None
         self._written = 0.0
         self.stopping = False
@@ -44,13 +45,19 @@ class Job:
         self._status.phase = text
         self._write()
 
+    def resumed(self, step: int) -> None:
+        self._metrics, self._elapsed_before = open_metrics(self._run.path / "metrics.jsonl", step)
+        self._begun = time.monotonic()
+        self._first_step = (step, self._begun)
+
     def progress(self, step: int, steps: int, **metrics: float) -> None:
+        if self._metrics is None:
+            self.resumed(0)
         now = time.monotonic()
-        self._first_step = self._first_step or (step - 1, self._begun)
         begun_step, begun = self._first_step
         self._status.step, self._status.steps = step, steps
         self._status.eta_s = round((now - begun) / max(1, step - begun_step) * (steps - step), 1)
-        line = {"step": step, "elapsed_s": round(now - self._begun, 3), **metrics}
+        line = {"step": step, "elapsed_s": round(self._elapsed_before + now - self._begun, 3), **metrics}
         self._metrics.write(msgspec.json.encode(line) + b"\n")
         if now - self._written >= STATUS_EVERY_S or step == steps:
             self._write()
@@ -74,6 +81,30 @@ class Job:
         self._written = time.monotonic()
         self._status.updated_at = time.time()
         self._run.write_status(self._status)
+
+
+def open_metrics(path: Path, step: int) -> tuple[BinaryIO, float]:
+    """(metrics.jsonl opened for more lines, the seconds that had passed at its last line), lines past `step` dropped.
+
+    `step` 0 drops all of them: the work begins anew. The old file stays whole until the new one stands.
+    """
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True) if step and path.exists() else []:
+        try:
+            known = msgspec.json.decode(line, type=MetricsLine)
+        except msgspec.DecodeError:  # torn by a crash
+            continue
+        if known.step <= step:
+            kept.append((line.rstrip(b"\n") + b"\n", known.elapsed_s))
+    files.write_bytes(path, b"".join(line for line, _ in kept))
+    return path.open("ab", buffering=0), kept[-1][1] if kept else 0.0
+
+
+class MetricsLine(msgspec.Struct):
+    """What every line of metrics.jsonl has."""
+
+    step: int
+    elapsed_s: float = 0.0
 
 
 def main(directory: str) -> int:

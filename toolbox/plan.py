@@ -42,6 +42,8 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     training: Training
     LoraConfig: dict[str, Any] = {}
     BitsAndBytesConfig: dict[str, Any] = {}
+    tensorboard: Path | None = None
+    """Folder of the TensorBoard files; None: inside the run."""
     estimate: Estimate
 
 
@@ -49,6 +51,9 @@ class MergePlan(Plan, kw_only=True, tag="merge"):
     adapter: Path
     output: Path
     dtype: Literal["float32", "bfloat16", "float16"]
+    quantization: Literal["none", "nf4"] = "none"
+    BitsAndBytesConfig: dict[str, Any] = {}
+    """nf4: the base as the adapter was trained on it, which is dequantised before the merge."""
     run: str = ""
     """The finetune run that the adapter comes from, where there is one."""
     datasets: list[DatasetSpec] = []

@@ -66,6 +66,9 @@ class Reporter(Protocol):
     def resumable(self) -> None:
         """A complete checkpoint exists."""
 
+    def resumed(self, step: int) -> None:
+        """Work goes on after `step` (0: from the start): metrics past it, which an earlier start wrote, are forgotten."""
+
 
 class Silent:
     """A Reporter for work called from Python, outside a job."""
@@ -76,6 +79,7 @@ class Silent:
     def progress(self, step: int, steps: int, **metrics: float) -> None: ...
     def ready(self, **facts: Any) -> None: ...
     def resumable(self) -> None: ...
+    def resumed(self, step: int) -> None: ...
 
 
 class Run:

@@ -1,0 +1,114 @@
+"""Rows as token ids, with the loss on the assistant's answers only."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox.datasets import Row
+from toolbox.errors import InputError
+from toolbox.i18n import _
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that no loss is taken on, as in torch's `cross_entropy`."""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A row ready for training. `labels[i]` is `input_ids[i]` where the assistant speaks, else IGNORED; equally long."""
+
+    dataset: str
+    number: int
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Encoded(msgspec.Struct):
+    """The samples made from some rows. `cut`: were longer than max_length. `dropped`: had no answer left after that."""
+
+    samples: list[Sample]
+    cut: int = 0
+    dropped: int = 0
+
+
+def encode(dataset: str, rows: Iterable[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded:
+    """Rows as samples of at most `max_length` tokens.
+
+    Raises InputError where the chat template is missing, or doesn't say where answers begin.
+    """
+    if not tokenizer.chat_template:
+        raise InputError(
+            _("The model has no chat template, so it is unknown how it takes a conversation."),
+            _("Take the model's -Instruct or -Chat version."),
+        )
+    encoded = Encoded([])
+    for row in rows:
+        sample = encode_row(dataset, row, tokenizer)
+        if len(sample.input_ids) > max_length:
+            sample = Sample(dataset, row.number, sample.input_ids[:max_length], sample.labels[:max_length])
+            encoded.cut += 1
+        if all(label == IGNORED for label in sample.labels[1:]):
+            encoded.dropped += 1
+            continue
+        encoded.samples.append(sample)
+    return encoded
+
+
+def encode_row(dataset: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Sample:
+    """One row through the chat template, whole."""
+    template = str(tokenizer.get_chat_template())
+    marked = _marked_by_template if "generation %}" in template or "generation -%}" in template else _marked_by_search
+    ids, answered = marked(row, tokenizer)
+    _close_turns(ids, answered, set(tokenizer.all_special_ids))
+    labels = [token if inside else IGNORED for token, inside in zip(ids, answered, strict=True)]
+    return Sample(dataset, row.number, ids, labels)
+
+
+def _marked_by_template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+    """(ids, whether each is an answer's) by the template's own `{% generation %}`."""
+    out = tokenizer.apply_chat_template(row.messages, return_dict=True, return_assistant_tokens_mask=True)
+    return list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]]
+
+
+def _marked_by_search(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+    """(ids, whether each is an answer's), found by rendering the conversation up to each answer."""
+    text = _render(tokenizer, row.messages)
+    spans = list(_answer_spans(text, row, tokenizer))
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    marks = [any(begin <= left and right <= end for begin, end in spans) for left, right in out["offset_mapping"]]
+    return list(out["input_ids"]), marks
+
+
+def _answer_spans(text: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, int]]:
+    """(begin, end) of each answer in the rendered conversation, from the generation prompt to the answer's last character.
+
+    A template may change earlier turns once later ones follow (Qwen3 drops their thinking), so each beginning is checked to be one
+    that the model will really see. Raises InputError where it is not.
+    """
+    for index, message in enumerate(row.messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, row.messages[:index], add_generation_prompt=True)
+        content = message["content"].strip()
+        begin = text.find(content, len(prompt)) if text.startswith(prompt) else -1
+        if begin < 0:
+            raise InputError(
+                _("The model's chat template does not say where answers begin (row {number}).").format(
+                    number=row.number
+                ),
+                _("Take rows of a single turn, or a template with {mark}.").format(mark="{% generation %}"),
+            )
+        yield len(prompt), begin + len(content)
+
+
+def _close_turns(ids: list[int], answered: list[bool], special: set[int]) -> None:
+    """Mark the special token that ends each answer too: a model that never learns it never stops generating."""
+    for index in range(len(ids) - 1):
+        if answered[index] and not answered[index + 1] and ids[index + 1] in special:
+            answered[index + 1] = True
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **options: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
