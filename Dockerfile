@@ -42,7 +42,7 @@ ENV LANG=C.UTF-8 \
 VOLUME /data
 WORKDIR /data
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
-  CMD ["/opt/yichuidingyin/.venv/bin/python", "-P", "/opt/yichuidingyin/docker/healthcheck.py"]
+  CMD ["env", "PYTHONPATH=/opt/yichuidingyin", "/opt/yichuidingyin/.venv/bin/python", "-P", "/opt/yichuidingyin/docker/healthcheck.py"]
 ENTRYPOINT ["tini", "--", "/root/yichuidingyin.sh"]
 
 FROM application AS cuda

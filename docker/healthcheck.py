@@ -6,9 +6,6 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urljoin
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
 from toolbox import runs
 from toolbox.config import find_home
 
@@ -21,7 +18,8 @@ def main() -> int:
         urllib.request.urlopen(urljoin(run.result()["url"], "/health"), timeout=5).close()
     if served:
         return 0
-    return subprocess.run(["bash", ROOT / "yichuidingyin.sh", "--version"], stdout=subprocess.DEVNULL).returncode
+    script = Path(__file__).parent.parent / "yichuidingyin.sh"
+    return subprocess.run(["bash", script, "--version"], stdout=subprocess.DEVNULL).returncode
 
 
 if __name__ == "__main__":
