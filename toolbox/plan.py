@@ -72,7 +72,12 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
 
 class ServePlan(Plan, kw_only=True, tag="serve"):
     adapter: Path | None = None
+    name: str
+    """What clients call the model."""
     engine: Literal["transformers", "lmdeploy"]
+    python: Path
+    """The engine's interpreter."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = 8080
 

@@ -1,0 +1,166 @@
+"""`serve`: a model, alone or with an adapter, on an OpenAI-compatible port of its own."""
+
+import os
+import platform
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.device import Device
+    from toolbox.models import ModelFacts
+    from toolbox.plan import ServePlan
+    from toolbox.runs import Run
+
+PORT = 8080
+AUTODL, AUTODL_PORT = Path("/root/autodl-tmp"), 6006
+"""AutoDL's boxes forward one port to the outside, and no other."""
+
+
+class ServeOptions(msgspec.Struct, kw_only=True):
+    """What `serve` takes: a model (and an adapter), or a run."""
+
+    model: Annotated[str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models")] = ""
+    adapter: Annotated[
+        str, option(N_("Adapter folder, served unmerged on top of the model"), metavar="DIR", choices="adapters")
+    ] = ""
+    run: Annotated[
+        str, option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="runs")
+    ] = ""
+    engine: Annotated[
+        Literal["auto", "transformers", "lmdeploy"],
+        option(N_("Serving engine; auto: lmdeploy with an NVIDIA GPU where it is installed, else transformers")),
+    ] = "auto"
+    host: Annotated[str, option(N_("Address to listen on; any but 127.0.0.1 needs a key of your own"))] = "127.0.0.1"
+    port: Annotated[
+        int | None, option(N_("Port; 0: any free one; default: 8080, on AutoDL 6006"), ask=True, ge=0, le=65535)
+    ] = None
+    api_key: Annotated[
+        str,
+        option(
+            N_(
+                "API key that clients must send; none: a new one is made. YCDY_SERVE_API_KEY keeps it off process lists"
+            ),
+            metavar="KEY",
+            secret=True,
+        ),
+    ] = ""
+    background: Annotated[bool, option(N_("Return when the server is ready, and leave it running"))] = False
+
+
+def run(options: ServeOptions, session: Session) -> dict[str, Any]:
+    """Start a server; stay with it until Ctrl-C, SIGTERM or its end, unless it goes to the background."""
+    from toolbox import ports
+
+    plan = make_plan(options, session)
+    ports.listen(plan.host, plan.port).close()
+    if session.dry_run:
+        show_plan(plan, session)
+        return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
+    job, facts = start(plan, options.api_key, session)
+    with _stopped_with_me(job):
+        _explain(facts, plan, session)
+        session.publish(facts)
+        if options.background:
+            session.say(_("It goes on in the background. To stop it: {command}").format(
+                command=f"bash yichuidingyin.sh runs stop {job.id}"))  # fmt: skip
+            return facts
+        session.say(_("Ctrl-C stops it."))
+        session.follow(job, through_ready=True)
+        session.say(_("The server has stopped."))
+    return facts
+
+
+def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
+    """Everything that is decided before the server starts. Raises InputError for what can't be served."""
+    from toolbox import device, engines
+    from toolbox.errors import InputError
+    from toolbox.plan import ServePlan
+    from toolbox.targets import resolve
+
+    target = resolve(options.model, options.adapter, options.run, session.home)
+    best = device.probe().best
+    engine = engines.choose(options.engine, best.kind == "cuda", session.home)
+    python = engine.interpreter(session.home)
+    if python is None:
+        raise InputError(_("The engine {name} is not installed.").format(name=engine.name))
+    return ServePlan(
+        entry="toolbox.serving:run", model=target.model, adapter=target.adapter, name=target.name, device=best,
+        engine=engine.name, python=python, dtype=_dtype(best, target.model), host=options.host, port=_port(options.port),
+    )  # fmt: skip
+
+
+def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str, Any]]":
+    """Start the job and wait until it answers; returns its run and `url api_key pid run model`.
+
+    Raises what ended the job where it never got that far.
+    """
+    from toolbox import runs
+
+    job = runs.create(session.home.runs, f"serve-{plan.name}", plan)
+    job.start({"YCDY_API_KEY": key} if key else None)
+    session.follow(job)
+    return job, {**job.result(), "run": job.id}
+
+
+def show_plan(plan: "ServePlan", session: Session) -> None:
+    rows = [
+        (_("Model"), plan.name), (_("Base model"), str(plan.model.path)), (_("Adapter"), str(plan.adapter or "-")),
+        (_("Engine"), plan.engine), (_("Device"), plan.device.name), (_("Precision"), plan.dtype),
+        (_("Address"), f"{plan.host}:{plan.port}"),
+    ]  # fmt: skip
+    session.table(_("Plan"), ("", ""), rows)
+
+
+@contextmanager
+def _stopped_with_me(job: "Run") -> Iterator[None]:
+    """SIGINT and SIGTERM end the server too, whichever line of ours they meet."""
+    before = {number: signal.signal(number, lambda *_: job.stop()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _port(port: int | None) -> int:
+    if port is not None:
+        return port
+    return AUTODL_PORT if os.access(AUTODL, os.W_OK) else PORT
+
+
+def _dtype(best: "Device", model: "ModelFacts") -> Literal["auto", "float32", "float16"]:
+    """The weights' own precision where the device computes in it; a quantised model decides for itself."""
+    if model.quantization or best.bf16 or model.dtype != "bfloat16":
+        return "auto"
+    return "float16" if best.kind == "cuda" else "float32"
+
+
+def _explain(facts: dict[str, Any], plan: "ServePlan", session: Session) -> None:
+    """What a person copies: curl, Python, and the tunnel from another machine."""
+    url, key, name = facts["url"], facts["api_key"], facts["model"]
+    port = url.rpartition(":")[2]
+    body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": _("Hello")}]}).decode()
+    session.say("\n".join([
+        "", _("Serving {model} at {url}").format(model=name, url=f"{url}/v1"), _("API key: {key}").format(key=key), "",
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"  -H {shlex.quote(f'Authorization: Bearer {key}')} \\\n  -d {shlex.quote(body)}", "",
+        "from openai import OpenAI\n"
+        f"client = OpenAI(base_url={url + '/v1'!r}, api_key={key!r})\n"
+        f"answer = client.chat.completions.create(model={name!r}, messages=[{{'role': 'user', 'content': {_('Hello')!r}}}])\n"
+        "print(answer.choices[0].message.content)", "",
+        _("From your own computer, where this is a remote machine:"),
+        f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER') or 'root'}@{platform.node()}", "",
+    ]))  # fmt: skip
+
+
+COMMANDS = (Command("serve", N_("Serve a model on an OpenAI-compatible port"), ServeOptions, run),)

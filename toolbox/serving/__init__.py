@@ -1,0 +1,179 @@
+"""Serves a model: an engine on loopback, and in front of it the gateway that clients talk to (`serve`, `chat`)."""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+from asyncio import TimerHandle, Transport
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from toolbox import files, ports
+from toolbox.engines import ENGINES, Engine, Launch, environment
+from toolbox.errors import InputError, Interrupted
+from toolbox.i18n import _
+from toolbox.plan import ServePlan
+from toolbox.runs import Reporter, Run
+from toolbox.serving import view
+from toolbox.serving.engine_process import EngineProcess
+from toolbox.serving.gateway import Gateway, Served
+from toolbox.serving.limits import Limits
+from toolbox.serving.log import log
+
+LOOK_EVERY_S = 0.1
+LIMITS = Limits()
+
+
+def run(plan: ServePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Serve until `reporter.stopping`; tells `reporter.ready` when clients can come.
+
+    Raises BusyError where the port is taken, InputError for an address other than loopback without a key of the
+    person's own, EngineError where the engine can't be started or keeps dying, Interrupted when stopped before ready.
+    """
+    key = _key(plan, run)
+    engine_kind = ENGINES[plan.engine]
+    with ports.listen(plan.host, plan.port) as listener:
+        launch = _launch(plan, run, engine_kind)
+        engine = _engine(plan, run, engine_kind, launch)
+        gateway = Gateway(engine, _served(plan, engine_kind, launch), key, token_counter(plan.model.path), LIMITS)
+        facts = {"url": url_of(listener), "api_key": key, "pid": os.getpid(), "model": plan.name}
+        reporter.phase(_("Starting {engine}").format(engine=plan.engine))
+        asyncio.run(_serve(gateway, engine, listener, reporter, facts))
+    tokens = gateway.metrics.tokens
+    return {
+        "url": facts["url"], "model": plan.name, "requests": gateway.metrics.requests, "restarts": engine.restarts,
+        "prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"],
+    }  # fmt: skip
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address that a client on this machine uses."""
+    host, port = listener.getsockname()[:2]
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "::1" if ":" in host else ports.LOOPBACK
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def token_counter(model: Path) -> Callable[[str], int]:
+    """How many tokens a text has, by the model's own tokenizer; at least a quarter of its bytes where there is no tokenizer.json."""
+    path = model / "tokenizer.json"
+    if not path.is_file():
+        return lambda text: len(text.encode()) // 4
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _key(plan: ServePlan, run: Run) -> str:
+    """The key: the person's own (YCDY_API_KEY, or kept from the first start), else a new one on loopback; kept in the run."""
+    path = run.path / "api_key"
+    key = os.environ.pop("YCDY_API_KEY", "") or (path.read_text().strip() if path.is_file() else "")
+    if not key and not is_loopback(plan.host):
+        raise InputError(
+            _("{host} can be reached from outside, and no API key was given.").format(host=plan.host),
+            _("Give one with --api-key or YCDY_SERVE_API_KEY, or use --host 127.0.0.1."),
+        )
+    key = key or f"sk-{secrets.token_urlsafe(32)}"
+    files.write_text(path, key + "\n")
+    return key
+
+
+def _launch(plan: ServePlan, run: Run, engine: Engine) -> Launch:
+    served, tuned = view.make(run.path / "engine", plan.model.path, plan.adapter, engine.adapter_apart)
+    return Launch(model=served, adapter=tuned, port=0, dtype=plan.dtype, device=plan.device.kind)
+
+
+def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> EngineProcess:
+    folder = run.path / "engine"
+    return EngineProcess(
+        lambda port: engine.command(plan.python, msgspec.structs.replace(launch, port=port)),
+        health=engine.health, cwd=folder, log_path=run.path / "engine.log",
+        environ=environment(folder / "cache", plan.device.kind, plan.device.index),
+    )  # fmt: skip
+
+
+def _served(plan: ServePlan, engine: Engine, launch: Launch) -> Served:
+    return Served(
+        id=plan.name, engine_id=engine.called(launch), context=plan.model.max_position_embeddings,
+        temperature=view.default_temperature(plan.model.path), ignores=engine.ignores,
+        created=int((plan.model.path / "config.json").stat().st_mtime),
+    )  # fmt: skip
+
+
+async def _serve(
+    gateway: Gateway, engine: EngineProcess, listener: socket.socket, reporter: Reporter, facts: dict[str, Any]
+) -> None:
+    server = _Server(_config(gateway))
+    keeping = asyncio.create_task(engine.keep())
+    answering = asyncio.create_task(server.serve(sockets=[listener]))
+    ready = False
+    try:
+        while not (reporter.stopping or keeping.done() or answering.done()):
+            if engine.url and not ready:
+                ready = True
+                reporter.phase(_("Serving"))
+                reporter.ready(**facts)
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        log("stopping", in_flight=gateway.metrics.in_flight)
+        server.should_exit = True
+        await answering
+        if not keeping.done():
+            keeping.cancel()
+        await asyncio.wait([keeping])
+        await gateway.close()
+    if not keeping.cancelled():
+        await keeping
+    if not ready:
+        raise Interrupted(_("Stopped before the engine answered."))
+
+
+def _config(gateway: Gateway) -> uvicorn.Config:
+    return uvicorn.Config(
+        gateway.app, http=_Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
+        server_header=False, proxy_headers=False, limit_concurrency=LIMITS.connections, timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(LIMITS.drain_s),
+    )  # fmt: skip
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, except that signals stay with the job: it knows that one means stop and two mean now."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1, except that a connection which never completes a request's headers is closed: it would hold its place for good."""
+
+    _late: TimerHandle
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(LIMITS.headers_s, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()

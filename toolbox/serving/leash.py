@@ -1,0 +1,35 @@
+"""Keeps an engine on a leash: `python leash.py COMMAND…` ends with everything it started when its standard input does.
+
+Standard input is a pipe that only our parent holds, so it ends however the parent dies, `kill -9` included. Standard library only.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+GRACE_S = 5.0
+
+
+def main(command: list[str]) -> int:
+    """Run `command` in the process group that we lead (our parent starts us in a new session); returns its exit status."""
+    # A handler, not SIG_IGN: that would be inherited by the engine. The group's SIGTERM must not end us first.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    engine = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    threading.Thread(target=_follow_parent, args=[engine], daemon=True).start()
+    return engine.wait()
+
+
+def _follow_parent(engine: "subprocess.Popen[bytes]") -> None:
+    sys.stdin.buffer.read()
+    os.killpg(0, signal.SIGTERM)
+    try:
+        engine.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

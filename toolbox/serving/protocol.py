@@ -1,0 +1,186 @@
+"""What a request may hold: OpenAI's fields, typed and bounded; everything else is refused by name before the engine sees it."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+CHARS_PER_TOKEN = 64
+"""No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is counted."""
+TOKENS_PER_MESSAGE = 8
+"""What a chat template adds to a message, about."""
+DEFAULT_MAX_TOKENS = 1024
+
+Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Stop = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Refused(Exception):
+    """A request that is answered with an error in OpenAI's shape. Told to programs, so not translated."""
+
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class Part(msgspec.Struct, omit_defaults=True):
+    type: str
+    text: str = ""
+
+
+class ToolFunction(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: ToolFunction
+    type: Literal["function"]
+
+
+class Message(msgspec.Struct, omit_defaults=True):
+    """What an answer carries besides (refusal, annotations …) may come back in the next request, and is dropped."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct, omit_defaults=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class TemplateKwargs(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Of a chat template's variables the ones a client may set; `chat_template` itself is not among them."""
+
+    enable_thinking: bool | None = None
+
+
+class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The fields that both routes share. Null means "as if absent"."""
+
+    route: ClassVar[str]
+
+    model: str = ""
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[str, float], Meta(max_length=1024)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    def asked_tokens(self) -> int | None:
+        """How long an answer the client wants, in tokens."""
+        return self.max_tokens
+
+    def texts(self) -> list[str]:
+        """Everything that becomes part of the prompt."""
+        raise NotImplementedError
+
+
+class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    route = "/v1/chat/completions"
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=4096)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=128)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
+
+    def asked_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def texts(self) -> list[str]:
+        parts = [
+            part.text
+            for message in self.messages
+            for part in ([Part("text", message.content)] if isinstance(message.content, str) else message.content or [])
+        ]
+        calls = [call.function.arguments for message in self.messages for call in message.tool_calls or []]
+        return [*parts, *calls, *([msgspec.json.encode(self.tools).decode()] if self.tools else [])]
+
+
+class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    route = "/v1/completions"
+
+    prompt: str
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+
+    def texts(self) -> list[str]:
+        return [self.prompt]
+
+
+NEUTRAL: dict[str, list[Any]] = {
+    "n": [1], "presence_penalty": [0.0], "logprobs": [False, 0], "top_logprobs": [0],
+    "response_format": [{"type": "text"}], "tool_choice": ["auto", "none"],
+}  # fmt: skip
+"""Values that ask for nothing: an engine that disregards the field does the same."""
+
+
+def read(body: bytes, kind: type[Sampling], ignores: frozenset[str]) -> Any:
+    """`body` as a request of that `kind`. Raises Refused: 400 for what is not JSON, 422 for what is not such a request."""
+    try:
+        request = msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refused(422, str(error), "invalid_value") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(400, f"The body is not JSON: {error}", "invalid_json") from error
+    _refuse_media(request)
+    for field in ignores & set(request.__struct_fields__):
+        value = getattr(request, field)
+        if value is not None and value not in NEUTRAL.get(field, []):
+            raise Refused(422, f"The engine behind this server does not do {field!r}.", "unsupported_parameter", field)
+    return request
+
+
+def _refuse_media(request: Any) -> None:
+    """Only text: an address in a picture's place would make the engine fetch it from inside the network."""
+    for message in getattr(request, "messages", []):
+        for part in message.content if isinstance(message.content, list) else []:
+            if part.type != "text":
+                raise Refused(
+                    422, f"This server reads text only; content of type {part.type[:40]!r} is refused.",
+                    "media_not_supported", "messages",
+                )  # fmt: skip
+
+
+def fit(request: Sampling, context: int, count: Callable[[str], int]) -> int:
+    """How many tokens the answer may have: what was asked, as far as the model's context has room for it.
+
+    `count` tells a text's tokens. Raises Refused where the prompt leaves no room.
+    """
+    texts = request.texts()
+    if sum(map(len, texts)) > context * CHARS_PER_TOKEN:
+        raise _too_long(context)
+    prompt = sum(count(text) + TOKENS_PER_MESSAGE for text in texts)
+    if prompt >= context:
+        raise _too_long(context)
+    return min(request.asked_tokens() or DEFAULT_MAX_TOKENS, context - prompt)
+
+
+def _too_long(context: int) -> Refused:
+    return Refused(
+        400,
+        f"The prompt does not fit into the model's context of {context} tokens.",
+        "context_length_exceeded",
+        "messages",
+    )

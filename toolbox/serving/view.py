@@ -1,0 +1,77 @@
+"""The folder that an engine is given: links to a model's weights and texts, and to nothing that could run."""
+
+from pathlib import Path
+
+import msgspec
+
+from toolbox import files
+from toolbox.engines import SERVED, TUNED
+from toolbox.errors import InputError
+from toolbox.i18n import _
+
+SAFE = {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}
+"""What an engine may see: no Python, no pickles, whatever a model's folder holds besides."""
+TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges")
+"""How the names of files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
+
+
+def make(folder: Path, model: Path, adapter: Path | None, apart: bool) -> tuple[str, str]:
+    """Lay out `model`, and `adapter`, below `folder`; returns their names there (the second empty where it is inside the first).
+
+    `apart`: the adapter gets a folder of its own. Otherwise its files lie beside the base's, which transformers
+    reads as a complete model with an embedded adapter. Raises InputError for an adapter without safetensors.
+    """
+    linked = {name: path for name, path in _safe(model).items() if not name.startswith("adapter_")}
+    if adapter:
+        if not (adapter / "adapter_model.safetensors").is_file() or not (adapter / "adapter_config.json").is_file():
+            raise InputError(
+                _("{path} is not an adapter: it needs adapter_config.json and adapter_model.safetensors.").format(
+                    path=adapter
+                ),
+                _("Name the folder that a finetune run calls adapter/."),
+            )
+        mine = _safe(adapter)
+        linked |= {name: path for name, path in mine.items() if name.startswith(TOKENIZER)}
+        if apart:
+            _link(folder / TUNED, mine)
+        else:
+            linked |= {name: path for name, path in mine.items() if name.startswith("adapter_")}
+    _link(folder / SERVED, linked)
+    _let_requests_sample(folder / SERVED / "generation_config.json")
+    return SERVED, TUNED if adapter and apart else ""
+
+
+def _safe(folder: Path) -> dict[str, Path]:
+    return {path.name: path.absolute() for path in sorted(folder.iterdir()) if path.suffix in SAFE}
+
+
+def _link(folder: Path, targets: dict[str, Path]) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for old in folder.iterdir():
+        old.unlink()
+    for name, target in targets.items():
+        (folder / name).symlink_to(target)
+
+
+def _let_requests_sample(path: Path) -> None:
+    """Let a request's temperature count: `transformers serve` heeds it only where the model's own file says do_sample.
+
+    The gateway gives every request without a temperature the model's own one (`default_temperature`).
+    """
+    config = files.read_json(path) or {}
+    path.unlink(missing_ok=True)
+    files.write_json(path, config | {"do_sample": True})
+
+
+class _Generation(msgspec.Struct):
+    do_sample: bool = False
+    temperature: float | None = None
+
+
+def default_temperature(model: Path) -> float:
+    """What the model's generation_config.json asks for; 0 (greedy) where it does not sample."""
+    try:
+        config = msgspec.json.decode((model / "generation_config.json").read_bytes(), type=_Generation)
+    except (OSError, msgspec.DecodeError):
+        return 0.0
+    return 1.0 if config.do_sample and config.temperature is None else (config.temperature or 0.0) * config.do_sample

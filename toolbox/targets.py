@@ -1,0 +1,77 @@
+"""What a verb works on: a model, a model with an adapter, or what an earlier run made of them."""
+
+from pathlib import Path
+
+import msgspec
+
+from toolbox import files, models, plan, runs
+from toolbox.config import Home
+from toolbox.errors import InputError, NotFoundError
+from toolbox.i18n import _
+from toolbox.models import ModelFacts
+from toolbox.runs import Run
+
+
+class Target(msgspec.Struct, kw_only=True, frozen=True):
+    """A base model and, where there is one, the adapter on top of it."""
+
+    model: ModelFacts
+    adapter: Path | None = None
+    run: str = ""
+    """The id of the run that made it, where one did."""
+
+    @property
+    def name(self) -> str:
+        """What clients call it: the run's id, else the adapter's or the model's own name, never a path."""
+        local = self.model.source == "local"
+        return self.run or (self.adapter.name if self.adapter else Path(self.model.id).name if local else self.model.id)
+
+
+def resolve(model: str, adapter: str, run: str, home: Home) -> Target:
+    """What `--model`, `--adapter` and `--run` mean together.
+
+    An adapter alone brings the base that its adapter_config.json names. Raises InputError where they contradict each
+    other or nothing was named, NotFoundError where what was named is not here.
+    """
+    if run:
+        if model or adapter:
+            raise InputError(_("--run already says which model and adapter."), _("Leave out --model and --adapter."))
+        return _made_by(runs.find(home.runs, run), home)
+    if not model and not adapter:
+        raise InputError(_("No model was named."), _("Name one with --model, or what a run made with --run."))
+    folder = Path(adapter).expanduser().absolute() if adapter else None
+    return Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
+
+
+def _made_by(run: Run, home: Home) -> Target:
+    """An adapter on its base, a fully tuned model, or a merged one."""
+    made = plan.load(run.plan_path)
+    if isinstance(made, plan.FinetunePlan) and made.method != "full" and run.adapter.is_dir():
+        return Target(model=made.model, adapter=run.adapter, run=run.id)
+    folder = made.output if isinstance(made, plan.MergePlan) else run.path / "model"
+    if folder.is_dir():
+        return Target(model=models.resolve(str(folder), home), run=run.id)
+    raise InputError(
+        _("{run} has made no model (it is {state}).").format(run=run.id, state=run.status().state),
+        _("See what it did: runs show {run}").format(run=run.id),
+    )
+
+
+def _checked(folder: Path) -> Path:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise NotFoundError(
+                _("{path} is not an adapter: it has no {name}.").format(path=folder, name=name),
+                _("Name the folder that a finetune run calls adapter/."),
+            )
+    return folder
+
+
+def _base_of(folder: Path | None) -> str:
+    config = files.read_json(_checked(folder) / "adapter_config.json") if folder else None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not base:
+        raise InputError(
+            _("{path} does not say which base model it belongs to.").format(path=folder), _("Name it with --model.")
+        )
+    return str(base)
