@@ -179,13 +179,15 @@ def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:
     return all(
         (record := records.get(entry.path)) is not None
         and _same(record, entry, manifest, selection.listing)
-        and record.unchanged(path)
+        and record.intact(path)
         for entry in selection.wanted
     )
 
 
 def _same(record: FileRecord, entry: Entry, manifest: Manifest, listing: Listing) -> bool:
     """Whether a hashed file is the listed one; where the listing has no SHA-256, of the same revision and size."""
+    if record.path in manifest.damaged:
+        return False
     if entry.sha256:
         return record.sha256 == entry.sha256
     return record.size == entry.size and (manifest.source, manifest.revision) == (listing.source, listing.revision)
@@ -200,7 +202,7 @@ def _keep(manifest: Manifest | None, path: Path, staging: Path, selection: Selec
     listed = {entry.path: entry for entry in selection.listing.entries}
     for record in manifest.files if manifest else ():
         entry = listed.get(record.path)
-        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.unchanged(path):
+        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.intact(path):
             _link(path / record.path, staging / record.path)
     wanted = {entry.path for entry in selection.wanted}
     whole: list[Entry] = []
@@ -291,12 +293,10 @@ def _fetched(manifest: Manifest, path: Path) -> Fetched:
 def _already_here(request: Request, error: ToolboxError) -> Fetched:
     """The copy on this disk, if it still has its hashes. Raises `error` otherwise."""
     manifest = store.read_manifest(request.path)
-    if manifest is None or request.revision not in ("", manifest.revision):
+    if manifest is None or manifest.damaged or request.revision not in ("", manifest.revision):
         raise error
-    for record in manifest.files:
-        file = request.path / record.path
-        if not record.unchanged(request.path) and not (file.is_file() and files.sha256(file) == record.sha256):
-            raise error
+    if not all(record.intact(request.path) for record in manifest.files):
+        raise error
     request.say(error.message + " " + _("The verified copy on this disk is used."))
     store.mark_used(request.path)
     return _fetched(manifest, request.path)

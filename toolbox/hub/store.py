@@ -46,6 +46,13 @@ class FileRecord(msgspec.Struct, frozen=True):
             return False
         return stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
 
+    def intact(self, folder: Path) -> bool:
+        """Whether the content is still the hashed one; hashes only where the time differs, as after `cp`."""
+        file = folder / self.path
+        return self.unchanged(folder) or (
+            file.is_file() and file.stat().st_size == self.size and files.sha256(file) == self.sha256
+        )
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`.yichuidingyin.json`: what a folder holds and where it is from. Its own modification time is the last use."""
@@ -57,6 +64,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     files: list[FileRecord]
     fetched_at: float
+    damaged: list[str] = []
+    """Files that `cache verify` found torn; until they are fetched again the copy is not complete."""
 
     @property
     def bytes(self) -> int:
@@ -97,6 +106,14 @@ def replaced(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
 
 
+def owner_of(path: Path) -> Path:
+    """The copy that `path` is, or that it was to become: `.NAME.part` and `.NAME.old` belong to NAME."""
+    for ending in (".part", ".old"):
+        if path.name.startswith(".") and path.name.endswith(ending):
+            return path.with_name(path.name[1 : -len(ending)])
+    return path
+
+
 def local_copy(home: Home, kind: Kind, repo_id: str) -> Path | None:
     """The complete copy of a repository on this machine, or None. Sizes are looked at, hashes are not."""
     try:
@@ -104,7 +121,7 @@ def local_copy(home: Home, kind: Kind, repo_id: str) -> Path | None:
     except InputError:
         return None
     manifest = read_manifest(path)
-    if manifest is None:
+    if manifest is None or manifest.damaged:
         return None
     for record in manifest.files:
         try:
