@@ -10,7 +10,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Debian's own fixes are wanted: the base pins the release, and what runs is pinned by the locks.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates python3 python3-venv tini \
+ && apt-get install -y --no-install-recommends python3 python3-venv tini \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/yichuidingyin
 COPY --chmod=755 yichuidingyin.sh ./
