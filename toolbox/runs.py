@@ -20,7 +20,7 @@ from toolbox.errors import BusyError, NotFoundError
 from toolbox.i18n import _, language
 
 State = Literal["planned", "running", "ready", "done", "failed", "interrupted", "lost"]
-"""`ready`: a server that answers. `lost`: the process died without a word (kill -9, power); worked out by readers, never written."""
+"""`ready`: a server that answers. `lost`: the process died without a word (kill -9, power); readers work that out."""
 
 ACTIVE: tuple[State, ...] = ("running", "ready")
 ROOT = Path(__file__).parent.parent
@@ -31,6 +31,8 @@ class Status(msgspec.Struct, kw_only=True):
 
     state: State = "planned"
     verb: str = ""
+    stage: str = ""
+    """The stage of a finetune run, the verb of any other."""
     model: str = ""
     phase: str = ""
     pid: int = 0
@@ -67,7 +69,7 @@ class Reporter(Protocol):
         """A complete checkpoint exists."""
 
     def resumed(self, step: int) -> None:
-        """Work goes on after `step` (0: from the start): metrics past it, which an earlier start wrote, are forgotten."""
+        """Work goes on after `step` (0: from the start): metrics past it, of an earlier start, are forgotten."""
 
 
 class Silent:
@@ -154,7 +156,8 @@ class Run:
     def start(self, environ: dict[str, str] | None = None) -> int:
         """Start the job in a session of its own, so that it outlives this terminal; returns its pid.
 
-        The child inherits the locked descriptor, so there is no moment at which the run looks dead. Raises BusyError where it already runs.
+        The child inherits the locked descriptor, so there is no moment at which the run looks dead.
+        Raises BusyError where it already runs.
         """
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -176,15 +179,23 @@ class Run:
             os.close(lock)
         return child.pid
 
-    def stop(self, force: bool = False) -> None:
-        """Ask the job to save and stop; with `force`, end it and everything it started at once."""
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint that was written to its end."""
+        return any(self.checkpoints.glob("checkpoint-*/complete.json"))
+
+    def stop(self, force: bool = False) -> bool:
+        """Ask the job to save and stop; with `force`, end it and everything it started at once.
+
+        False where there is nobody to ask: it has ended, or has not told its pid yet.
+        """
         pid = self.status().pid
         if not pid or not self.alive():
-            return
+            return False
         try:
             os.killpg(pid, signal.SIGKILL) if force else os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
-            pass
+            return False
+        return True
 
     def remove(self) -> None:
         """Delete the directory. Raises BusyError while its job runs."""
@@ -194,7 +205,10 @@ class Run:
 
 
 def job_environ() -> dict[str, str]:
-    """What every child process needs: this package, the language, passive OpenMP waits (spinning threads cost 20 times on shared cores)."""
+    """What every child process needs: this package, the language, and OpenMP threads that don't spin.
+
+    Spinning costs 20 times on shared cores.
+    """
     return {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
@@ -218,7 +232,10 @@ def create(runs: Path, name: str, plan: msgspec.Struct) -> Run:
         run = Run(path)
         files.write_bytes(run.plan_path, msgspec.yaml.encode(plan, enc_hook=str))
         files.write_text(path / "run.sh", _script(run), mode=0o700)
-        run.write_status(Status(verb=str(getattr(plan, "verb", "")), updated_at=time.time()))
+        verb = str(getattr(plan, "verb", ""))
+        model = str(getattr(getattr(plan, "model", None), "id", ""))
+        stage = str(getattr(plan, "stage", verb))
+        run.write_status(Status(verb=verb, stage=stage, model=model, updated_at=time.time()))
         return run
     raise BusyError(_("There are too many runs named {name}.").format(name=stem), "runs remove")
 
@@ -242,7 +259,10 @@ def every(runs: Path) -> list[Run]:
 
 
 def find(runs: Path, name: str) -> Run:
-    """The run of that id, a path to one, a unique beginning of an id, or `last`. Raises NotFoundError naming what there is."""
+    """The run of that id, a path to one, a unique beginning of an id, or `last`.
+
+    Raises NotFoundError naming what there is.
+    """
     known = every(runs)
     if name == "last" and known:
         return known[0]

@@ -75,6 +75,12 @@ class Session(Protocol):
         Ctrl-C once asks it to save and stop, twice ends it. Raises the error that the job ended with.
         """
 
+    def watch(self, run: Run) -> Status:
+        """Show a run, which somebody started before, until it ends; Ctrl-C ends the watching, not the run.
+
+        Raises the error that the job ended with.
+        """
+
     def publish(self, result: dict[str, Any]) -> None:
         """Print the `--json` object now, not at the end: for servers that stay in the foreground."""
 

@@ -1,5 +1,6 @@
 """Following a run: a live line in a terminal, a plain one now and then without; Ctrl-C saves, twice quits."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -33,20 +34,29 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
 """What of a line of metrics.jsonl is shown, how, and in which order."""
 
 
+def watch(run: Run, console: "Console", live: bool) -> Status:
+    """Show `run` until it has ended, without being asked to stop it: Ctrl-C only ends the watching.
+
+    Raises the error that the job ended with.
+    """
+    return judged(run, show(looks(run, through_ready=True), console, live))
+
+
 def follow(run: Run, console: "Console", live: bool, through_ready: bool) -> Status:
     """Show `run` until it has ended, or (unless `through_ready`) is ready to serve; returns the last status.
 
+    SIGINT and SIGTERM ask the job to save and stop, the second one ends it; SIGHUP ends only this front.
     Raises the error that the job ended with, `Interrupted` among them.
     """
-    _print(console, _("The job goes on if this window is closed. To see it again: {command}").format(
-        command=f"bash yichuidingyin.sh runs tail {run.id}"))  # fmt: skip
-    with _stoppable(run, console):
-        status = (_in_terminal if live else _in_lines)(run, console, through_ready)
-    return _judged(run, status)
+    again = f"bash yichuidingyin.sh runs tail {run.id}"
+    _print(console, _("The job goes on if this window is closed; to see it again: {command}").format(command=again))
+    with _asking(run, console) as ask:
+        status = show(looks(run, through_ready, ask), console, live)
+    return judged(run, status)
 
 
-def _judged(run: Run, status: Status) -> Status:
-    """`status` where all went well; the job's own error otherwise."""
+def judged(run: Run, status: Status) -> Status:
+    """`status` where all went well. Raises the job's own error otherwise."""
     if status.state == "lost":
         remedy = _("Go on from the last checkpoint with: runs resume {run}") if status.resumable else ""
         raise ToolboxError(
@@ -59,29 +69,36 @@ def _judged(run: Run, status: Status) -> Status:
 
 
 @contextmanager
-def _stoppable(run: Run, console: "Console") -> Iterator[None]:
-    """SIGINT and SIGTERM ask the job to save and stop; the second one ends it. SIGHUP ends only this front."""
-    asked = 0
+def _asking(run: Run, console: "Console") -> Iterator[Callable[[], None]]:
+    """Count the signals; the function yielded passes them on, again until the job, when it is young, can hear them."""
+    asked = heard = 0
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def count(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked += 1
-        if asked == 1:
-            _print(console, _("Saving and stopping; Ctrl-C once more to quit at once."))
-        run.stop(force=asked > 1)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    def ask() -> None:
+        nonlocal heard
+        if asked > heard and run.stop(force=asked > 1):
+            if not heard:
+                _print(console, _("Saving and stopping; Ctrl-C once more to quit at once."))
+            heard = asked
+
+    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield ask
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def looks(run: Run, through_ready: bool) -> Iterator[tuple[Status, dict[str, Any]]]:
+def looks(
+    run: Run, through_ready: bool, ask: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Status, dict[str, Any]]]:
     """The run's status and newest metrics, again and again, until it has ended or is ready."""
     newest = Newest(run.path / "metrics.jsonl")
     while True:
+        ask()
         status = run.status()
         yield status, newest.line()
         if status.finished or (status.state == "ready" and not through_ready):
@@ -101,8 +118,9 @@ class Newest:
         """Every metric's last value so far; a half-written line waits for the next look."""
         try:
             with self._path.open("rb") as file:
-                if self._offset is None:
-                    self._offset = max(0, self._path.stat().st_size - _TAIL_BYTES)
+                size = os.fstat(file.fileno()).st_size
+                if self._offset is None or size < self._offset:
+                    self._offset = max(0, size - _TAIL_BYTES)
                 file.seek(self._offset)
                 whole, newline, _rest = file.read().rpartition(b"\n")
         except FileNotFoundError:
@@ -137,9 +155,14 @@ def _progress_text(status: Status) -> str:
     return " · ".join(filter(None, [f"{status.step}/{status.steps} {status.step / status.steps:.0%}", left]))
 
 
-def _in_lines(run: Run, console: "Console", through_ready: bool) -> Status:
+def show(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console", live: bool) -> Status:
+    """Show each look at a run, drawn over the one before in a terminal; returns the last status."""
+    return (_in_terminal if live else _in_lines)(looks, console)
+
+
+def _in_lines(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console") -> Status:
     said, phase, line = float("-inf"), "", ""
-    for status, metrics in looks(run, through_ready):
+    for status, metrics in looks:
         line = " · ".join(filter(None, [status.phase, _progress_text(status), *metrics_text(metrics)]))
         now = time.monotonic()
         if line and (now - said >= LINE_EVERY_S or status.phase != phase):
@@ -150,12 +173,12 @@ def _in_lines(run: Run, console: "Console", through_ready: bool) -> Status:
     return status
 
 
-def _in_terminal(run: Run, console: "Console", through_ready: bool) -> Status:
+def _in_terminal(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console") -> Status:
     from rich.live import Live
 
     phases: set[str] = set()
     with Live(console=console, auto_refresh=False) as screen:
-        for status, metrics in looks(run, through_ready):
+        for status, metrics in looks:
             if status.phase and status.phase not in phases:
                 phases.add(status.phase)
                 _print(console, f"· {status.phase}")

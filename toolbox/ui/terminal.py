@@ -152,6 +152,12 @@ class Terminal:
         self._settle()
         return follow(run, self.console, self.live, through_ready)
 
+    def watch(self, run: Run) -> Status:
+        from toolbox.ui.following import watch
+
+        self._settle()
+        return watch(run, self.console, self.live)
+
     def publish(self, result: dict[str, Any]) -> None:
         self.published = True
         if self.as_json:

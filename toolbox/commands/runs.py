@@ -1,0 +1,335 @@
+"""`runs list|show|tail|stop|resume|reproduce|report|remove`: what was started, and all that can be done with it."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from toolbox import runs
+from toolbox.commands import Command, Session
+from toolbox.errors import InputError
+from toolbox.i18n import N_, _
+from toolbox.options import option
+from toolbox.runs import ACTIVE, Run, State, Status
+
+if TYPE_CHECKING:
+    from toolbox.plan import AnyPlan
+
+PLANNED = ("method", "dtype", "quantization", "recipe", "why", "adapter", "output", "datasets", "estimate.peak_bytes")
+"""What of a plan `runs show` puts into its table."""
+LOOK_EVERY_S = 0.2
+PATIENCE_S = 30.0
+"""After so long a person is told that `--force` exists."""
+STATES: dict[State, str] = {
+    "planned": N_("planned"),
+    "running": N_("running"),
+    "ready": N_("ready"),
+    "done": N_("done"),
+    "failed": N_("failed"),
+    "interrupted": N_("interrupted"),
+    "lost": N_("lost"),
+}
+
+
+class ListOptions(msgspec.Struct, kw_only=True):
+    """What `runs list` takes."""
+
+    active: Annotated[bool, option(N_("Only runs whose job is alive"))] = False
+
+
+class RunOptions(msgspec.Struct, kw_only=True):
+    """What the commands on one run take."""
+
+    run: Annotated[
+        str,
+        option(
+            N_("Run: its id, the beginning of it, or last"), ask=True, positional=True, metavar="RUN", choices="runs"
+        ),
+    ]
+
+
+class TailOptions(RunOptions, kw_only=True):
+    """What `runs tail` takes."""
+
+    log: Annotated[bool, option(N_("Show the log instead of the progress"), ask=True)] = False
+
+
+class StopOptions(RunOptions, kw_only=True):
+    """What `runs stop` takes."""
+
+    force: Annotated[bool, option(N_("End it at once, without saving"))] = False
+
+
+class ReproduceOptions(msgspec.Struct, kw_only=True):
+    """What `runs reproduce` takes."""
+
+    plan: Annotated[
+        str,
+        option(N_("A run, or the plan.yaml of one"), ask=True, positional=True, metavar="RUN_OR_PLAN", choices="runs"),
+    ]
+
+
+class RemoveOptions(msgspec.Struct, kw_only=True):
+    """What `runs remove` takes."""
+
+    runs: Annotated[
+        list[str],
+        option(N_("Runs to delete, with all they made"), ask=True, positional=True, metavar="RUN", choices="runs"),
+    ]
+
+
+def list_(options: ListOptions, session: Session) -> dict[str, Any]:
+    """All runs, newest first."""
+    found = [(run, run.status()) for run in runs.every(session.home.runs)]
+    rows = [facts(run, status) for run, status in found if status.state in ACTIVE or not options.active]
+    if rows:
+        session.table(
+            "",
+            (_("Run"), _("State"), _("Kind"), _("Model"), _("Started"), _("Step")),
+            [
+                (row["id"], _(STATES[row["state"]]), row["stage"], row["model"], _moment(row["started_at"]), _step(row))
+                for row in rows
+            ],
+        )
+    else:
+        session.say(_("There are no runs in {path}.").format(path=session.home.runs))
+    return {"runs": rows}
+
+
+def facts(run: Run, status: Status) -> dict[str, Any]:
+    """A run in `runs list --json`; `started_at` in seconds since the epoch, null before the first start."""
+    return {
+        "id": run.id,
+        "state": status.state,
+        "stage": status.stage,
+        "model": status.model,
+        "started_at": status.started_at or None,
+        "step": status.step,
+        "steps": status.steps,
+        "resumable": not _why_not_resumable(run, status),
+    }
+
+
+def show(options: RunOptions, session: Session) -> dict[str, Any]:
+    """What was planned, where it is, what came of it."""
+    run = runs.find(session.home.runs, options.run)
+    status = run.status()
+    result = run.result()
+    rows = [
+        (_("State"), _(STATES[status.state])),
+        (_("Kind"), status.stage),
+        (_("Model"), status.model),
+        (_("Started"), _moment(status.started_at)),
+        (_("Step"), _step({"step": status.step, "steps": status.steps})),
+        (_("Folder"), str(run.path)),
+        *((name, shown) for name, shown in _flat(_plan(run)) if name in PLANNED),
+        *((name, shown) for name, shown in _flat(result)),
+    ]
+    session.table(run.id, (_("What"), _("Value")), [(name, str(shown)) for name, shown in rows if shown])
+    if status.error:
+        session.say(f"✗ {status.error.get('message', '')}")
+    return {**facts(run, status), "path": str(run.path), "plan": _plan(run), "result": result, "error": status.error}
+
+
+def tail(options: TailOptions, session: Session) -> dict[str, Any]:
+    """Follow a run, from any terminal, until it ends; Ctrl-C ends only the following."""
+    run = runs.find(session.home.runs, options.run)
+    try:
+        if options.log:
+            for text in _log(run):
+                session.write(text)
+        session.watch(run)
+    except KeyboardInterrupt:
+        session.say(_("{run} goes on.").format(run=run.id))
+    return _outcome(run)
+
+
+def _log(run: Run) -> Iterator[str]:
+    """The log as it grows, until the job has ended."""
+    with run.log_path.open(encoding="utf-8", errors="replace", newline="") as log:
+        while True:
+            alive = run.alive()
+            while text := log.read(1 << 16):
+                yield text
+            if not alive:
+                return
+            time.sleep(LOOK_EVERY_S)
+
+
+def stop(options: StopOptions, session: Session) -> dict[str, Any]:
+    """Ask a run to save and stop, and wait until it has."""
+    run = runs.find(session.home.runs, options.run)
+    if not run.alive():
+        session.say(_("{run} isn't running.").format(run=run.id))
+        return _outcome(run)
+    asked, begun, told = False, time.monotonic(), False
+    session.say(
+        _("Ending {run}.").format(run=run.id) if options.force else _("{run} saves and stops.").format(run=run.id)
+    )
+    while run.alive():
+        asked = asked or run.stop(options.force)
+        if not told and time.monotonic() - begun > PATIENCE_S:
+            told = True
+            session.say(_("It is still saving; runs stop --force {run} ends it at once.").format(run=run.id))
+        time.sleep(LOOK_EVERY_S)
+    session.say(_("{run} has stopped.").format(run=run.id))
+    return _outcome(run)
+
+
+def resume(options: RunOptions, session: Session) -> dict[str, Any]:
+    """Go on from the last complete checkpoint."""
+    run = runs.find(session.home.runs, options.run)
+    if reason := _why_not_resumable(run, run.status()):
+        raise InputError(
+            _("{run} can't be resumed: {reason}.").format(run=run.id, reason=reason),
+            _("Start it anew: runs reproduce {run}").format(run=run.id),
+        )
+    if not session.dry_run:
+        run.start()
+        session.follow(run)
+    return _outcome(run)
+
+
+def _why_not_resumable(run: Run, status: Status) -> str:
+    """Why there is nothing to resume; empty where there is."""
+    if status.verb != "finetune":
+        return _("only fine-tuning has checkpoints")
+    if status.state not in ("lost", "failed", "interrupted"):
+        return _("it is {state}").format(state=_(STATES[status.state]))
+    return "" if run.has_checkpoint() else _("it ended before its first checkpoint")
+
+
+def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
+    """Do a plan again as a new run, on the same model and data, and compare the numbers."""
+    from toolbox import plan
+
+    path = Path(options.plan)
+    old = Run(path.parent.resolve()) if path.is_file() else runs.find(session.home.runs, options.plan)
+    again = _verified(plan.load(path if path.is_file() else old.plan_path), session)
+    if session.dry_run:
+        return {"plan": _plan(old), "verified": True}
+    run = runs.create(session.home.runs, _name(old, again), again)
+    run.start()
+    session.follow(run)
+    compared = _compared(old.result(), run.result())
+    if compared:
+        session.table(
+            _("{old} and {new}").format(old=old.id, new=run.id),
+            (_("What"), _("Before"), _("Now"), ""),
+            [
+                (c["name"], f"{c['before']:g}", f"{c['now']:g}", _("equal") if c["equal"] else _("differs"))
+                for c in compared
+            ],
+        )
+    return {**_outcome(run), "compared": compared}
+
+
+def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
+    """The plan on the model and data as they lie here. Raises InputError where they are not what was planned with."""
+    from toolbox import datasets, models
+
+    model = models.resolve(planned.model.id, session.home)
+    before, now = (msgspec.structs.replace(facts, path=Path(), source="") for facts in (planned.model, model))
+    if before != now:
+        raise InputError(
+            _("{model} is no longer the model that was planned with.").format(model=planned.model.id),
+            _("Fetch that revision again, or make a new plan."),
+        )
+    found = [datasets.resolve(spec.name, session.home) for spec in getattr(planned, "datasets", [])]
+    for spec, here in zip(getattr(planned, "datasets", []), found, strict=True):
+        if spec.sha256 != here.sha256:
+            raise InputError(
+                _("{path} has changed since the plan was made.").format(path=here.path),
+                _("Make the plan again, or bring the old file back."),
+            )
+    return msgspec.structs.replace(planned, model=model, **({"datasets": found} if found else {}))
+
+
+def _name(old: Run, planned: "AnyPlan") -> str:
+    """The old run's name without its date, so that both are found side by side."""
+    date, _dash, name = old.id.partition("-")
+    time_of_day, _dash, name = name.partition("-")
+    return name if date.isdigit() and time_of_day.isdigit() and name else f"{planned.verb}-{planned.model.id}"
+
+
+def _compared(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The numbers that both results have."""
+    old = dict(_flat(before))
+    return [
+        {"name": name, "before": old[name], "now": value, "equal": old[name] == value}
+        for name, value in _flat(now)
+        if isinstance(value, int | float) and isinstance(old.get(name), int | float)
+    ]
+
+
+def report(options: RunOptions, session: Session) -> dict[str, Any]:
+    """Write the report again, and show it."""
+    from toolbox.report import write_report
+
+    run = runs.find(session.home.runs, options.run)
+    path = write_report(run)
+    session.markdown(path.read_text(encoding="utf-8"))
+    session.say(str(path))
+    return {"run": run.id, "report": str(path)}
+
+
+def remove(options: RemoveOptions, session: Session) -> dict[str, Any]:
+    """Delete runs with all they made, after asking."""
+    from toolbox import files, units
+
+    found = [runs.find(session.home.runs, name) for name in options.runs]
+    ids = [run.id for run in found]
+    size = units.size(sum(files.size_of(run.path) for run in found))
+    question = _("Delete {runs} ({size})?").format(runs=", ".join(ids), size=size)
+    if session.dry_run or not session.confirm(question, default=False):
+        session.say(_("Nothing was deleted."))
+        return {"removed": []}
+    for run in found:
+        run.remove()
+    session.say(_("Deleted {runs}.").format(runs=", ".join(ids)))
+    return {"removed": ids}
+
+
+def _outcome(run: Run) -> dict[str, Any]:
+    return {"run": run.id, "state": run.status().state, **run.result()}
+
+
+def _plan(run: Run) -> dict[str, Any]:
+    from toolbox.report.facts import read_plan
+
+    return read_plan(run)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, leaf) of nested objects; the elements of a list are named by the texts in them, else by place."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            texts = [text for text in inner.values() if isinstance(text, str)] if isinstance(inner, dict) else []
+            yield from _flat(inner, f"{name}[{' '.join(texts) or place}]")
+    else:
+        yield name, value
+
+
+def _moment(when: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) if when else ""
+
+
+def _step(row: dict[str, Any]) -> str:
+    return f"{row['step']}/{row['steps']}" if row["steps"] else ""
+
+
+COMMANDS = (
+    Command("runs list", N_("All runs, newest first"), ListOptions, list_),
+    Command("runs show", N_("What a run was to do, where it is, what came of it"), RunOptions, show),
+    Command("runs tail", N_("Follow a run until it ends"), TailOptions, tail),
+    Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
+    Command("runs resume", N_("Go on from the last checkpoint"), RunOptions, resume),
+    Command("runs reproduce", N_("Do a run again from its plan, and compare"), ReproduceOptions, reproduce),
+    Command("runs report", N_("Write a run's report again, and show it"), RunOptions, report),
+    Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),
+)
