@@ -21,9 +21,8 @@ PIECE = 1 << 14
 
 @dataclass
 class Fault:
-    """What goes wrong with a file's body, for its next `times` transfers."""
+    """What goes wrong with one transfer of a file's body."""
 
-    times: int = 1
     drop_at: int | None = None
     """Bytes of the body after which the connection is cut."""
     corrupt: bool = False
@@ -52,14 +51,17 @@ class Seen:
 class LoopbackHub:
     """`with LoopbackHub() as hub:` — then `hub.url` is the endpoint of both SDKs."""
 
-    repositories: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
-    faults: dict[str, Fault] = field(default_factory=dict)
+    repositories: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict, repr=False)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    """By file: each transfer meets the first that is left and applies to it."""
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What a listing says about a file, where it is not the truth: Sha256, Size, Path."""
     rate: float = 0.0
     """Bytes a second of each transfer; 0: as fast as it goes."""
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
+    sent: int = 0
+    """Bytes of bodies so far."""
 
     def __enter__(self) -> "LoopbackHub":
         self._lock = threading.Lock()
@@ -88,11 +90,10 @@ class LoopbackHub:
     def fault(self, path: str, offset: int) -> Fault:
         """The fault that hits this transfer; one that does nothing where there is none left."""
         with self._lock:
-            fault = self.faults.get(path)
-            if fault is None or fault.times <= 0 or offset < fault.after_offset:
+            waiting = self.faults.get(path, [])
+            if not waiting or offset < waiting[0].after_offset:
                 return Fault()
-            fault.times -= 1
-            return fault
+            return waiting.pop(0)
 
     def entry(self, path: str, content: bytes) -> dict[str, Any]:
         """A file in ModelScope's listing."""
@@ -207,6 +208,7 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                     piece = rest[sent : min(sent + PIECE, end)]
                     self.wfile.write(piece)
                     sent += len(piece)
+                    hub.sent += len(piece)
                     if hub.rate:
                         time.sleep(len(piece) / hub.rate)
                     if fault.stall_s and sent < end:

@@ -106,7 +106,9 @@ def fetch(request: Request) -> Fetched:
 def _first(request: Request, ask: Callable[[Source], T]) -> T:
     """The answer of the first hub that has one; raises the first one's reason where none has."""
     failures: list[ToolboxError] = []
-    for hub in ordered(request.source, request.settings, request.home, os.environ):
+    manifest = store.read_manifest(request.path)
+    before = manifest.source if manifest else ""
+    for hub in ordered(request.source, before, request.settings, request.home, os.environ):
         for failure in failures[-1:]:
             request.say(failure.message + " " + _("Trying {hub}.").format(hub=hub.title))
         try:

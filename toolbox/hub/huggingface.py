@@ -19,7 +19,6 @@ STALL_S = 30.0
 """A connection that brings nothing for this long is given up and taken up again where it stood."""
 TRIES = 5
 """In a row that bring nothing new."""
-CHUNK = 1 << 20
 
 
 class HuggingFace:
@@ -169,7 +168,7 @@ class _Transfer:
             resumed = response.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
             with self._partial.open("ab" if offset and resumed else "wb") as file:
                 left = self._size - file.tell()
-                for chunk in response.iter_raw(CHUNK):
+                for chunk in response.iter_raw():
                     if len(chunk) > left:
                         raise httpx.RemoteProtocolError("the body is longer than the listing says")
                     file.write(chunk)

@@ -63,8 +63,9 @@ class Source(Protocol):
         """
 
 
-def ordered(source: str, settings: Settings, home: Home, environ: Mapping[str, str]) -> list[Source]:
-    """The hubs to ask, best first: the one that was named, or for `auto` both, that which answers first in front."""
+def ordered(source: str, before: str, settings: Settings, home: Home, environ: Mapping[str, str]) -> list[Source]:
+    """The hubs to ask, best first: the one that was named; for `auto` both, in front that which a copy on this machine
+    is from (`before`), else that which answers first."""
     from toolbox.hub.huggingface import HuggingFace
     from toolbox.hub.modelscope import ModelScope
 
@@ -73,7 +74,8 @@ def ordered(source: str, settings: Settings, home: Home, environ: Mapping[str, s
     if source != "auto":
         return [hub for hub in (modelscope, huggingface) if hub.name == source]
     hubs: list[Source] = [modelscope, huggingface]
-    first = quickest([hub.endpoint for hub in hubs])
+    known = [index for index, hub in enumerate(hubs) if hub.name == before]
+    first = known[0] if known else quickest([hub.endpoint for hub in hubs])
     return hubs[first:] + hubs[:first]
 
 

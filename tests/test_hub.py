@@ -1,0 +1,341 @@
+"""The hub library against the real SDKs of both hubs, with everything that goes wrong on the way."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loopback_hub import Fault, LoopbackHub
+from safetensors.numpy import save
+
+from toolbox.config import Home, Settings
+from toolbox.errors import BusyError, CorruptError, DoesNotFitError, HubError, InputError, NotFoundError
+from toolbox.hub import fetching, local_copy, names, sources, store
+from toolbox.hub.checking import changed, torn
+from toolbox.hub.huggingface import HuggingFace
+
+ID = "Qwen/tiny"
+WEIGHTS = save({"weight": np.random.default_rng(1).random((512, 512), dtype=np.float32)})
+FILES = {"model.safetensors": WEIGHTS, "config.json": b'{"model_type": "qwen3"}', "说明/自述.md": "你好".encode()}
+SOURCES = ("modelscope", "huggingface")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with LoopbackHub() as hub:
+        hub.add(ID, FILES)
+        yield hub
+
+
+@pytest.fixture(params=SOURCES)
+def source(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def ask(hub: LoopbackHub, home: Path, **more: Any) -> fetching.Request:
+    settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=hub.url)
+    return fetching.Request(**{"id": ID, "home": Home(home), "settings": settings, **more})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != store.MANIFEST
+    }
+
+
+def test_every_file_arrives_and_is_hashed(hub: LoopbackHub, home: Path, source: str) -> None:
+    told: list[int] = []
+    fetched = fetching.fetch(ask(hub, home, source=source, progress=lambda title, total: told.append))
+    assert content(fetched.path) == FILES
+    assert (fetched.source, fetched.files, fetched.verified) == (source, 3, True)
+    assert fetched.bytes == sum(map(len, FILES.values())) == sum(told)
+    assert local_copy(Home(home), "model", ID) == fetched.path == home / "models" / "Qwen" / "tiny"
+    assert os.listdir(home / "models" / "Qwen") == ["tiny"]
+
+
+def test_a_data_set_has_its_own_place(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.add("me/rows", {"train.jsonl": b"{}\n"}, kind="dataset")
+    fetched = fetching.fetch(ask(hub, home, source=source, id="me/rows", kind="dataset"))
+    assert fetched.path == home / "datasets" / "me" / "rows"
+    assert local_copy(Home(home), "model", "me/rows") is None
+
+
+def test_what_is_here_is_not_fetched_again(hub: LoopbackHub, home: Path, source: str) -> None:
+    fetching.fetch(ask(hub, home, source=source))
+    sent = hub.sent
+    assert fetching.fetch(ask(hub, home, source=source)).verified
+    assert hub.sent == sent
+
+
+def test_a_newer_revision_replaces_only_what_changed(hub: LoopbackHub, home: Path) -> None:
+    path = fetching.fetch(ask(hub, home, source="modelscope")).path
+    sent = hub.sent
+    hub.add(ID, {"model.safetensors": WEIGHTS, "config.json": b'{"model_type": "qwen4"}'})
+    fetching.fetch(ask(hub, home, source="modelscope"))
+    assert content(path) == hub.repositories["model", ID]
+    assert hub.sent - sent == len(b'{"model_type": "qwen4"}')
+
+
+def test_include_takes_only_what_matches_and_adds_to_what_is_here(hub: LoopbackHub, home: Path) -> None:
+    path = fetching.fetch(ask(hub, home, include=["*.json"])).path
+    assert set(content(path)) == {"config.json"}
+    fetching.fetch(ask(hub, home, include=["*.md"]))
+    assert set(content(path)) == {"config.json", "说明/自述.md"}
+    with pytest.raises(NotFoundError):
+        fetching.fetch(ask(hub, home, include=["*.gguf"]))
+
+
+def test_pickled_weights_stay_away_where_safetensors_are(hub: LoopbackHub, home: Path) -> None:
+    hub.add(ID, {**FILES, "pytorch_model.bin": b"x", "modeling_tiny.py": b"open('canary', 'w')"})
+    said: list[str] = []
+    path = fetching.fetch(ask(hub, home, say=said.append)).path
+    assert not (path / "pytorch_model.bin").exists()
+    assert any("pytorch_model.bin" in text for text in said)
+    hub.add("old/model", {"pytorch_model.bin": b"x"})
+    assert set(content(fetching.fetch(ask(hub, home, id="old/model")).path)) == {"pytorch_model.bin"}
+    assert not Path("canary").exists()
+
+
+# Faults on the way (rows 1 to 5 of what must not break).
+
+
+def test_a_flipped_bit_is_fetched_again(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.faults["model.safetensors"] = [Fault(corrupt=True)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+    assert len(hub.transfers("model.safetensors")) == 2
+
+
+def test_a_body_that_never_matches_is_refused_after_a_bound(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.listed["model.safetensors"] = {"Sha256": hashlib.sha256(b"another").hexdigest()}
+    with pytest.raises(CorruptError, match=r"model\.safetensors"):
+        fetching.fetch(ask(hub, home, source=source))
+    assert len(hub.transfers("model.safetensors")) == fetching.ROUNDS
+    assert local_copy(Home(home), "model", ID) is None
+    assert not list(home.rglob("model.safetensors*"))
+
+
+def test_a_small_file_is_hashed_too(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.faults["config.json"] = [Fault(corrupt=True)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+
+
+def test_a_listing_without_hashes_is_said(hub: LoopbackHub, home: Path) -> None:
+    hub.listed["model.safetensors"] = {"Sha256": ""}
+    fetched = fetching.fetch(ask(hub, home, source="modelscope"))
+    assert (fetched.verified, fetched.unverified) == (False, ("model.safetensors",))
+
+
+def test_a_cut_connection_is_resumed_by_range(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.faults["model.safetensors"] = [Fault(drop_at=400_000)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+    first, second = hub.transfers("model.safetensors")
+    assert not first.range
+    assert second.range.startswith("bytes=")
+    assert second.sent < len(WEIGHTS)
+
+
+def test_a_server_that_ignores_ranges_starts_the_file_again(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.faults["model.safetensors"] = [Fault(drop_at=400_000), Fault(ignore_range=True)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+
+
+def test_an_expired_address_is_asked_for_again(hub: LoopbackHub, home: Path, source: str) -> None:
+    hub.faults["model.safetensors"] = [Fault(drop_at=400_000), Fault(status=403, after_offset=1)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+
+
+def test_a_stalled_connection_is_taken_up_again(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults["model.safetensors"] = [Fault(stall_s=2.0)]
+    entry = sources.Entry("model.safetensors", len(WEIGHTS))
+    slow = HuggingFace(hub.url, stall_s=0.3, pause_s=0)
+    slow.get("model", ID, "main", [entry], tmp_path, lambda size: None)
+    assert content(tmp_path) == {"model.safetensors": WEIGHTS}
+
+
+def test_a_server_that_only_fails_ends_in_one_sentence(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.faults["model.safetensors"] = [Fault(status=503) for _ in range(20)]
+    entry = sources.Entry("model.safetensors", len(WEIGHTS))
+    with pytest.raises(HubError, match="HTTP 503"):
+        HuggingFace(hub.url, pause_s=0).get("model", ID, "main", [entry], tmp_path, lambda size: None)
+    assert len(hub.faults["model.safetensors"]) == 15
+
+
+# Where to fetch from (row 6).
+
+
+def test_where_one_hub_is_down_the_other_is_used(hub: LoopbackHub, home: Path, closed_port: str) -> None:
+    settings = Settings(modelscope_endpoint=closed_port, huggingface_endpoint=hub.url)
+    assert fetching.fetch(ask(hub, home, settings=settings)).source == "huggingface"
+    settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=closed_port)
+    assert fetching.fetch(ask(hub, home / "other", settings=settings)).source == "modelscope"
+
+
+def test_where_all_are_down_the_verified_copy_is_used(hub: LoopbackHub, home: Path, closed_port: str) -> None:
+    down = Settings(modelscope_endpoint=closed_port, huggingface_endpoint=closed_port)
+    path = fetching.fetch(ask(hub, home)).path
+    said: list[str] = []
+    assert fetching.fetch(ask(hub, home, settings=down, source="modelscope", say=said.append)).path == path
+    assert any("copy on this disk" in text for text in said)
+    (path / "config.json").write_bytes(b"{}")
+    with pytest.raises(HubError):
+        fetching.fetch(ask(hub, home, settings=down, source="huggingface"))
+
+
+def test_a_hub_without_the_repository_gives_way_to_the_other(hub: LoopbackHub, home: Path, source: str) -> None:
+    with pytest.raises(NotFoundError, match="no/such"):
+        fetching.fetch(ask(hub, home, id="no/such", source=source))
+    with pytest.raises(NotFoundError):
+        fetching.fetch(ask(hub, home, id="no/such"))
+
+
+@pytest.fixture
+def closed_port() -> str:
+    with LoopbackHub() as hub:
+        return hub.url
+
+
+# Room on the disk (row 7).
+
+
+def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub, home: Path, source: str) -> None:
+    with pytest.raises(DoesNotFitError, match=r"1\.0 MiB.*1000 B"):
+        fetching.fetch(ask(hub, home, source=source, free_bytes=lambda path: 1000))
+    assert hub.sent == 0
+
+
+def test_a_small_tmpfs_is_refused_before_the_first_byte(hub: LoopbackHub, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        with pytest.raises(DoesNotFitError):
+            fetching.fetch(ask(hub, small))
+        assert hub.sent == 0
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+# Names from outside (attack rows 9 and 10).
+
+
+@pytest.mark.parametrize("path", ["../../x", "/etc/x", "a\\..\\x", "a/../../x", "./x", "a//x", "", "a\nb", "x" * 250])
+def test_a_listing_that_leads_outside_is_refused(hub: LoopbackHub, home: Path, source: str, path: str) -> None:
+    hub.listed["config.json"] = {"Path": path, "Name": path}
+    with pytest.raises(HubError):
+        fetching.fetch(ask(hub, home, source=source))
+    assert hub.sent == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ";touch x",
+        "$(touch x)",
+        "a/b\n",
+        "-rf/x",
+        "'a'/b",
+        '"a/b"',
+        "千问/模型",
+        "../x",
+        "a/..",
+        "a",
+        "a/b/c",
+        "a/.b",
+        "",
+    ],
+)
+def test_an_odd_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="not the name of a repository"):
+        names.repository(name)
+
+
+def test_a_page_address_is_understood() -> None:
+    assert names.repository("https://www.modelscope.cn/models/Qwen/Qwen2.5-7B/summary") == "Qwen/Qwen2.5-7B"
+    assert names.repository("https://huggingface.co/Qwen/Qwen2.5-7B/tree/main") == "Qwen/Qwen2.5-7B"
+
+
+# Locks (rows 22 and 23).
+
+
+def test_a_lock_left_by_a_dead_process_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".tiny.lock").write_text("")
+    with store.locked(tmp_path / "tiny", wait_s=0):
+        pass
+    assert not (tmp_path / ".tiny.lock").exists()
+
+
+def test_a_held_lock_is_waited_for_within_a_bound(tmp_path: Path) -> None:
+    with (tmp_path / ".tiny.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        told: list[bool] = []
+        with (
+            pytest.raises(BusyError),
+            store.locked(tmp_path / "tiny", wait_s=0.1, waiting=lambda: told.append(True), pause_s=0.01),
+        ):
+            pass
+        assert told == [True]
+
+
+def test_only_one_holds_the_lock_at_a_time(tmp_path: Path) -> None:
+    holders: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            with store.locked(tmp_path / "tiny", pause_s=0.001):
+                holders.append(1)
+                assert len(holders) == 1
+                holders.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not holders
+
+
+def test_a_replacement_cut_off_between_its_renames_is_undone(hub: LoopbackHub, home: Path) -> None:
+    path = fetching.fetch(ask(hub, home)).path
+    path.rename(store.replaced(path))
+    sent = hub.sent
+    assert fetching.fetch(ask(hub, home)).path == path
+    assert hub.sent == sent
+
+
+# What is torn (rows 12 and 13).
+
+
+def test_truncated_safetensors_and_missing_shards_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model-00001.safetensors").write_bytes(WEIGHTS[:-1])
+    (tmp_path / "model-00002.safetensors").write_bytes(WEIGHTS[:5])
+    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00003.safetensors"}}
+    from toolbox import files
+
+    files.write_json(tmp_path / "model.safetensors.index.json", index)
+    found = {problem.file: problem.what for problem in torn(tmp_path)}
+    assert set(found) == {f"model-0000{n}.safetensors" for n in (1, 2, 3)}
+    assert found["model-00003.safetensors"] == "missing shard"
+
+
+def test_a_whole_model_has_no_problems(hub: LoopbackHub, home: Path) -> None:
+    path = fetching.fetch(ask(hub, home)).path
+    (copy,) = store.copies(Home(home))
+    assert not list(torn(path))
+    assert not list(changed(copy))
+    (path / "config.json").unlink()
+    assert [problem.file for problem in changed(copy)] == ["config.json"]
+    assert local_copy(Home(home), "model", ID) is None
