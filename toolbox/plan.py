@@ -67,7 +67,13 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     limit: int = 0
     """Items a suite; 0 is all."""
     compare: bool = True
-    """With an adapter: measure the base model too, and show both."""
+    """With an adapter, or a base: measure the base model too, and show both."""
+    base: ModelFacts | None = None
+    """What a merged or fully tuned model came from."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["none", "nf4"] = "none"
+    BitsAndBytesConfig: dict[str, Any] = {}
+    """nf4: the base as the adapter was trained on it."""
 
 
 class ServePlan(Plan, kw_only=True, tag="serve"):
