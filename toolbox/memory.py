@@ -1,10 +1,100 @@
-"""The memory model: a training step's peak by parts, from a config alone, in milliseconds and without torch."""
+"""The memory model: a training step's peak by parts, from a config alone, in milliseconds and without torch.
+
+`plan` shows it. After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), adapted to what the training loop here
+does: rows laid end to end without padding, fused attention (no scores are kept), SwiGLU, grouped queries, logits only
+where a label is.
+"""
+
+import math
+from typing import Any, Protocol
 
 import msgspec
 
+from toolbox.device import Device, specification
+from toolbox.models import ModelFacts
+from toolbox.recipe import Training
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """Bytes a token that a decoder layer keeps for its backward pass, by each width of the layer."""
+
+    hidden: float
+    inner: float
+    queries: float
+    keys: float
+
+
+KEPT = {
+    ("adapter", 2): _Kept(18, 8, 6.25, 4),
+    ("adapter", 4): _Kept(16, 16, 8.25, 8),
+    ("full", 2): _Kept(26, 8, 4.25, 4),
+    ("full", 4): _Kept(24, 16, 8.25, 8),
+}
+"""By what is tuned and the bytes of the arithmetic's type. Measured with `bench/activations.py`: the tensors that
+autograd saves in a Llama layer, a linear fit without residue (torch 2.13, transformers 5.23, peft 0.21); 16 bits run
+under autocast, as in the loop."""
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""4 bits a weight, 1 byte of scale for 64, 4 bytes for 256 scales (Dettmers et al. 2023, arXiv:2305.14314, section
+3)."""
+NF4_PLAIN_BYTES = 0.5 + 4 / 64
+"""Without double quantisation: four bytes of scale for 64 weights."""
+ADAM_BYTES = {"adamw_torch": 8.0, "paged_adamw_8bit": 2 + 8 / 256}
+"""Two moments a weight: in float32; in 8 bits with a scale for 256 (Dettmers et al. 2022, arXiv:2110.02861)."""
+LOSS_BYTES = 12
+"""Beside a logit itself, three in float32: its copy or gradient, the log-softmax that is kept, and that one's
+gradient."""
+OVERHEAD_BYTES = {"cuda": 600 << 20, "mps": 500 << 20, "cpu": 400 << 20}
+"""Before any weight is there. cuda: context and libraries, a usual figure, not measured here. cpu: the resident size
+of a process that has imported torch 2.13, transformers and peft, measured. mps: between them, a guess."""
+
+UTILISATION = {"cuda": 0.4, "mps": 0.3}
+"""Share of the data sheet's arithmetic that training reaches: 0.2 to 0.5 is usual (Chowdhery et al. 2022,
+arXiv:2204.02311, table 3)."""
+CPU_CORE_FLOPS = 5e10
+"""A core's arithmetic in training: an 18.9M Qwen2 with LoRA gave 1313 tokens/s on two cores (a trial of this
+project)."""
+QLORA_SLOWDOWN = 1.5
+"""Time of nf4 against 16-bit weights: litgpt's table for Llama 2 7B, 3.68 against 2.36 min."""
+BATCH_OVERHEAD_S = {"cuda": 0.1, "mps": 0.1, "cpu": 0.02}
+"""A micro-batch's time beside its arithmetic, for starting a few thousand small operations."""
+KEPT_CHECKPOINTS = 2
+"""The newest, and the one that is being written."""
+
+
+class Recipe(Protocol):
+    """What the model needs of a recipe or a plan; `dtype` is settled."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def quantization(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def training(self) -> Training: ...
+    @property
+    def LoraConfig(self) -> dict[str, Any]: ...
+    @property
+    def BitsAndBytesConfig(self) -> dict[str, Any]: ...
+
+
+class Load(msgspec.Struct, kw_only=True, frozen=True):
+    """What data do to a training step."""
+
+    rows: int
+    longest_tokens: int
+    """Of the longest row, an upper bound, before it is cut to `max_length`."""
+    mean_tokens: float
+
 
 class Estimate(msgspec.Struct, kw_only=True, frozen=True):
-    """What a plan predicts. `parts_bytes` adds up to `peak_bytes`: weights, adapter, gradients, optimizer, activations, logits, overhead."""
+    """What a plan predicts. `parts_bytes` adds up to `peak_bytes`.
+
+    Parts: weights, adapter, gradients, optimizer, activations, logits, overhead.
+    """
 
     peak_bytes: int
     parts_bytes: dict[str, int]
@@ -12,4 +102,155 @@ class Estimate(msgspec.Struct, kw_only=True, frozen=True):
     """What the device offers: its free memory at planning, in bytes."""
     fits: bool
     time_s: float
+    """A rough figure; 0 where the device's speed is not known."""
     disk_bytes: int
+
+
+def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> Estimate:
+    """What training `model` by `recipe` on `device` takes.
+
+    It is the worst micro-batch that counts: every row as long as the longest, all of it labels.
+    """
+    parts = parts_bytes(model, recipe, device, load)
+    peak = sum(parts.values())
+    return Estimate(
+        peak_bytes=peak,
+        parts_bytes=parts,
+        device_bytes=device.memory_free_bytes,
+        fits=peak <= device.memory_free_bytes,
+        time_s=_time_s(model, recipe, device, load),
+        disk_bytes=_disk_bytes(model, recipe),
+    )
+
+
+def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> dict[str, int]:
+    """The peak by parts, in bytes."""
+    training = recipe.training
+    tokens = training.per_device_train_batch_size * min(training.max_length, load.longest_tokens)
+    width = DTYPE_BYTES[recipe.dtype]
+    trained = model.parameters if recipe.method == "full" else adapter_parameters(model, recipe.LoraConfig)
+    logits = tokens * model.vocab_size * (width + LOSS_BYTES)
+    activations = _activations(model, recipe, tokens, logits)
+    gradients: float = 4 * trained
+    if training.gradient_accumulation_steps == 1:
+        # Gradients grow while activations go: only what they outgrow them by comes on top.
+        gradients = max(0, gradients - activations - logits)
+    parts = {
+        "weights": _weights(model, recipe),
+        "adapter": 0 if recipe.method == "full" else 4 * trained,
+        "gradients": gradients,
+        "optimizer": ADAM_BYTES[training.optim] * trained,
+        "activations": activations,
+        "logits": logits,
+        "overhead": OVERHEAD_BYTES[device.kind],
+    }
+    return {name: math.ceil(value) for name, value in parts.items()}
+
+
+def adapter_parameters(model: ModelFacts, config: dict[str, Any]) -> int:
+    """Weights of a LoRA: r (in + out) for each adapted linear (Hu et al. 2021, arXiv:2106.09685, section 4)."""
+    return model.num_hidden_layers * rank(config) * sum(sum(model.linears[name]) for name in _targets(model, config))
+
+
+def rank(config: dict[str, Any]) -> int:
+    """`r`, or peft's default of it."""
+    value = config.get("r", 8)
+    return value if type(value) is int and value > 0 else 8
+
+
+def _targets(model: ModelFacts, config: dict[str, Any]) -> list[str]:
+    """The linears that are adapted; names of other architectures than Llama's count as all of them."""
+    chosen = config.get("target_modules")
+    named = [name for name in model.linears if isinstance(chosen, list) and name in chosen]
+    return named or list(model.linears)
+
+
+def _weights(model: ModelFacts, recipe: Recipe) -> float:
+    """The base. Full: float32, and under autocast 16-bit copies of the linears. QLoRA: quantised linears, one of them
+    unpacked."""
+    width = DTYPE_BYTES[recipe.dtype]
+    linear = model.num_hidden_layers * sum(inputs * outputs for inputs, outputs in model.linears.values())
+    if recipe.method == "full":
+        return 4 * model.parameters + (2 * linear if width == 2 else 0)
+    if recipe.quantization == "none":
+        return width * model.parameters
+    double = recipe.BitsAndBytesConfig.get("bnb_4bit_use_double_quant")
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    quantised = max(0, model.parameters - embeddings)
+    largest = max(inputs * outputs for inputs, outputs in model.linears.values())
+    return (
+        (model.parameters - quantised) * width
+        + quantised * (NF4_BYTES if double else NF4_PLAIN_BYTES)
+        + largest * width
+    )
+
+
+def _activations(model: ModelFacts, recipe: Recipe, tokens: int, logits: float) -> float:
+    """What is kept for the backward pass, and the attention mask that keeps the rows of a flattened batch apart."""
+    width = DTYPE_BYTES[recipe.dtype]
+    layer = tokens * _kept_per_token(model, recipe)
+    mask = tokens**2
+    if not recipe.training.gradient_checkpointing:
+        return model.num_hidden_layers * layer + mask
+    # Each layer's input is kept; a layer computed anew comes on top, but only after the logits are gone.
+    return model.num_hidden_layers * tokens * model.hidden_size * width + mask + max(0, layer - logits)
+
+
+def _kept_per_token(model: ModelFacts, recipe: Recipe) -> float:
+    """Bytes a token that one decoder layer keeps."""
+    width = DTYPE_BYTES[recipe.dtype]
+    kept = KEPT["full" if recipe.method == "full" else "adapter", width]
+    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
+    total = (
+        kept.hidden * model.hidden_size
+        + kept.inner * model.intermediate_size
+        + kept.queries * queries
+        + kept.keys * keys
+    )
+    if recipe.method == "full":
+        return total
+    targets = _targets(model, recipe.LoraConfig)
+    total += width * rank(recipe.LoraConfig) * len(targets)
+    if recipe.LoraConfig.get("lora_dropout"):
+        # Each adapted linear keeps its own dropped input, and the mask in the same type.
+        total += 2 * width * sum(model.linears[name][0] for name in targets)
+    return total
+
+
+def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> float:
+    """Arithmetic over speed. A weight and token take 2 operations forward, 2 for activations' gradients, 2 for its own.
+
+    Kaplan et al. 2020 (arXiv:2001.08361, section 2.1). Frozen weights have no gradient; checkpointing adds a forward
+    pass.
+    """
+    speed = _speed(device, recipe.dtype)
+    if not speed:
+        return 0.0
+    training = recipe.training
+    batches = math.ceil(load.rows * training.num_train_epochs / training.per_device_train_batch_size)
+    if training.max_steps >= 0:
+        batches = training.max_steps * training.gradient_accumulation_steps
+    tokens = batches * training.per_device_train_batch_size * min(load.mean_tokens, training.max_length)
+    passes = (6 if recipe.method == "full" else 4) + (2 if training.gradient_checkpointing else 0)
+    slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
+    return passes * model.parameters * tokens * slowdown / speed + batches * BATCH_OVERHEAD_S[device.kind]
+
+
+def _speed(device: Device, dtype: str) -> float:
+    """Operations a second that training reaches on `device`; 0 where its data sheet is not known."""
+    if device.kind == "cpu":
+        return device.cores * CPU_CORE_FLOPS
+    sheet = specification(device.name)
+    if not sheet:
+        return 0.0
+    tflops = {"bfloat16": sheet.bf16_tflops, "float16": sheet.fp16_tflops}.get(dtype) or sheet.fp32_tflops
+    return (tflops or 0.0) * 1e12 * UTILISATION[device.kind]
+
+
+def _disk_bytes(model: ModelFacts, recipe: Recipe) -> int:
+    """Checkpoints (weights and AdamW's moments), what comes out, and the merged model that usually follows an
+    adapter."""
+    trained = model.parameters if recipe.method == "full" else adapter_parameters(model, recipe.LoraConfig)
+    checkpoint = trained * (4 + ADAM_BYTES[recipe.training.optim])
+    result = model.weights_bytes + (0 if recipe.method == "full" else 4 * trained)
+    return math.ceil(KEPT_CHECKPOINTS * checkpoint + result)
