@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -56,28 +56,57 @@ def _run(argv: list[str]) -> int:
     if VERSION & flags:
         print(__version__)
         return DONE
-    asks_help = bool(HELP & flags)
-    common, rest = words.head([word for word in argv if not (asks_help and word in HELP)], COMMON)
+    if HELP & flags:
+        print(_help(_locate([word for word in argv if word not in HELP])))
+        return DONE
+    place = _locate(argv)
+    return _do(*_understood(place)) if place.verb else _menu(place.typed)
+
+
+class _Place(msgspec.Struct):
+    """How far the words lead: to the whole, a verb with actions, or a command; and what is left of them."""
+
+    verb: Verb | None
+    command: Command | None
+    typed: words.Typed
+    rest: list[str]
+
+
+def understand(argv: Sequence[str]) -> tuple[Command, Any, Common]:
+    """The command that a command line asks for, its options, and the common ones. Raises InputError."""
+    return _understood(_locate(argv))
+
+
+def _locate(argv: Sequence[str]) -> _Place:
+    typed, rest = words.head(argv, COMMON)
     if not rest:
-        return _help(help.overview(COMMON)) if asks_help else _menu(common)
+        return _Place(None, None, typed, rest)
     verb = _verb(rest[0])
     commands = verb.commands()
-    command, rest = commands[0], rest[1:]
-    if command.name != verb.name:
-        between, rest = words.head(rest, COMMON)
-        common |= between
-        if asks_help and not rest:
-            return _help(help.actions(verb, commands))
-        command, rest = _action(verb, commands, rest), rest[1:]
-    if asks_help:
-        return _help(help.command(command, COMMON))
-    return _do(command, common | words.split(rest, [*options.fields(command.options), *COMMON]))
+    if commands[0].name == verb.name:
+        return _Place(verb, commands[0], typed, rest[1:])
+    between, rest = words.head(rest[1:], COMMON)
+    return _Place(verb, _action(verb, rest[0]) if rest else None, typed | between, rest[1:])
 
 
-def _do(command: Command, typed: words.Typed) -> int:
-    common = options.build(Common, typed, {}, "")
-    given = options.build(command.options, typed, os.environ, command.name)
+def _understood(place: _Place) -> tuple[Command, Any, Common]:
+    if place.verb is None:
+        raise InputError(_("A verb is missing."), _("Verbs: {verbs}.").format(verbs=" ".join(_verbs())))
+    if place.command is None:
+        raise InputError(_("{verb} needs an action.").format(verb=place.verb.name), _actions(place.verb))
+    own = options.fields(place.command.options)
+    typed = place.typed | words.split(place.rest, [*own, *COMMON])
+    given = options.build(place.command.options, typed, os.environ, place.command.name)
+    return place.command, given, options.build(Common, typed, {}, "")
 
+
+def _help(place: _Place) -> str:
+    if place.command:
+        return help.command(place.command, COMMON)
+    return help.actions(place.verb, place.verb.commands()) if place.verb else help.overview(COMMON)
+
+
+def _do(command: Command, given: Any, common: Common) -> int:
     from toolbox.ui.terminal import Terminal, print_json
 
     session = Terminal.open(common.home, as_json=common.json, yes=common.yes, dry_run=common.dry_run)
@@ -96,31 +125,31 @@ def _menu(common: words.Typed) -> int:
     return menu(options.build(Common, common, {}, ""))
 
 
-def _help(text: str) -> int:
-    print(text)
-    return DONE
+def _verbs() -> list[str]:
+    return [verb.name for verb in VERBS]
 
 
 def _verb(word: str) -> Verb:
-    known = [verb.name for verb in VERBS]
-    if word in known:
-        return VERBS[known.index(word)]
+    if word in _verbs():
+        return VERBS[_verbs().index(word)]
     raise InputError(
         _("There is no verb {word!r}.").format(word=word),
-        words.near(word, known) or _("Verbs: {verbs}.").format(verbs=" ".join(known)),
+        words.near(word, _verbs()) or _("Verbs: {verbs}.").format(verbs=" ".join(_verbs())),
     )
 
 
-def _action(verb: Verb, commands: Sequence[Command], rest: Sequence[str]) -> Command:
-    known = [command.name.split()[-1] for command in commands]
-    actions = _("Actions: {actions}.").format(actions=" ".join(known))
-    if not rest:
-        raise InputError(_("{verb} needs an action.").format(verb=verb.name), actions)
-    if rest[0] in known:
-        return commands[known.index(rest[0])]
+def _action(verb: Verb, word: str) -> Command:
+    known = {command.name.split()[-1]: command for command in verb.commands()}
+    if word in known:
+        return known[word]
     raise InputError(
-        _("{verb} has no action {word!r}.").format(verb=verb.name, word=rest[0]), words.near(rest[0], known) or actions
+        _("{verb} has no action {word!r}.").format(verb=verb.name, word=word),
+        words.near(word, list(known)) or _actions(verb),
     )
+
+
+def _actions(verb: Verb) -> str:
+    return _("Actions: {actions}.").format(actions=" ".join(command.name.split()[-1] for command in verb.commands()))
 
 
 def _text(argv: Sequence[str]) -> list[str]:

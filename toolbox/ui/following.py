@@ -48,8 +48,6 @@ def follow(run: Run, console: "Console", live: bool, through_ready: bool) -> Sta
     SIGINT and SIGTERM ask the job to save and stop, the second one ends it; SIGHUP ends only this front.
     Raises the error that the job ended with, `Interrupted` among them.
     """
-    again = f"bash yichuidingyin.sh runs tail {run.id}"
-    _print(console, _("The job goes on if this window is closed; to see it again: {command}").format(command=again))
     with _asking(run, console) as ask:
         status = show(looks(run, through_ready, ask), console, live)
     return judged(run, status)

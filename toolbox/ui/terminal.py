@@ -46,6 +46,7 @@ class Terminal:
         self.yes = yes
         self.dry_run = dry_run
         self.published = False
+        self._told_of_tail = False
 
     @classmethod
     def open(cls, home: str | None, as_json: bool = False, yes: bool = False, dry_run: bool = False) -> "Terminal":
@@ -150,6 +151,10 @@ class Terminal:
         from toolbox.ui.following import follow
 
         self._settle()
+        if run.status().verb != "serve" and not self._told_of_tail:
+            self._told_of_tail = True
+            again = f"bash yichuidingyin.sh runs tail {run.id}"
+            self.say(_("The job goes on if this window is closed; to see it again: {command}").format(command=again))
         return follow(run, self.console, self.live, through_ready)
 
     def watch(self, run: Run) -> Status:
