@@ -91,6 +91,7 @@ def fetch(request: Request) -> Fetched:
     """
     names.revision(request.revision)
     path = request.path
+    request.home.prepare()
     busy = _("Another process is fetching {id}; waiting for it.").format(id=request.id)
     try:
         with store.locked(path, request.wait_s, lambda: request.say(busy)):
@@ -104,7 +105,7 @@ def fetch(request: Request) -> Fetched:
 
 
 def _first(request: Request, ask: Callable[[Source], T]) -> T:
-    """The answer of the first hub that has one; raises the first one's reason where none has."""
+    """The answer of the first hub that has one; raises why there is none. That a hub fails weighs more than absence."""
     failures: list[ToolboxError] = []
     manifest = store.read_manifest(request.path)
     before = manifest.source if manifest else ""
@@ -115,7 +116,7 @@ def _first(request: Request, ask: Callable[[Source], T]) -> T:
             return ask(hub)
         except (NotFoundError, HubError, CorruptError) as error:
             failures.append(error)
-    raise next((failure for failure in failures if not isinstance(failure, NotFoundError)), failures[0])
+    raise next((failure for failure in reversed(failures) if not isinstance(failure, NotFoundError)), failures[0])
 
 
 def _select(hub: Source, request: Request) -> Selection:
