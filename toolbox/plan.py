@@ -1,18 +1,21 @@
 """Plans: everything that is decided before work starts, one kind a verb; a job needs nothing else."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from toolbox import __version__
+from toolbox import recipe as recipes
+from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
-from toolbox.device import Device
-from toolbox.errors import InputError
+from toolbox.device import GIB, Device
+from toolbox.errors import DoesNotFitError, InputError
 from toolbox.i18n import _
-from toolbox.memory import Estimate
+from toolbox.memory import Estimate, Load, estimate
 from toolbox.models import ModelFacts
-from toolbox.recipe import Training
+from toolbox.recipe import Recipe, Training
+from toolbox.units import size
 
 
 class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields=True):
@@ -105,3 +108,275 @@ def load(path: Path) -> AnyPlan:
 def _construct(kind: type, value: Any) -> Any:
     """Paths are written as texts."""
     return kind(value) if kind is Path else value
+
+
+MARGIN = 0.1
+"""What a batch that is sized here leaves free of the device's memory: the memory model is right to about that."""
+SOLD = 0.92
+"""A GPU counts as what its box says from this share of it on: an A10 of 24 GiB shows 22.2 to 22.5 with ECC."""
+TEMPLATE_TOKENS = 64
+"""Room for what a chat template adds to a row."""
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes of English or Chinese text that become a token, about; a planning figure for the time only."""
+EVAL_SHARE, EVAL_ROWS = 10, 200
+"""A tenth of the rows is held out, at most this many; none of fewer than ten."""
+MIN_LENGTH = 128
+"""Rows cut shorter than this are of no use, so none are proposed."""
+TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+class Wishes(msgspec.Struct, kw_only=True, frozen=True):
+    """What a person said about a fine-tuning; None, empty and "auto": the recipe decides."""
+
+    method: Literal["auto", "lora", "qlora", "full"] = "auto"
+    recipe: str = ""
+    max_length: int | None = None
+    num_train_epochs: float | None = None
+    learning_rate: float | None = None
+    per_device_train_batch_size: int | None = None
+    settings: list[str] = []
+    """KEY=VALUE, as `recipe.change` takes them."""
+    seed: int = 42
+
+
+class Alternative(msgspec.Struct, kw_only=True, frozen=True):
+    """Another recipe, planned with the same wishes on the same device."""
+
+    recipe: str
+    method: str
+    per_device_train_batch_size: int
+    peak_bytes: int
+    fits: bool
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    """A recipe with nothing left open, and what it takes."""
+
+    recipe: Recipe
+    estimate: Estimate
+
+
+def plan_finetune(
+    model: ModelFacts,
+    datasets: list[DatasetSpec],
+    device: Device,
+    wishes: Wishes,
+    home: Home,
+    must_fit: bool = True,
+) -> FinetunePlan:
+    """Decide how to fine-tune `model` on `datasets` with `device`; nothing is decided after it.
+
+    Raises InputError where the model or a wish can't be; DoesNotFitError with both figures and what would fit, but with
+    `must_fit` false the plan that does not fit is returned.
+    """
+    _refuse_untunable(model)
+    rows = sum(spec.rows for spec in datasets)
+    eval_rows = min(EVAL_ROWS, rows // EVAL_SHARE)
+    load = _load(datasets, eval_rows)
+    choices = [
+        _settle(candidate, model, device, load, wishes) for candidate in _candidates(model, device, wishes, home)
+    ]
+    choice = next((choice for choice in choices if choice.estimate.fits), choices[0])
+    if must_fit and not choice.estimate.fits:
+        raise _does_not_fit(model, device, choice, load, wishes, home)
+    chosen = choice.recipe
+    return FinetunePlan(
+        entry="toolbox.training:run",
+        model=model,
+        device=device,
+        seed=wishes.seed,
+        recipe=chosen.name,
+        why=_why(device, choice, choices[0], wishes),
+        method=chosen.method,
+        quantization=chosen.quantization,
+        dtype=cast(Any, chosen.dtype),
+        datasets=datasets,
+        eval_rows=eval_rows,
+        training=chosen.training,
+        LoraConfig=chosen.LoraConfig,
+        BitsAndBytesConfig=chosen.BitsAndBytesConfig,
+        estimate=choice.estimate,
+    )
+
+
+def alternatives(plan: FinetunePlan, wishes: Wishes, home: Home) -> list[Alternative]:
+    """The other recipes for this kind of device, with what they would have taken."""
+    load = _load(plan.datasets, plan.eval_rows)
+    others = [
+        recipe
+        for recipe in recipes.every(home)
+        if recipe.name != plan.recipe and _is_for(recipe, plan.model, plan.device)
+    ]
+    choices = [_settle(recipe, plan.model, plan.device, load, wishes) for recipe in others]
+    return [
+        Alternative(
+            recipe=choice.recipe.name,
+            method=choice.recipe.method,
+            per_device_train_batch_size=choice.recipe.training.per_device_train_batch_size,
+            peak_bytes=choice.estimate.peak_bytes,
+            fits=choice.estimate.fits,
+        )
+        for choice in choices
+    ]
+
+
+def _refuse_untunable(model: ModelFacts) -> None:
+    if model.quantization:
+        raise InputError(
+            _("{model} is quantised already ({method}) and can't be fine-tuned.").format(
+                model=model.id, method=model.quantization
+            ),
+            _("Take the original model; QLoRA quantises it while loading."),
+        )
+    if model.architecture and not model.architecture.endswith(TEXT_MODELS):
+        raise InputError(
+            _("{model} ({architecture}) is not a model that writes text.").format(
+                model=model.id, architecture=model.architecture
+            ),
+            _("Take a causal language model."),
+        )
+
+
+def _load(datasets: list[DatasetSpec], eval_rows: int) -> Load:
+    rows = sum(spec.rows for spec in datasets)
+    size = sum(spec.path.stat().st_size for spec in datasets)
+    return Load(
+        rows=max(1, rows - eval_rows),
+        longest_tokens=max(spec.longest_chars for spec in datasets) + TEMPLATE_TOKENS,
+        mean_tokens=size / BYTES_PER_TOKEN / max(1, rows),
+    )
+
+
+def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -> list[Recipe]:
+    """The recipes to try, best first: the one named; of a wished method the most apt; else those for this hardware.
+
+    Where nobody asked, recipes for smaller hardware of the same kind follow: they may fit where the apt one does not.
+    """
+    if wishes.recipe:
+        return [recipes.find(wishes.recipe, home)]
+    known = recipes.every(home)
+    if wishes.method != "auto":
+        known = [recipe for recipe in known if recipe.method == wishes.method]
+        return sorted(known, key=lambda recipe: _aptness(recipe, model, device))[:1]
+    known = [recipe for recipe in known if recipe.automatic and _is_for(recipe, model, device)]
+    return sorted(known, key=lambda recipe: _aptness(recipe, model, device))
+
+
+def _is_for(recipe: Recipe, model: ModelFacts, device: Device) -> bool:
+    """Whether the recipe is for this kind of device and for models of this size."""
+    return device.kind in recipe.match.device and model.parameters <= recipe.match.parameters_to
+
+
+def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, bool, float, float]:
+    """A key that sorts the most apt recipe first: for this kind, for this memory, for the smallest models, the
+    largest GPU."""
+    match, memory_gib = recipe.match, device.memory_total_bytes / GIB
+    in_range = match.memory_from_gib * SOLD <= memory_gib < match.memory_to_gib * SOLD
+    return not _is_for(recipe, model, device), not in_range, match.parameters_to, -match.memory_from_gib
+
+
+def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
+    """The recipe with every wish in it, its types settled, and its batch sized for the device."""
+    recipe = recipes.change(recipe, [*_settings(wishes), *wishes.settings])
+    recipe = _typed(recipe, model, device)
+    fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
+    sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]
+    choices = [_Choice(candidate, estimate(model, candidate, device, load)) for candidate in sized]
+    limit = device.memory_free_bytes * (1 - MARGIN)
+    return next((choice for choice in choices if choice.estimate.peak_bytes <= limit), choices[-1])
+
+
+def _settings(wishes: Wishes) -> list[str]:
+    """The wishes that have an option of their own, as `recipe.change` takes them."""
+    named = {
+        "max_length": wishes.max_length,
+        "num_train_epochs": wishes.num_train_epochs,
+        "max_steps": None if wishes.num_train_epochs is None else -1,
+        "learning_rate": wishes.learning_rate,
+        "per_device_train_batch_size": wishes.per_device_train_batch_size,
+    }
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
+
+
+def _typed(recipe: Recipe, model: ModelFacts, device: Device) -> Recipe:
+    """The recipe with a dtype, an optimizer that this device has, and no longer rows than the model takes."""
+    sixteen = "bfloat16" if device.bf16 else "float16" if device.kind == "cuda" else "float32"
+    dtype = sixteen if recipe.dtype == "auto" else recipe.dtype
+    training = msgspec.structs.replace(
+        recipe.training,
+        max_length=min(recipe.training.max_length, model.max_position_embeddings),
+        optim=recipe.training.optim if device.kind == "cuda" else "adamw_torch",
+    )
+    quantization = {"bnb_4bit_compute_dtype": dtype, **recipe.BitsAndBytesConfig} if recipe.BitsAndBytesConfig else {}
+    return msgspec.structs.replace(recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization)
+
+
+def _batches(recipe: Recipe, device: Device) -> list[int]:
+    """Batch sizes to try, largest first: divisors of the effective batch; only a CUDA GPU may get more than the
+    recipe's."""
+    training = recipe.training
+    effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    largest = effective if device.kind == "cuda" else training.per_device_train_batch_size
+    return [batch for batch in range(largest, 0, -1) if effective % batch == 0]
+
+
+def _with_batch(recipe: Recipe, batch: int) -> Recipe:
+    """The recipe with that batch, and as many accumulated as keep the effective batch."""
+    training = recipe.training
+    effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    training = msgspec.structs.replace(
+        training, per_device_train_batch_size=batch, gradient_accumulation_steps=effective // batch
+    )
+    return msgspec.structs.replace(recipe, training=training)
+
+
+def _why(device: Device, choice: _Choice, first: _Choice, wishes: Wishes) -> str:
+    """The choice in a few sentences."""
+    recipe, training = choice.recipe, choice.recipe.training
+    facts = {
+        "device": device.name, "total": size(device.memory_total_bytes), "recipe": recipe.name, "first":
+        first.recipe.name, "peak": size(first.estimate.peak_bytes), "free": size(device.memory_free_bytes), "dtype":
+        recipe.dtype, "batch": training.per_device_train_batch_size, "steps": training.gradient_accumulation_steps,
+        "effective": training.per_device_train_batch_size * training.gradient_accumulation_steps,
+    }  # fmt: skip
+    if wishes.recipe or wishes.method != "auto":
+        sentences = [_("You asked for it.")]
+    elif choice is first:
+        sentences = [_("{recipe} is the recipe for {device} ({total}) and this model.")]
+    else:
+        sentences = [_("{first} would take {peak} of {free}; {recipe} takes less.")]
+    if recipe.dtype == "float16":
+        sentences.append(_("{device} has no bfloat16, so it computes in float16."))
+    sentences.append(_("Each step takes {batch} × {steps} = {effective} rows."))
+    return " ".join(sentence.format(**facts) for sentence in sentences)
+
+
+def _does_not_fit(
+    model: ModelFacts, device: Device, choice: _Choice, load: Load, wishes: Wishes, home: Home
+) -> DoesNotFitError:
+    """The refusal, with what would fit: other methods, then shorter rows."""
+    fitting = []
+    for method in ("lora", "qlora"):
+        other = msgspec.structs.replace(wishes, method=method, recipe="", per_device_train_batch_size=None)
+        for candidate in _candidates(model, device, other, home):
+            if method != choice.recipe.method and _settle(candidate, model, device, load, other).estimate.fits:
+                fitting.append(f"--method {method}")
+    length = choice.recipe.training.max_length // 2
+    while length >= MIN_LENGTH:
+        shorter = msgspec.structs.replace(wishes, max_length=length, per_device_train_batch_size=1)
+        if _settle(choice.recipe, model, device, load, shorter).estimate.fits:
+            fitting.append(f"--max-length {length}")
+            break
+        length //= 2
+    return DoesNotFitError(
+        _("{model} with {method} needs {peak}; {device} has {free} free.").format(
+            model=model.id,
+            method=choice.recipe.method,
+            peak=size(choice.estimate.peak_bytes),
+            device=device.name,
+            free=size(device.memory_free_bytes),
+        ),
+        _("This would fit: {options}.").format(options=_(" or ").join(fitting))
+        if fitting
+        else _("Take a smaller model or a larger device."),
+    )
