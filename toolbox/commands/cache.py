@@ -52,7 +52,7 @@ def show(options: ListOptions, session: Session) -> dict[str, Any]:
         [
             (
                 fact["id"],
-                fact["kind"],
+                _(store.KINDS[copy.kind]),
                 units.size(fact["bytes"]),
                 fact["source"] or _("not known"),
                 _day(copy.last_used),

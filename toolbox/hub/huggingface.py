@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from toolbox.errors import InputError, NotFoundError
 from toolbox.hub.sources import CONNECTIONS, PARTIAL, Entry, Listing, unreachable
-from toolbox.hub.store import Kind
+from toolbox.hub.store import KINDS, Kind
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ class HuggingFace:
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise NotFoundError(
                 _("Hugging Face has no {kind} {id} at revision {revision}, or it is private.").format(
-                    kind=kind, id=repo_id, revision=revision or "main"
+                    kind=_(KINDS[kind]), id=repo_id, revision=revision or "main"
                 ),
-                _("Check the spelling on {endpoint}, set HF_TOKEN, or try --source modelscope.").format(
+                _("Check the spelling on {endpoint}, --type, HF_TOKEN, or try --source modelscope.").format(
                     endpoint=self.endpoint
                 ),
             ) from error

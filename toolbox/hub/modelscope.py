@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 from toolbox.hub.sources import CONNECTIONS, Entry, Listing, unreachable
-from toolbox.hub.store import Kind
+from toolbox.hub.store import KINDS, Kind
 from toolbox.i18n import _
 
 DOMESTIC = ("modelscope.cn", ".modelscope.cn", ".aliyuncs.com")
@@ -48,9 +48,11 @@ class ModelScope:
         except errors.NotExistError as error:
             raise NotFoundError(
                 _("ModelScope has no {kind} {id} at revision {revision}.").format(
-                    kind=kind, id=repo_id, revision=revision
+                    kind=_(KINDS[kind]), id=repo_id, revision=revision
                 ),
-                _("Check the spelling on {endpoint}, or try --source huggingface.").format(endpoint=self.endpoint),
+                _("Check the spelling on {endpoint}, --type, or try --source huggingface.").format(
+                    endpoint=self.endpoint
+                ),
             ) from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             raise InputError(

@@ -19,10 +19,11 @@ from toolbox import files
 from toolbox.config import Home
 from toolbox.errors import BusyError, InputError
 from toolbox.hub import names
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
 
 Kind = Literal["model", "dataset"]
-KINDS: tuple[Kind, ...] = ("model", "dataset")
+KINDS: dict[Kind, str] = {"model": N_("model"), "dataset": N_("data set")}
+"""What there is to fetch, and its word for people."""
 MANIFEST = ".yichuidingyin.json"
 LOCK_WAIT_S = 3600.0
 """How long to wait for another process that is fetching the same repository. A dead one holds no lock."""
