@@ -1,4 +1,4 @@
-"""Serving engines: where each one's interpreter lives, what it needs, the command that starts it; started, never imported."""
+"""Serving engines: where each one's interpreter lives, what it needs, and the command that starts it."""
 
 import os
 import sys
@@ -20,9 +20,10 @@ SERVED, TUNED = "served", "tuned"
 """What an engine calls the model, and an adapter that it keeps apart; clients never see either name."""
 
 _KEPT = (
-    "PATH HOME USER LANG LC_ALL LC_CTYPE TZ TMPDIR LD_LIBRARY_PATH CUDA_HOME CUDA_PATH CUDA_CACHE_PATH "
-    "NVIDIA_VISIBLE_DEVICES NVIDIA_DRIVER_CAPABILITIES OMP_NUM_THREADS XDG_CACHE_HOME TRITON_CACHE_DIR"
-).split()
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
+    "CUDA_CACHE_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "XDG_CACHE_HOME",
+    "TRITON_CACHE_DIR",
+)  # fmt: skip
 """The variables an engine inherits. Everything else stays out: keys, tokens, proxies, this package's PYTHONPATH."""
 
 
@@ -46,7 +47,7 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
     needs_cuda: bool
     own_interpreter: bool
     adapter_apart: bool
-    """It takes the adapter as a folder of its own; otherwise as files beside the base's weights (PEFT's embedded adapter)."""
+    """It takes the adapter as a folder of its own; otherwise as files beside the base's weights."""
     health: str
     arguments: Callable[[Launch], list[str]]
     ignores: frozenset[str] = frozenset()
@@ -62,7 +63,7 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
         return next((python for python in pythons if os.access(python, os.X_OK)), None)
 
     def command(self, python: Path, launch: Launch) -> list[str]:
-        """The command line that starts it on a loopback port; it is given no key and never leave to run a model's own code."""
+        """The command line that starts it on a loopback port; never with leave to run a model's own code."""
         return [str(python), "-P", "-m", *self.arguments(launch)]
 
     def called(self, launch: Launch) -> str:
@@ -78,9 +79,9 @@ def environment(cache: Path, device: str, gpu: int, environ: Mapping[str, str] =
     kept = {name: environ[name] for name in _KEPT if name in environ}
     shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu) if device == "cuda" else ""}
     return kept | shown | {
-        "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        "OMP_WAIT_POLICY": "PASSIVE", "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1",
-        "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_OFFLINE": "1",
+        "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ TRIED = 50
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on `host` and `port` (0: any free one).
 
-    Raises BusyError naming the next free port where this one is taken, InputError where the address can't be listened on.
+    Raises BusyError naming the next free port where this one is taken, InputError where the address is not to be had.
     """
     try:
         return _bound(host, port)

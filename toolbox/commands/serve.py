@@ -95,7 +95,8 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
         raise InputError(_("The engine {name} is not installed.").format(name=engine.name))
     return ServePlan(
         entry="toolbox.serving:run", model=target.model, adapter=target.adapter, name=target.name, device=best,
-        engine=engine.name, python=python, dtype=_dtype(best, target.model), host=options.host, port=_port(options.port),
+        engine=engine.name, python=python, dtype=_dtype(best, target.model), host=options.host,
+        port=_port(options.port),
     )  # fmt: skip
 
 
@@ -156,7 +157,8 @@ def _explain(facts: dict[str, Any], plan: "ServePlan", session: Session) -> None
         f"  -H {shlex.quote(f'Authorization: Bearer {key}')} \\\n  -d {shlex.quote(body)}", "",
         "from openai import OpenAI\n"
         f"client = OpenAI(base_url={url + '/v1'!r}, api_key={key!r})\n"
-        f"answer = client.chat.completions.create(model={name!r}, messages=[{{'role': 'user', 'content': {_('Hello')!r}}}])\n"
+        f"messages = [{{'role': 'user', 'content': {_('Hello')!r}}}]\n"
+        f"answer = client.chat.completions.create(model={name!r}, messages=messages)\n"
         "print(answer.choices[0].message.content)", "",
         _("From your own computer, where this is a remote machine:"),
         f"ssh -N -L {port}:127.0.0.1:{port} {os.environ.get('USER') or 'root'}@{platform.node()}", "",

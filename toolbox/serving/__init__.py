@@ -69,7 +69,7 @@ def url_of(listener: socket.socket) -> str:
 
 
 def token_counter(model: Path) -> Callable[[str], int]:
-    """How many tokens a text has, by the model's own tokenizer; at least a quarter of its bytes where there is no tokenizer.json."""
+    """How many tokens a text has, by the model's own tokenizer; guessed from its bytes where that is absent."""
     path = model / "tokenizer.json"
     if not path.is_file():
         return lambda text: len(text.encode()) // 4
@@ -82,7 +82,7 @@ def token_counter(model: Path) -> Callable[[str], int]:
 
 
 def _key(plan: ServePlan, run: Run) -> str:
-    """The key: the person's own (YCDY_API_KEY, or kept from the first start), else a new one on loopback; kept in the run."""
+    """The person's own key (YCDY_API_KEY, or the one kept in the run), else a new one, on loopback only."""
     path = run.path / "api_key"
     key = os.environ.pop("YCDY_API_KEY", "") or (path.read_text().strip() if path.is_file() else "")
     if not key and not is_loopback(plan.host):
@@ -162,7 +162,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1, except that a connection which never completes a request's headers is closed: it would hold its place for good."""
+    """HTTP/1.1, except that a connection which never completes its first request's headers is closed after a while."""
 
     _late: TimerHandle
 

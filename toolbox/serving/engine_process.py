@@ -1,6 +1,7 @@
-"""An engine as a process: started on a free loopback port, watched, restarted a bounded number of times, ended whole."""
+"""An engine as a process: started on a free loopback port, watched, restarted a few times, ended whole."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -51,7 +52,7 @@ class EngineProcess:
         log_path: Path,
         patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
-        """`command` makes the command line for a port; `health` is the path that answers 200 once the model is loaded."""
+        """`command` makes the command line for a port; `health` is the path that answers 200 once it can serve."""
         self._command, self._health, self._cwd, self._environ = command, health, cwd, environ
         self._log_path, self._patience = log_path, patience
         self._process: Process | None = None
@@ -153,10 +154,8 @@ class EngineProcess:
             await asyncio.wait_for(process.wait(), self._patience.end_s)
         except TimeoutError:
             log("engine_killed", pid=process.pid)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         await process.wait()
 
     def _error(self, what: str) -> EngineError:

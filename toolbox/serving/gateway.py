@@ -175,7 +175,7 @@ class Gateway:
         return Response(self._renamed(body), media_type="application/json")
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The engine's server-sent events, renamed; an end without an error ends with `[DONE]`, whatever the engine does."""
+        """The engine's server-sent events, renamed. A good end is `[DONE]`, whatever it sends; a bad one an error."""
         try:
             async with asyncio.timeout(self._limits.answer_s):
                 async for data in _server_sent(answer):
@@ -231,7 +231,7 @@ def _error_in(data: bytes) -> Refused | None:
 
 
 def _engine_refused(status: int, body: bytes) -> Refused:
-    """What an engine says in its own words (FastAPI's `detail`, OpenAI's `error.message`, a `message`), in OpenAI's shape."""
+    """What an engine says in its own words (FastAPI's `detail`, OpenAI's `error.message` …), in OpenAI's shape."""
     try:
         said = msgspec.json.decode(body)
     except msgspec.DecodeError:
@@ -254,7 +254,7 @@ def _too_slow() -> Refused:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, unless the client hangs up first: then `work` is cancelled, so that the engine can stop too."""
+    """What `work` gives, unless the client hangs up first: then it is cancelled, so that the engine can stop too."""
     asked = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
     try:

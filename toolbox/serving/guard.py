@@ -1,4 +1,4 @@
-"""Around every route: the key, the number of requests at once, the total time, a line in the log, a count in the metrics."""
+"""Around every route: the key, the number of requests at once, the total time, the log, the metrics."""
 
 import asyncio
 import hmac

@@ -1,8 +1,10 @@
 """Keeps an engine on a leash: `python leash.py COMMAND…` ends with everything it started when its standard input does.
 
-Standard input is a pipe that only our parent holds, so it ends however the parent dies, `kill -9` included. Standard library only.
+Standard input is a pipe that only our parent holds, so it ends however the parent dies, `kill -9` included.
+Standard library only: this is the one process that an engine costs in addition.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,7 +15,7 @@ GRACE_S = 5.0
 
 
 def main(command: list[str]) -> int:
-    """Run `command` in the process group that we lead (our parent starts us in a new session); returns its exit status."""
+    """Run `command` in the process group that we lead, since our parent starts us in a new session."""
     # A handler, not SIG_IGN: that would be inherited by the engine. The group's SIGTERM must not end us first.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     engine = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -24,10 +26,8 @@ def main(command: list[str]) -> int:
 def _follow_parent(engine: "subprocess.Popen[bytes]") -> None:
     sys.stdin.buffer.read()
     os.killpg(0, signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         engine.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
     os.killpg(0, signal.SIGKILL)
 
 

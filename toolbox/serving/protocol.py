@@ -1,4 +1,4 @@
-"""What a request may hold: OpenAI's fields, typed and bounded; everything else is refused by name before the engine sees it."""
+"""What a request may hold: OpenAI's fields, typed and bounded; everything else is refused by name."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
@@ -79,7 +79,7 @@ class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     stop: Stop | Annotated[list[Stop], Meta(max_length=16)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[str, float], Meta(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[int, float], Meta(max_length=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -137,7 +137,7 @@ NEUTRAL: dict[str, list[Any]] = {
 
 
 def read(body: bytes, kind: type[Sampling], ignores: frozenset[str]) -> Any:
-    """`body` as a request of that `kind`. Raises Refused: 400 for what is not JSON, 422 for what is not such a request."""
+    """`body` as a `kind` of request. Raises Refused: 400 for what is not JSON, 422 for what is not such a request."""
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:

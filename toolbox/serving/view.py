@@ -12,11 +12,11 @@ from toolbox.i18n import _
 SAFE = {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}
 """What an engine may see: no Python, no pickles, whatever a model's folder holds besides."""
 TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges")
-"""How the names of files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
+"""How the files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
 
 
 def make(folder: Path, model: Path, adapter: Path | None, apart: bool) -> tuple[str, str]:
-    """Lay out `model`, and `adapter`, below `folder`; returns their names there (the second empty where it is inside the first).
+    """Lay out `model` and `adapter` below `folder`; returns their names there, the second empty where it has none.
 
     `apart`: the adapter gets a folder of its own. Otherwise its files lie beside the base's, which transformers
     reads as a complete model with an embedded adapter. Raises InputError for an adapter without safetensors.
