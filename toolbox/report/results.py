@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
 
-from toolbox import files
+from toolbox import files, units
 from toolbox.i18n import _
-from toolbox.report import markdown, units
+from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
 from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
@@ -52,7 +52,7 @@ def _from_to(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _mean(points: Sequence[tuple[float, float]]) -> str:
-    return units.count(sum(value for _, value in points) / len(points)) if points else ""
+    return numbers.count(sum(value for _, value in points) / len(points)) if points else ""
 
 
 def _merge(facts: Facts) -> list[str]:
@@ -97,9 +97,9 @@ def _evaluate(facts: Facts) -> list[str]:
 
 def _measured(row: dict[str, Any]) -> str:
     """A value with its interval and its number of items."""
-    text = units.number(row.get("value"))
+    text = numbers.number(row.get("value"))
     if row.get("low") is not None and row.get("high") is not None:
-        text += f" [{units.number(row['low'])}, {units.number(row['high'])}]"
+        text += f" [{numbers.number(row['low'])}, {numbers.number(row['high'])}]"
     return text + (f" (n = {row['n']})" if row.get("n") else "")
 
 
@@ -111,10 +111,12 @@ def _serve(facts: Facts) -> list[str]:
 def curves(facts: Facts) -> str:
     """Draw the metrics that there are into plots/, and show every chart that lies there."""
     folder = facts.run.path / "plots"
-    for name, svg in _drawn(facts):
+    drawn = dict(_drawn(facts))
+    for name, svg in drawn.items():
         files.write_text(folder / f"{name}.svg", svg)
-    charts = sorted(folder.glob("*.svg")) if folder.is_dir() else []
-    return markdown.section(_("Curves"), *(markdown.image(_caption(path), f"plots/{path.name}") for path in charts))
+    others = sorted(path.stem for path in folder.glob("*.svg") if path.stem not in drawn)
+    charts = [folder / f"{name}.svg" for name in (*drawn, *others)]
+    return markdown.section(_("Charts"), *(markdown.image(_caption(path), f"plots/{path.name}") for path in charts))
 
 
 def _drawn(facts: Facts) -> list[tuple[str, str]]:

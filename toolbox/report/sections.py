@@ -5,9 +5,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from toolbox import __version__
+from toolbox import __version__, units
 from toolbox.i18n import N_, _
-from toolbox.report import markdown, units
+from toolbox.report import markdown, numbers
 from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
 from toolbox.report.results import curves, results
@@ -50,7 +50,7 @@ def header(facts: Facts) -> str:
 def _when(facts: Facts) -> str:
     parts = [_("Run {run}").format(run=code(facts.run.id))]
     if facts.status.started_at:
-        parts.append(_("started {moment}").format(moment=units.moment(facts.status.started_at)))
+        parts.append(_("started {moment}").format(moment=numbers.moment(facts.status.started_at)))
         if facts.status.finished and facts.status.updated_at > facts.status.started_at:
             took = units.duration(facts.status.updated_at - facts.status.started_at)
             parts.append(_("took {duration}").format(duration=took))
@@ -77,7 +77,7 @@ def done(facts: Facts) -> str:
 def _model(model: dict[str, Any]) -> str:
     parts = [code(model.get("id", "?")), plain(model.get("architecture") or "")]
     if model.get("parameters"):
-        parts.append(_("{count} parameters").format(count=units.count(model["parameters"])))
+        parts.append(_("{count} parameters").format(count=numbers.count(model["parameters"])))
     if model.get("revision"):
         parts.append(_("revision {revision}").format(revision=code(model["revision"])))
     return ", ".join(part for part in parts if part)
@@ -101,13 +101,14 @@ def _datasets(facts: Facts) -> str:
     ]
     table = markdown.table((_("Data"), _("Format"), _("Rows"), "SHA-256"), rows) if rows else ""
     counted = {
-        "rows_kept": _("rows kept"),
+        "rows": _("rows trained on"),
+        "rows_held_out": _("held out for evaluation"),
         "rows_cut": _("cut to max_length"),
         "rows_dropped": _("dropped, without an answer to learn"),
-        "eval_rows": _("held out for evaluation"),
         "tokens": _("tokens"),
     }
-    told = [f"{name}: {units.number(facts.result[key])}" for key, name in counted.items() if key in facts.result]
+    result = facts.result if facts.verb == "finetune" else {}
+    told = [f"{name}: {numbers.number(result[key])}" for key, name in counted.items() if key in result]
     return "\n\n".join(part for part in (table, " · ".join(told)) if part)
 
 

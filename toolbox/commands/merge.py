@@ -1,0 +1,176 @@
+"""`merge`: an adapter merged into its base model, proved equal to the two before it is delivered."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.datasets import DatasetSpec
+    from toolbox.models import ModelFacts
+    from toolbox.plan import FinetunePlan, MergePlan
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes a parameter takes in the merged model, by its dtype."""
+
+
+class MergeOptions(msgspec.Struct, kw_only=True):
+    """What `merge` takes: a finetune run, or a model and an adapter."""
+
+    run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="runs")] = ""
+    model: Annotated[
+        str, option(N_("Base model: demo, a folder, or OWNER/NAME; default: the adapter's own"), choices="models")
+    ] = ""
+    adapter: Annotated[str, option(N_("Adapter folder, instead of --run"), metavar="DIR", choices="adapters")] = ""
+    output: Annotated[
+        str,
+        option(N_("New folder for the merged model; empty: HOME/models/merged/RUN"), ask=True, metavar="DIR"),
+    ] = ""
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        option(N_("Precision of the merged weights; auto: that of the training")),
+    ] = "auto"
+
+
+def run(options: MergeOptions, session: Session) -> dict[str, Any]:
+    """Merge, prove, deliver. The `--json` object: `output max_abs_diff passed` and the rest of the proof."""
+    from toolbox import runs
+
+    plan = make_plan(options, session)
+    _show_plan(plan, session)
+    if session.dry_run:
+        return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
+    job = runs.create(session.home.runs, f"merge-{plan.output.name}", plan)
+    job.start()
+    session.follow(job)
+    result = {"run": job.id, **job.result()}
+    session.table(
+        _("Proof"),
+        (_("Check"), "", _("Detail")),
+        [(check["name"], "✓" if check["passed"] else "✗", check["detail"]) for check in result["proof"]],
+    )
+    session.say(_("The merged model lies in {output}.").format(output=plan.output))
+    session.say(_("Next: {command}").format(command=f"bash yichuidingyin.sh serve --run {job.id}"))
+    return result
+
+
+def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
+    """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
+    from toolbox import device, targets
+    from toolbox.errors import InputError
+    from toolbox.plan import MergePlan
+
+    target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    if target.adapter is None:
+        raise InputError(
+            _("{name} has no adapter to merge.").format(name=target.name),
+            _("Name a run of finetune with --method lora or qlora, or an adapter with --adapter."),
+        )
+    _refuse_quantised(target.model)
+    origin = _origin(target.adapter)
+    plan = MergePlan(
+        entry="toolbox.merging:run",
+        model=target.model,
+        device=device.probe().best,
+        adapter=target.adapter,
+        output=_output(options.output, target.run or _made_name(target.adapter), session.home.models),
+        dtype=_dtype(options.dtype, target.model, origin),
+        quantization=origin.quantization if origin else "none",
+        BitsAndBytesConfig=origin.BitsAndBytesConfig if origin else {},
+        run=target.run,
+        datasets=_rows(origin, session),
+    )
+    _look_for_room(plan)
+    return plan
+
+
+def _refuse_quantised(model: "ModelFacts") -> None:
+    """An adapter added to rounded weights is rounded away with them."""
+    from toolbox.errors import InputError
+
+    if model.quantization:
+        raise InputError(
+            _("{model} is stored in {quantization}, and nothing can be merged into that.").format(
+                model=model.id, quantization=model.quantization
+            ),
+            _("Name the 16-bit model it was made from with --model."),
+        )
+
+
+def _origin(adapter: Path) -> "FinetunePlan | None":
+    """The plan that the adapter was trained by, where it lies in its run."""
+    from toolbox import plan
+
+    path = adapter.parent / "plan.yaml"
+    made = plan.load(path) if path.is_file() else None
+    return made if isinstance(made, plan.FinetunePlan) else None
+
+
+def _made_name(adapter: Path) -> str:
+    """A name for what is merged from an adapter: its folder's, or the one above where that only says adapter."""
+    return adapter.parent.name if adapter.name == "adapter" else adapter.name
+
+
+def _output(chosen: str, name: str, models: Path) -> Path:
+    from toolbox.errors import InputError
+
+    output = Path(chosen).expanduser().absolute() if chosen else models / "merged" / name
+    if output.exists():
+        raise InputError(
+            _("{path} is there already, and nothing is overwritten.").format(path=output),
+            _("Name another folder with --output, or delete that one."),
+        )
+    return output
+
+
+def _dtype(
+    chosen: str, model: "ModelFacts", origin: "FinetunePlan | None"
+) -> Literal["float32", "bfloat16", "float16"]:
+    wanted = origin.dtype if origin and chosen == "auto" else model.dtype if chosen == "auto" else chosen
+    return wanted if wanted in BYTES else "float32"  # type: ignore[return-value]
+
+
+def _rows(origin: "FinetunePlan | None", session: Session) -> "list[DatasetSpec]":
+    """The data that the adapter learnt, as far as they still lie where they lay; else the embedded ones."""
+    from toolbox import datasets, files
+
+    known = origin.datasets if origin else []
+    there = [spec for spec in known if spec.path.is_file() and files.sha256(spec.path) == spec.sha256]
+    return there or [datasets.resolve("demo-persona", session.home)]
+
+
+def _look_for_room(plan: "MergePlan") -> None:
+    """Raises DoesNotFitError where the merged weights would not go onto the disk."""
+    from toolbox import files, units
+    from toolbox.errors import DoesNotFitError
+
+    needed, free = plan.model.parameters * BYTES[plan.dtype], files.free_bytes(plan.output)
+    if needed > free:
+        raise DoesNotFitError(
+            _("The merged model takes {needed}, and {path} has {free} left.").format(
+                needed=units.size(needed), path=plan.output.parent, free=units.size(free)
+            ),
+            _("Free some space, or name a folder on another disk with --output."),
+        )
+
+
+def _show_plan(plan: "MergePlan", session: Session) -> None:
+    from toolbox import units
+
+    base = f"{plan.model.id} ({plan.quantization} → {plan.dtype})" if plan.quantization != "none" else plan.model.id
+    rows = [
+        (_("Base model"), base),
+        (_("Adapter"), str(plan.adapter)),
+        (_("Output"), str(plan.output)),
+        (_("Precision"), plan.dtype),
+        (_("Size"), units.size(plan.model.parameters * BYTES[plan.dtype])),
+        (_("Proved with"), ", ".join(spec.name for spec in plan.datasets)),
+    ]
+    session.table(_("Plan"), (_("What"), _("Which")), rows)
+
+
+COMMANDS = (Command("merge", N_("Merge an adapter into its base model, with proof"), MergeOptions, run),)
