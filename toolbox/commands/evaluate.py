@@ -1,0 +1,158 @@
+"""`evaluate`: what a model knows, what it learnt, which way it leans; a tuned one beside its base, in one job."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.device import Device
+    from toolbox.plan import EvaluatePlan, FinetunePlan
+    from toolbox.targets import Target
+
+
+class EvaluateOptions(msgspec.Struct, kw_only=True):
+    """What `evaluate` takes: a model (and an adapter), or a run; and what to measure."""
+
+    run: Annotated[
+        str, option(N_("What a finetune or merge run made, beside the base model"), ask=True, choices="runs")
+    ] = ""
+    model: Annotated[str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models")] = ""
+    adapter: Annotated[
+        str, option(N_("Adapter folder, measured beside its base model"), metavar="DIR", choices="adapters")
+    ] = ""
+    suite: Annotated[
+        list[str],
+        option(N_("Suites by name, or JSONL files; empty: all that are shipped"), ask=True, choices="suites"),
+    ] = msgspec.field(default_factory=list)
+    limit: Annotated[int, option(N_("Items of each suite, taken evenly; 0: all"), ge=0)] = 0
+    compare: Annotated[bool, option(N_("Measure the base model too"))] = True
+
+
+def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
+    """Measure; the `--json` object: `results[]{suite model metric value low high n}` and the run's id."""
+    from toolbox import runs
+
+    plan, name = make_plan(options, session)
+    _show_plan(plan, session)
+    if session.dry_run:
+        return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
+    job = runs.create(session.home.runs, f"evaluate-{name}", plan)
+    job.start()
+    session.follow(job)
+    result = {"run": job.id, **job.result()}
+    _show(result["results"], session)
+    session.say(_("Every answer lies in {path}.").format(path=job.path / "evaluation"))
+    return result
+
+
+def make_plan(options: EvaluateOptions, session: Session) -> "tuple[EvaluatePlan, str]":
+    """The plan, and the model's name. Raises InputError for a model or a suite that can't be used."""
+    from toolbox import device, embedded, suites, targets
+    from toolbox.plan import EvaluatePlan
+
+    target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    origin = _origin(target, session)
+    best = device.probe().best
+    plan = EvaluatePlan(
+        entry="toolbox.evaluation:run",
+        model=target.model,
+        device=best,
+        adapter=target.adapter,
+        run=target.run,
+        suites=[suites.resolve(name, session.home).name for name in options.suite or embedded.SUITES],
+        limit=options.limit,
+        compare=options.compare,
+        base=_base(target, session),
+        dtype=origin.dtype if origin else _dtype(best),
+        quantization=origin.quantization if origin and target.adapter else "none",
+        BitsAndBytesConfig=origin.BitsAndBytesConfig if origin and target.adapter else {},
+    )
+    return plan, target.name
+
+
+def _origin(target: "Target", session: Session) -> "FinetunePlan | None":
+    """The plan that it was tuned by: an adapter is measured on weights as it was trained on them."""
+    from toolbox import runs
+    from toolbox.plan import FinetunePlan, load
+
+    folder = target.adapter.parent if target.adapter else None
+    path = runs.find(session.home.runs, target.run).plan_path if target.run else folder and folder / "plan.yaml"
+    made = load(path) if path and path.is_file() else None
+    return made if isinstance(made, FinetunePlan) else None
+
+
+def _base(target: "Target", session: Session) -> Any:
+    """What a merged or fully tuned model came from; an adapter brings its base with it."""
+    from toolbox import runs
+    from toolbox.plan import load
+
+    if target.adapter or not target.run:
+        return None
+    return load(runs.find(session.home.runs, target.run).plan_path).model
+
+
+def _dtype(device: "Device") -> Literal["float32", "bfloat16", "float16"]:
+    if device.kind == "cpu":
+        return "float32"
+    return "bfloat16" if device.bf16 else "float16"
+
+
+def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
+    compared = plan.base.id if plan.base else plan.model.id if plan.adapter else ""
+    rows = [
+        (_("Model"), plan.model.id),
+        (_("Adapter"), str(plan.adapter or "")),
+        (_("Compared with"), compared if plan.compare else ""),
+        (_("Suites"), ", ".join(plan.suites)),
+        (_("Items of each suite"), str(plan.limit) if plan.limit else _("all")),
+        (_("Device"), f"{plan.device.name}, {plan.dtype}"),
+    ]
+    session.table(_("Plan"), (_("What"), _("Which")), [row for row in rows if row[1]])
+
+
+def _show(results: list[dict[str, Any]], session: Session) -> None:
+    """A line a metric: base, tuned, and whether the difference can be more than chance."""
+    from toolbox.suites import METRICS
+
+    lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in results:
+        lines.setdefault((row["suite"], row["metric"]), {})[row["model"]] = row
+    models = [model for model in ("base", "tuned") if any(model in line for line in lines.values())]
+    compared = len(models) == 2
+    titles = {"base": _("base"), "tuned": _("tuned")}
+    session.table(
+        _("Results, with intervals of 95 %"),
+        (_("Suite"), _("Metric"), *(titles[model] for model in models), *([_("Difference")] if compared else [])),
+        [
+            (
+                suite,
+                _(METRICS[metric][0]),
+                *(_figure(line.get(model)) for model in models),
+                *([_verdict(line.get("difference"), METRICS[metric][1])] if compared else []),
+            )
+            for (suite, metric), line in lines.items()
+        ],
+    )
+
+
+def _figure(row: dict[str, Any] | None) -> str:
+    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row else "–"
+
+
+def _verdict(difference: dict[str, Any] | None, more_is_better: bool) -> str:
+    """Better or worse only where the interval of the paired difference leaves zero out."""
+    if difference is None:
+        return "–"
+    text = f"{difference['value']:+.3g} [{difference['low']:+.3g}, {difference['high']:+.3g}]"
+    if difference["low"] <= 0 <= difference["high"]:
+        return text + " " + _("within chance")
+    return text + " " + (_("better") if (difference["low"] > 0) == more_is_better else _("worse"))
+
+
+COMMANDS = (
+    Command("evaluate", N_("Evaluate: what it knows, what it learnt, which way it leans"), EvaluateOptions, run),
+)

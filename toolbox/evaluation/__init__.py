@@ -1,0 +1,138 @@
+"""Evaluation of a model, or of a tuned one against its base, in one job and on the same items (`evaluate`)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from toolbox import files, loading, suites
+from toolbox.config import find_home
+from toolbox.errors import Interrupted
+from toolbox.evaluation.measures import MEASURES, Finding, Subject
+from toolbox.i18n import _, language
+from toolbox.inference import Watch
+from toolbox.models import ModelFacts
+from toolbox.plan import EvaluatePlan
+from toolbox.report.charts import dumbbell_chart
+from toolbox.runs import Reporter, Run, Silent
+
+Findings = dict[str, Finding]
+"""A suite's findings by model: base, tuned."""
+
+
+def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Measure every suite of the plan; returns `results[]{suite model metric value low high n}`.
+
+    `model` is base or tuned; `difference` is tuned minus base, paired, with its own interval.
+    Items are saved in the run's evaluation/, charts in its plots/. Raises Interrupted, OutOfMemoryError, InputError.
+    """
+    reporter = reporter or Silent()
+    chosen = [suites.resolve(name, find_home()) for name in plan.suites]
+    found: dict[str, Findings] = {suite.name: {} for suite in chosen}
+    models = 2 if plan.compare and (plan.adapter or plan.base) else 1
+    for turn, subject in enumerate(subjects(plan)):
+        for place, suite in enumerate(chosen):
+            reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=subject.name))
+            watch = _watch(reporter, turn * len(chosen) + place, models * len(chosen))
+            found[suite.name][subject.name] = MEASURES[suite.kind](subject, suite, plan.limit, watch)
+    results = [row for suite in chosen for row in _rows(suite, found[suite.name])]
+    if run:
+        for place, suite in enumerate(chosen, 1):
+            _save(run, f"{place}-{_short(suite)}", suite, found[suite.name], results)
+    return {"results": results}
+
+
+def subjects(plan: EvaluatePlan) -> Iterator[Subject]:
+    """The models to measure, in turn, so that two never lie in memory; for its base an adapter is switched off.
+
+    Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
+    """
+    tokenizer = loading.tokenizer(_tokenizer_folder(plan))
+    if plan.adapter:
+        model = loading.with_adapter(_load(plan, plan.model), plan.adapter).eval()
+        if plan.compare:
+            with model.disable_adapter():  # type: ignore[operator]
+                yield Subject("base", model, tokenizer)
+        yield Subject("tuned", model, tokenizer)
+        return
+    if plan.base and plan.compare:
+        yield Subject("base", _load(plan, plan.base), tokenizer)
+    yield Subject("tuned" if plan.base else "base", _load(plan, plan.model), tokenizer)
+
+
+def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
+    device = loading.torch_device(plan.device.kind, plan.device.index)
+    quantization = plan.BitsAndBytesConfig if plan.quantization != "none" else None
+    return loading.base_model(facts.path, plan.dtype, device, quantization).eval()
+
+
+def _tokenizer_folder(plan: EvaluatePlan) -> Path:
+    own = plan.adapter and (plan.adapter / "tokenizer_config.json").is_file()
+    return plan.adapter if plan.adapter and own else plan.model.path
+
+
+def _watch(reporter: Reporter, part: int, parts: int) -> Watch:
+    """Reports per cent of each part, and stops between batches when asked to."""
+
+    def watch(done: int, total: int) -> None:
+        if reporter.stopping:
+            raise Interrupted(_("Interrupted before everything was measured."), _("Start it again: evaluate"))
+        reporter.progress(part * 100 + done * 100 // total, parts * 100)
+
+    return watch
+
+
+def _rows(suite: suites.Suite, findings: Findings) -> Iterator[dict[str, Any]]:
+    """The result rows of one suite: each model's, then what the tuning changed."""
+    for model, finding in findings.items():
+        for metric, measured in finding.metrics.items():
+            yield _row(suite, model, metric, measured.estimate())
+    if "base" in findings and "tuned" in findings:
+        before, after = findings["base"].metrics, findings["tuned"].metrics
+        for metric in (name for name in before if name in after):
+            yield _row(suite, "difference", metric, after[metric].difference(before[metric]))
+
+
+def _row(suite: suites.Suite, model: str, metric: str, estimate: msgspec.Struct) -> dict[str, Any]:
+    return {"suite": suite.name, "model": model, "metric": metric, **msgspec.structs.asdict(estimate)}
+
+
+def _short(suite: suites.Suite) -> str:
+    """A suite's name without the folder that a person's file lies in."""
+    return Path(suite.name).stem
+
+
+def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results: Sequence[dict[str, Any]]) -> None:
+    """Everything that the figures were made from, and the chart by profession."""
+    files.write_json(
+        run.path / "evaluation" / f"{name}.json",
+        {
+            "suite": suite.name,
+            "kind": suite.kind,
+            "sha256": files.sha256(suite.path),
+            "results": [row for row in results if row["suite"] == suite.name],
+            "rows": {model: finding.rows for model, finding in findings.items()},
+        },
+    )
+    if suite.kind == "gender":
+        files.write_text(run.path / "plots" / f"{name}.svg", chart(findings))
+
+
+def chart(findings: Findings) -> str:
+    """Before and after by profession: the share of "she" by likelihood, of the items in the person's language."""
+    tables = [finding.rows for finding in findings.values()]
+    shown = [row["language"] == language() for row in tables[0]]
+    rows = [
+        (row["name"], row["likelihood_share_she"], other["likelihood_share_she"] if len(tables) > 1 else None)
+        for row, other, is_own in zip(tables[0], tables[-1], shown, strict=True)
+        if is_own or not any(shown)
+    ]
+    return dumbbell_chart(
+        _("Share of “she” by profession"),
+        sorted(rows, key=lambda row: row[1]),
+        _("base"),
+        _("tuned"),
+        _("p(she) / (p(she) + p(he))"),
+        reference=0.5,
+    )

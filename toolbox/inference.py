@@ -1,0 +1,187 @@
+"""Batched answers and likelihoods from a loaded model; what `evaluate` measures with."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from toolbox.errors import OutOfMemoryError
+from toolbox.i18n import _
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH_SIZE = 32
+LOGITS_BYTES = 1 << 30
+"""At most this much for the logits of one batch of likelihoods: at 150k tokens of vocabulary they outgrow the model."""
+
+Conversation = list[dict[str, Any]]
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+Watch = Callable[[int, int], None]
+"""Told (done, all) after each batch; stops the work by raising."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """A Watch that doesn't."""
+
+
+def in_batches(
+    items: Sequence[Item],
+    length: Callable[[Item], int],
+    work: Callable[[list[Item]], list[Outcome]],
+    batch_size: int = BATCH_SIZE,
+    watch: Watch = unwatched,
+) -> list[Outcome]:
+    """`work` on items of about the same length together; outcomes come in the order of `items`.
+
+    The longest go first, so that a lack of memory shows at once: it halves the batch and goes on.
+    Raises OutOfMemoryError where a single item is too much.
+    """
+    order = sorted(range(len(items)), key=lambda index: -length(items[index]))
+    outcomes: dict[int, Outcome] = {}
+    while len(outcomes) < len(items):
+        chosen = order[len(outcomes) : len(outcomes) + batch_size]
+        try:
+            done = work([items[index] for index in chosen])
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+            batch_size = _halved(batch_size)
+            continue
+        outcomes.update(zip(chosen, done, strict=True))
+        watch(len(outcomes), len(items))
+    return [outcomes[index] for index in range(len(items))]
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether it is about memory; the CPU allocator says so in a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _halved(batch_size: int) -> int:
+    if batch_size == 1:
+        raise OutOfMemoryError(
+            _("The device ran out of memory on a single row."), _("Free its memory, or take a smaller model.")
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    print(_("Out of memory: going on with batches of {size}.").format(size=batch_size // 2), flush=True)
+    return batch_size // 2
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, prefix: str = "") -> list[int]:
+    """Token ids up to where the assistant speaks, and `prefix`, which it has said already."""
+    if tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        return [*tokenizer(text + prefix, add_special_tokens=False)["input_ids"]]
+    text = "\n".join(str(message["content"]) for message in conversation) + "\n"
+    return list(tokenizer(text + prefix)["input_ids"])
+
+
+@torch.inference_mode()
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int = 64,
+    do_sample: bool = False,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    watch: Watch = unwatched,
+) -> list[str]:
+    """The assistant's next turn in each conversation, without special tokens.
+
+    Greedy, or sampled from the model's own distribution (temperature 1, nothing cut off); the model's own generation
+    settings are not used, so that two models are asked in the same way. The random state outside is left as it was.
+    """
+    settings = _settings(model, tokenizer, max_new_tokens, do_sample)
+
+    def answer(prompts: list[list[int]]) -> list[str]:
+        ids, mask = _pad_left(prompts, settings.pad_token_id, model.device)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
+        return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
+        return in_batches(prompts, len, answer, batch_size, watch)
+
+
+def _settings(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, do_sample: bool
+) -> Any:
+    """Every setting stated: transformers fills what is left out from the model's generation_config."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config.eos_token_id
+    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=do_sample, num_beams=1, repetition_penalty=1.0,
+        temperature=1.0, top_k=0, top_p=1.0, eos_token_id=sorted(ends), pad_token_id=min(ends) if pad is None else pad,
+    )  # fmt: skip
+
+
+def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask [rows, longest]: all prompts end in the last column, where the answers begin."""
+    longest = max(map(len, rows))
+    ids = [[pad] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+@torch.inference_mode()
+def token_log_likelihoods(
+    model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
+) -> list[list[float]]:
+    """ln p(row[i] | row[:i]) for each i from 1: a list one shorter than each row.
+
+    Padding is on the right, where a causal model can't see it.
+    """
+
+    def measure(batch: list[list[int]]) -> list[list[float]]:
+        longest = max(map(len, batch))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        found = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+        return [values[: len(row) - 1] for values, row in zip(found.tolist(), batch, strict=True)]
+
+    longest = max(map(len, rows), default=1)
+    logits_bytes = 4 * longest * model.config.get_text_config().vocab_size
+    return in_batches(rows, len, measure, max(1, min(batch_size, LOGITS_BYTES // logits_bytes)), watch)
+
+
+def choice_log_likelihoods(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[tuple[Conversation, str, Sequence[str]]],
+    batch_size: int = BATCH_SIZE,
+    watch: Watch = unwatched,
+) -> list[list[float]]:
+    """ln p(option | conversation, prefix) of each option of each (conversation, prefix, options).
+
+    A tokenizer may join an option's beginning to the prefix. So options are scored from the first token in which they
+    differ: what comes before is the same for all, and comparing them needs it not.
+    """
+    rows, begins = [], []
+    for conversation, prefix, options in questions:
+        variants = [prompt_ids(tokenizer, conversation, prefix + option) for option in options]
+        rows += variants
+        begins += [_common_prefix(variants)] * len(variants)
+    tokens = iter(zip(token_log_likelihoods(model, rows, batch_size, watch), begins, strict=True))
+    return [
+        [math.fsum(values[begin - 1 :]) for values, begin in (next(tokens) for _option in options)]
+        for _conversation, _prefix, options in questions
+    ]
+
+
+def _common_prefix(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with; at least the last one of each row is its own."""
+    for index, tokens in enumerate(zip(*rows, strict=False)):
+        if len(set(tokens)) > 1:
+            return index
+    return min(map(len, rows)) - 1
