@@ -4,7 +4,7 @@ An option is a field of a msgspec Struct, `name: Annotated[TYPE, option(HELP, â€
 """
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -104,8 +104,8 @@ def _field(info: msgspec.structs.FieldInfo, hint: Any) -> Field:
     default = info.default_factory() if info.default_factory is not msgspec.NODEFAULT else info.default
     required = default is msgspec.NODEFAULT
     return Field(
-        name=info.name, kind=kind, help=meta.description or "", default=None if required else default, required=required,
-        many=many, values=values, ge=meta.ge, le=meta.le, **(meta.extra or {}),
+        name=info.name, kind=kind, help=meta.description or "", default=None if required else default,
+        required=required, many=many, values=values, ge=meta.ge, le=meta.le, **(meta.extra or {}),
     )  # fmt: skip
 
 
@@ -135,16 +135,15 @@ def build(
             typed = typed.split(",") if typed and field.many else typed
         if typed is None:
             if field.required:
-                raise missing(field)
+                raise missing(field, verb)
             continue
         values[field.name] = [field.parse(text) for text in typed] if field.many else field.parse(str(typed))
     return options(**values)
 
 
-def missing(field: Field) -> InputError:
+def missing(field: Field, verb: str) -> InputError:
     name = field.metavar or field.name.upper() if field.positional else field.flag
-    return InputError(_("{name} is missing: {help}.").format(name=name, help=_(field.help)), _("See --help."))
-
-
-Ask = Callable[[Field, str], str]
-"""Ask a person for one option, offering a default; returns what was typed."""
+    return InputError(
+        _("{name} is missing ({help}).").format(name=name, help=_(field.help)),
+        _("See: {command}").format(command=f"bash yichuidingyin.sh {verb} --help"),
+    )

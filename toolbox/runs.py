@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from toolbox import files
-from toolbox.errors import BusyError, NotFoundError
+from toolbox.errors import BusyError, CorruptError, NotFoundError
 from toolbox.i18n import _, language
 
 State = Literal["planned", "running", "ready", "done", "failed", "interrupted", "lost"]
@@ -111,11 +111,14 @@ class Run:
         return self.path / "adapter"
 
     def status(self) -> Status:
-        """The state as of now; a job that died without a word is `lost`."""
+        """The state as of now; a job that died without a word is `lost`, and so is a dead one whose status is torn."""
+        path = self.path / "status.json"
         try:
-            status = msgspec.json.decode((self.path / "status.json").read_bytes(), type=Status)
-        except (FileNotFoundError, msgspec.DecodeError):
+            status = msgspec.json.decode(path.read_bytes(), type=Status)
+        except FileNotFoundError:
             status = Status()
+        except msgspec.DecodeError:
+            status = Status(state="running", error=CorruptError(_("{path} can't be read.").format(path=path)).as_dict())
         if status.state in ACTIVE and not self.alive():
             status.state = "lost"
         return status
@@ -214,6 +217,7 @@ def job_environ() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "YCDY_LANG": language(),
         "OMP_WAIT_POLICY": "PASSIVE",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, so that a plan's GPU is the job's GPU
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }

@@ -194,7 +194,7 @@ def resume(options: RunOptions, session: Session) -> dict[str, Any]:
 
 def _why_not_resumable(run: Run, status: Status) -> str:
     """Why there is nothing to resume; empty where there is."""
-    if status.verb != "finetune":
+    if (status.verb or _plan(run).get("verb")) != "finetune":
         return _("only fine-tuning has checkpoints")
     if status.state not in ("lost", "failed", "interrupted"):
         return _("it is {state}").format(state=_(STATES[status.state]))

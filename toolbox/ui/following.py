@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox import units
-from toolbox.errors import ToolboxError, from_dict
+from toolbox.errors import InputError, Interrupted, ToolboxError, from_dict
 from toolbox.i18n import N_, _
 from toolbox.runs import Run, Status
 
@@ -48,46 +48,55 @@ def follow(run: Run, console: "Console", live: bool, through_ready: bool) -> Sta
     SIGINT and SIGTERM ask the job to save and stop, the second one ends it; SIGHUP ends only this front.
     Raises the error that the job ended with, `Interrupted` among them.
     """
-    with _asking(run, console) as ask:
-        status = show(looks(run, through_ready, ask), console, live)
-    return judged(run, status)
+    asking = _Asking(run, console)
+    with _signals(asking.count):
+        status = show(looks(run, through_ready, asking.pass_on), console, live)
+    return judged(run, status, forced=asking.asked > 1)
 
 
-def judged(run: Run, status: Status) -> Status:
-    """`status` where all went well. Raises the job's own error otherwise."""
+def judged(run: Run, status: Status, forced: bool = False) -> Status:
+    """`status` where all went well. Raises the job's own error otherwise; `forced`: the person wanted it dead."""
+    if status.state == "planned":
+        raise InputError(_("{run} was never started.").format(run=run.id), f"runs reproduce {run.id}")
     if status.state == "lost":
-        remedy = _("Go on from the last checkpoint with: runs resume {run}") if status.resumable else ""
+        resume = _("Go on with: runs resume {run}").format(run=run.id) if run.has_checkpoint() else ""
+        if forced:
+            raise Interrupted(_("{run} was ended at once.").format(run=run.id), resume)
         raise ToolboxError(
             _("The job of {run} died without a word (killed, out of memory, or power).").format(run=run.id),
-            remedy.format(run=run.id) or _("The whole story is in {log}.").format(log=run.log_path),
+            resume or _("The whole story is in {log}.").format(log=run.log_path),
         )
     if status.state in ("failed", "interrupted"):
         raise from_dict(status.error or {"kind": status.state, "message": _("{run} has failed.").format(run=run.id)})
     return status
 
 
+class _Asking:
+    """Counts the person's signals, and passes them on, again until the job, when it is young, can hear them."""
+
+    def __init__(self, run: Run, console: "Console") -> None:
+        self._run, self._console = run, console
+        self.asked = self._heard = 0
+
+    def count(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+
+    def pass_on(self) -> None:
+        if self.asked > self._heard and self._run.stop(force=self.asked > 1):
+            if not self._heard:
+                _print(self._console, _("Saving and stopping; Ctrl-C once more to quit at once."))
+            self._heard = self.asked
+
+
 @contextmanager
-def _asking(run: Run, console: "Console") -> Iterator[Callable[[], None]]:
-    """Count the signals; the function yielded passes them on, again until the job, when it is young, can hear them."""
-    asked = heard = 0
-
-    def count(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-
-    def ask() -> None:
-        nonlocal heard
-        if asked > heard and run.stop(force=asked > 1):
-            if not heard:
-                _print(console, _("Saving and stopping; Ctrl-C once more to quit at once."))
-            heard = asked
-
-    before = {number: signal.signal(number, count) for number in (signal.SIGINT, signal.SIGTERM)}
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM reach `handler` meanwhile."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield ask
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def looks(
@@ -99,7 +108,8 @@ def looks(
         ask()
         status = run.status()
         yield status, newest.line()
-        if status.finished or (status.state == "ready" and not through_ready):
+        never_started = status.state == "planned" and not run.alive()
+        if status.finished or never_started or (status.state == "ready" and not through_ready):
             return
         time.sleep(LOOK_EVERY_S)
 

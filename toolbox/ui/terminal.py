@@ -1,5 +1,6 @@
 """A Session on standard input and output: sentences, tables, questions, progress; rich only where it draws."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns of a table that nobody looks at directly: wide enough that no cell is cut."""
+_NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?(%| [KMGT]?i?B)?|\d+/\d+|")
 _CONTROLS = {code: None for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
@@ -102,7 +104,9 @@ class Terminal:
         from rich.text import Text
 
         self._settle()
-        shown = Table(title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD)
+        shown = Table(
+            title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False
+        )
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
             shown.add_column(Text(plain(column)), justify="right" if numeric else "left", overflow="fold")
@@ -180,4 +184,4 @@ class Terminal:
 
 
 def _is_number(cell: str) -> bool:
-    return cell[:1].isdigit() or (cell[:1] in "+-" and cell[1:2].isdigit())
+    return bool(_NUMBER.fullmatch(cell))
