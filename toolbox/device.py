@@ -1,6 +1,7 @@
 """What is here: GPUs by NVML, Apple's chip, or the processor; never by torch. `doctor` shows it."""
 
 import csv
+import importlib.util
 import os
 import platform
 import queue
@@ -117,13 +118,21 @@ def probe(
     return Machine(devices=(*gpus, _processor(root, sysctl)), driver=driver, reason=reason)
 
 
-def assume(text: str) -> Device:
-    """The device that `text` describes: "NVIDIA A10:24GiB", "A100:80GiB", "Apple M2", "CPU:16GiB".
+def torch_cuda() -> str:
+    """The CUDA that the installed torch is built for, as "13.0"; empty for a CPU build. torch is not imported."""
+    spec = importlib.util.find_spec("torch")
+    folder = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else Path()
+    match = re.search(r"^cuda[^=]*= *'([\d.]+)'", text(folder / "version.py"), re.MULTILINE)
+    return match[1] if match else ""
+
+
+def assume(description: str) -> Device:
+    """The device that `description` gives: "NVIDIA A10:24GiB", "A100:80GiB", "Apple M2", "CPU:16GiB".
 
     The memory may be left out where it is known. Raises InputError naming what is known.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(?::\s*(\d+(?:\.\d+)?)\s*G(?:i?B)?\s*)?", text, re.IGNORECASE)
-    name, size = (match[1], match[2]) if match else (text, None)
+    match = re.fullmatch(r"\s*(.+?)\s*(?::\s*(\d+(?:\.\d+)?)\s*G(?:i?B)?\s*)?", description, re.IGNORECASE)
+    name, size = (match[1], match[2]) if match else (description, None)
     memory_gib = float(size) if size else None
     if name.lower() == "cpu" and memory_gib:
         return _assumed("cpu", "CPU", memory_gib, "", bf16=False)
@@ -131,7 +140,7 @@ def assume(text: str) -> Device:
     memory_gib = memory_gib or (found.memory_gib if found else None)
     if not found or not memory_gib:
         raise InputError(
-            _("The device {text!r} is not known.").format(text=text),
+            _("The device {name!r} is not known.").format(name=description),
             _("Write NAME:MEMORY, as {examples}; or CPU:16GiB.").format(
                 examples=", ".join(f"{item.name}:{item.memory_gib:g}GiB" for item in _nearest(name))
             ),

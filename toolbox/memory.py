@@ -102,7 +102,7 @@ class Estimate(msgspec.Struct, kw_only=True, frozen=True):
     """What the device offers: its free memory at planning, in bytes."""
     fits: bool
     time_s: float
-    """A rough figure; 0 where the device's speed is not known."""
+    """A rough figure; 0 where the device's speed or the data are not known."""
     disk_bytes: int
 
 
@@ -224,7 +224,7 @@ def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> fl
     pass.
     """
     speed = _speed(device, recipe.dtype)
-    if not speed:
+    if not speed or not load.rows:
         return 0.0
     training = recipe.training
     batches = math.ceil(load.rows * training.num_train_epochs / training.per_device_train_batch_size)

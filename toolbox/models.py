@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
+from toolbox import embedded
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError
+from toolbox.hub import store as hub
 from toolbox.i18n import _
 
-DEMO = "demo"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MAX_JSON_BYTES = 100 << 20
 """Longer headers than this are refused, as the safetensors library itself does."""
@@ -69,22 +70,31 @@ def resolve(name: str, home: Home) -> ModelFacts:
     Raises NotFoundError where it is not on this machine, InputError where it is not a model this toolbox can take,
     CorruptError where a file is torn.
     """
-    if name == DEMO:
-        from toolbox.embedded import MODEL
-
-        return read(MODEL, id=DEMO, source="embedded")
+    if name == embedded.NAME:
+        return read(embedded.MODEL, id=name, source="embedded")
     folder = Path(name).expanduser()
     if _is_folder(name, folder):
         return read(folder.absolute(), id=str(folder.absolute()), source="local")
-    if copy := _local_copy(name, home):
-        return read(copy, id=name, source="modelscope")
+    if HUB_ID.fullmatch(name) and ".." not in name:
+        if copy := hub.local_copy(home, "model", name):
+            hub.mark_used(copy)
+            if manifest := hub.read_manifest(copy):
+                return read(copy, id=name, source=manifest.source, revision=manifest.revision)
+        if _own(home.models / name):
+            return read(home.models / name, id=name, source="local")
     raise _unknown(name, home)
 
 
 def known(home: Home) -> list[str]:
     """The names of all models on this machine, as `resolve` takes them."""
-    found = sorted(path.parent for path in home.models.glob("*/*/config.json")) if home.models.is_dir() else []
-    return [DEMO, *(f"{path.parent.name}/{path.name}" for path in found)]
+    folders = sorted(home.models.glob("*/*"))
+    names = [f"{folder.parent.name}/{folder.name}" for folder in folders if not folder.name.startswith(".")]
+    return [embedded.NAME, *(name for name in names if hub.local_copy(home, "model", name) or _own(home.models / name))]
+
+
+def _own(folder: Path) -> bool:
+    """Whether this is a model that was made here, as merged ones are: a download has a manifest that vouches for it."""
+    return (folder / "config.json").is_file() and not (folder / hub.MANIFEST).exists()
 
 
 def _is_folder(name: str, folder: Path) -> bool:
@@ -93,13 +103,6 @@ def _is_folder(name: str, folder: Path) -> bool:
         return folder.is_dir() if looks_like_path else (folder / "config.json").is_file()
     except (OSError, ValueError):
         return False
-
-
-def _local_copy(name: str, home: Home) -> Path | None:
-    if not HUB_ID.fullmatch(name) or ".." in name:
-        return None
-    folder = home.models / name
-    return folder if (folder / "config.json").is_file() else None
 
 
 def _unknown(name: str, home: Home) -> NotFoundError:

@@ -238,6 +238,9 @@ def _refuse_untunable(model: ModelFacts) -> None:
 
 
 def _load(datasets: list[DatasetSpec], eval_rows: int) -> Load:
+    """What the data do to a step; without data, rows as long as they may get, and no time."""
+    if not datasets:
+        return Load(rows=0, longest_tokens=1 << 40, mean_tokens=0)
     rows = sum(spec.rows for spec in datasets)
     size = sum(spec.path.stat().st_size for spec in datasets)
     return Load(

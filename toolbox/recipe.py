@@ -137,6 +137,11 @@ def every(home: Home) -> list[Recipe]:
     return list(recipes.values())
 
 
+def known(home: Home) -> list[str]:
+    """The names of all recipes, as `find` takes them."""
+    return sorted(recipe.name for recipe in every(home))
+
+
 def find(name: str, home: Home) -> Recipe:
     """The recipe of that name, or in that file. Raises NotFoundError naming those there are."""
     if name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file():
@@ -146,7 +151,7 @@ def find(name: str, home: Home) -> Recipe:
         return recipes[name]
     raise NotFoundError(
         _("There is no recipe {name!r}.").format(name=name),
-        _("Recipes: {names}; or a YAML file.").format(names=", ".join(sorted(recipes))),
+        _("Recipes: {names}; or a YAML file.").format(names=", ".join(known(home))),
     )
 
 
