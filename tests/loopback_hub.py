@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 1 << 14
@@ -58,6 +58,8 @@ class LoopbackHub:
     """What a listing says about a file, where it is not the truth: Sha256, Size, Path."""
     rate: float = 0.0
     """Bytes a second of each transfer; 0: as fast as it goes."""
+    storage: bool = False
+    """Bodies come from another host, by a signed address, as from the hubs' object storage."""
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     sent: int = 0
@@ -142,6 +144,8 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
                     self._info(kinds, f"{owner}/{name}")
                 case ["api", kinds, owner, name, "tree", _]:
                     self._tree(kinds, f"{owner}/{name}")
+                case ["signed", kinds, owner, name, *path]:
+                    self._body(kinds, f"{owner}/{name}", "/".join(path), signed=True)
                 case ["datasets", owner, name, "resolve", _, *path]:
                     self._body("datasets", f"{owner}/{name}", "/".join(path))
                 case [owner, name, "resolve", _, *path]:
@@ -170,7 +174,11 @@ def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
             files = hub.repositories[kinds.removesuffix("s"), repo_id]
             self._json([hub.leaf(path, content) for path, content in files.items()])
 
-        def _body(self, kinds: str, repo_id: str, path: str) -> None:
+        def _body(self, kinds: str, repo_id: str, path: str, signed: bool = False) -> None:
+            if hub.storage and not signed:
+                storage = hub.url.replace("127.0.0.1", "localhost")
+                self._json({}, 302, {"Location": f"{storage}/signed/{kinds}/{repo_id}/{quote(path)}?Signature=s3cret"})
+                return
             content = hub.repositories.get((kinds.removesuffix("s"), repo_id), {}).get(path)
             if content is None:
                 self._json({"Code": 404, "Message": "no such file"}, 404)

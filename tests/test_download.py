@@ -136,6 +136,29 @@ def test_three_kills_and_it_resumes(hub: LoopbackHub, environ: dict[str, str], h
     assert resumed, "no transfer was resumed by Range"
 
 
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_ctrl_c_ends_it_and_it_resumes(hub: LoopbackHub, environ: dict[str, str], home: Path, source: str) -> None:
+    hub.rate = 3e6
+    command = [sys.executable, "-P", "-m", "toolbox", "download", ID, "--source", source]
+    child = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while hub.sent < len(WEIGHTS) / 2:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in said
+    hub.rate = 0
+    assert start(environ, "--source", source).wait(60) == 0
+    assert_whole(home)
+    assert any(seen.range for seen in hub.transfers("model.safetensors"))
+
+
+def test_the_sdk_gives_up_a_stalled_connection(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:
+    hub.faults["model.safetensors"] = [Fault(stall_s=5)]
+    toolbox_cli("download", ID, "--source", "modelscope", env={"MODELSCOPE_DOWNLOAD_TIMEOUT": "1"}).done()
+    assert_whole(home)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])

@@ -172,6 +172,18 @@ def test_a_server_that_only_fails_ends_in_one_sentence(hub: LoopbackHub, tmp_pat
     assert len(hub.faults["model.safetensors"]) == 15
 
 
+def test_storage_on_another_host_gets_no_token(
+    hub: LoopbackHub, home: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.storage = True
+    monkeypatch.setenv("HF_TOKEN", "hf_CanaryOfHuggingFace")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-canary-of-modelscope")
+    hub.faults["model.safetensors"] = [Fault(drop_at=400_000), Fault(status=403)]
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
+    assert any("anary" in seen.authorization for seen in hub.seen if seen.path.startswith("/api"))
+    assert not any(seen.authorization for seen in hub.transfers("model.safetensors"))
+
+
 # Where to fetch from (row 6).
 
 
@@ -215,18 +227,40 @@ def test_too_little_room_is_refused_before_the_first_byte(hub: LoopbackHub, home
     assert hub.sent == 0
 
 
-def test_a_small_tmpfs_is_refused_before_the_first_byte(hub: LoopbackHub, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(small)]
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 512 KiB and 40 inodes; skips where mounting is not permitted."""
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=40", "tmpfs", str(disk)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
-    try:
-        with pytest.raises(DoesNotFitError):
-            fetching.fetch(ask(hub, small))
-        assert hub.sent == 0
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_small_disk_is_refused_before_the_first_byte(hub: LoopbackHub, small_disk: Path) -> None:
+    with pytest.raises(DoesNotFitError, match=r"512\.0 KiB|5\d\d\.\d KiB"):
+        fetching.fetch(ask(hub, small_disk))
+    assert hub.sent == 0
+
+
+def test_a_disk_that_fills_up_on_the_way_is_said_and_the_rest_is_resumed(
+    hub: LoopbackHub, small_disk: Path, source: str
+) -> None:
+    with pytest.raises(DoesNotFitError, match="No space left"):
+        fetching.fetch(ask(hub, small_disk, source=source, free_bytes=lambda path: 1 << 40))
+    assert local_copy(Home(small_disk), "model", ID) is None
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    sent = hub.sent
+    assert content(fetching.fetch(ask(hub, small_disk, source=source)).path) == FILES
+    assert hub.sent - sent < len(WEIGHTS)
+
+
+def test_a_disk_without_inodes_is_named_as_such(hub: LoopbackHub, small_disk: Path) -> None:
+    hub.add(ID, {f"{number}.json": b"{}" for number in range(50)})
+    with pytest.raises(DoesNotFitError, match="inodes"):
+        fetching.fetch(ask(hub, small_disk))
 
 
 # Names from outside (attack rows 9 and 10).

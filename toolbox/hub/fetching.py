@@ -308,12 +308,13 @@ def _already_here(request: Request, error: ToolboxError) -> Fetched:
 def _disk_failed(error: OSError, request: Request) -> ToolboxError:
     """The sentence for a disk that gives up on the way; what was fetched so far is kept and resumed."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = error.strerror or str(error)
+    if full and os.statvfs(request.home.path).f_favail == 0:
+        reason = _("it is out of inodes, it holds too many files")
     kind = DoesNotFitError if full else ToolboxError
     return kind(
         _("{path} can't be written: {reason}; {free} are free.").format(
-            path=request.home.path,
-            reason=error.strerror or error,
-            free=units.size(request.free_bytes(request.home.path)),
+            path=request.home.path, reason=reason, free=units.size(request.free_bytes(request.home.path))
         ),
         _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home."),
     )
