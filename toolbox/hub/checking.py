@@ -6,11 +6,10 @@ from pathlib import Path
 import msgspec
 
 from toolbox import files
+from toolbox.errors import CorruptError
 from toolbox.hub.store import Copy
 from toolbox.i18n import _
-
-HEADER_LIMIT = 100_000_000
-"""The longest header that the safetensors library reads, in bytes."""
+from toolbox.models import read_header
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -35,8 +34,10 @@ def changed(copy: Copy, progress: Callable[[int], None] = lambda size: None) -> 
 def torn(folder: Path) -> Iterator[Problem]:
     """Weights of any folder that can't be loaded: safetensors that end early, shards that are not there."""
     for file in sorted(folder.rglob("*.safetensors")):
-        if what := _torn_safetensors(file):
-            yield Problem(str(file.relative_to(folder)), what)
+        try:
+            read_header(file)
+        except CorruptError:
+            yield Problem(str(file.relative_to(folder)), _("truncated or torn"))
     for index in sorted(folder.rglob("*.safetensors.index.json")):
         content = files.read_json(index)
         shards = content.get("weight_map") if isinstance(content, dict) else None
@@ -46,19 +47,3 @@ def torn(folder: Path) -> Iterator[Problem]:
         for shard in sorted({str(shard) for shard in shards.values()}):
             if not (index.parent / shard).is_file():
                 yield Problem(str((index.parent / shard).relative_to(folder)), _("missing shard"))
-
-
-def _torn_safetensors(file: Path) -> str:
-    """What is wrong, or an empty text. Format: u64 header length, JSON header, data up to the last tensor's end."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(HEADER_LIMIT, size - 8):
-            return _("not a whole safetensors file")
-        try:
-            header = msgspec.json.decode(stream.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
-        except (msgspec.DecodeError, AttributeError, KeyError, IndexError, TypeError):
-            return _("not a whole safetensors file")
-    return "" if size == expected else _("{size} bytes instead of {expected}").format(size=size, expected=expected)
