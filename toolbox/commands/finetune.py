@@ -1,0 +1,140 @@
+"""`finetune`: tune a model on data; toolbox/plan.py decides how, toolbox/training/ does it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from toolbox.commands import Command, Session
+from toolbox.commands.plan import TuningOptions, resolve_datasets, show, summary, wishes
+from toolbox.errors import DoesNotFitError, InputError, Interrupted, NotFoundError
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from toolbox.device import Device
+    from toolbox.models import ModelFacts
+    from toolbox.plan import FinetunePlan
+    from toolbox.runs import Run
+
+SCRIPT = "bash yichuidingyin.sh"
+
+
+class Options(TuningOptions, kw_only=True):
+    """What `finetune` takes."""
+
+    background: Annotated[bool, option(N_("Return as soon as the job runs"))] = False
+
+
+def run(options: Options, session: Session) -> dict[str, Any]:
+    """Plan, show, ask, start, follow; returns what the job left."""
+    made = make_plan(options, session)
+    show(made, session)
+    if session.dry_run:
+        return summary(made)
+    if not session.confirm(_("Start?")):
+        raise Interrupted(_("Nothing was started."))
+    started = start(made, session)
+    if options.background:
+        return {"run": started.id, "state": started.status().state}
+    session.follow(started)
+    result = started.result()
+    say_next(started, session)
+    return result
+
+
+def make_plan(options: Options, session: Session) -> "FinetunePlan":
+    """Everything that is decided before the training.
+
+    Raises InputError for what can't be; DoesNotFitError where memory or disk are too small.
+    """
+    from pathlib import Path
+
+    from toolbox import device, plan
+
+    if not options.dataset:
+        raise InputError(
+            _("--dataset is missing: what is the model to learn from?"),
+            _("Name demo-persona, a JSON or JSONL file, or a downloaded data set."),
+        )
+    datasets = resolve_datasets(options.dataset, session)
+    target = device.probe().best
+    refuse_cpu_build(target, device.torch_cuda())
+    model = find_model(options.model, session)
+    made = plan.plan_finetune(model, datasets, target, wishes(options), session.home)
+    if folder := session.settings.tensorboard_dir:
+        made.tensorboard = Path(folder).expanduser()
+    look_for_room(made.estimate.disk_bytes, session.home.path)
+    return made
+
+
+def find_model(name: str, session: Session) -> "ModelFacts":
+    """The model of that name; one that is not here yet is fetched, if the person agrees."""
+    from toolbox import models
+
+    try:
+        return models.resolve(name, session.home)
+    except NotFoundError:
+        if not models.HUB_ID.fullmatch(name) or session.dry_run:
+            raise
+        if not session.confirm(_("{name} is not on this machine. Download it now?").format(name=name), default=False):
+            raise
+    from toolbox.hub import fetching
+
+    fetching.fetch(
+        fetching.Request(
+            id=name,
+            source=session.settings.source,
+            home=session.home,
+            settings=session.settings,
+            progress=session.transfer,
+            say=session.say,
+        )
+    )
+    return models.resolve(name, session.home)
+
+
+def refuse_cpu_build(target: "Device", cuda: str) -> None:
+    """Raise InputError where a GPU is here, but the environment's torch was built without CUDA (`cuda` is empty)."""
+    if target.kind == "cuda" and not cuda:
+        raise InputError(
+            _("{device} is here, but this environment holds the CPU build of torch.").format(device=target.name),
+            _("Prepare the environment for CUDA: YCDY_LOCK=cuda {command} --prepare").format(command=SCRIPT),
+        )
+
+
+def look_for_room(needed: int, folder: "Path") -> None:
+    """Raise DoesNotFitError where the disk has less room than the run will take."""
+    from toolbox import files, units
+
+    free = files.free_bytes(folder)
+    if needed > free:
+        raise DoesNotFitError(
+            _("The run takes up to {needed}, and {path} has {free} left.").format(
+                needed=units.size(needed), path=folder, free=units.size(free)
+            ),
+            _("Free some space, or name a folder on another disk with --home DIR."),
+        )
+
+
+def start(plan: "FinetunePlan", session: Session) -> "Run":
+    """Create the run's directory and start its job."""
+    from toolbox import runs
+
+    name = plan.model.id.rstrip("/").rpartition("/")[2]
+    run = runs.create(session.home.prepare().runs, f"{plan.stage}-{name}", plan)
+    run.start()
+    session.say(_("Run {run}; its log: {log}").format(run=run.id, log=run.log_path))
+    return run
+
+
+def say_next(run: "Run", session: Session) -> None:
+    """What can be done with the result."""
+    lines = [
+        f"{SCRIPT} {verb} --run {run.id}"
+        for verb in ("chat", "evaluate", "merge", "serve")
+        if verb != "merge" or run.adapter.is_dir()
+    ]
+    session.say(_("Done. What next:") + "".join(f"\n  {line}" for line in lines))
+
+
+COMMANDS = (Command("finetune", N_("Fine-tune a model on your data"), Options, run),)

@@ -1,0 +1,165 @@
+"""`plan`: what a fine-tuning would take on this machine or on another, before anything is downloaded or started."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.errors import DONE, REFUSED
+from toolbox.i18n import N_, _
+from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.plan import Alternative, FinetunePlan, Wishes
+
+PARTS = {
+    "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
+    "activations": N_("Activations"), "logits": N_("Logits"), "overhead": N_("Overhead"),
+}  # fmt: skip
+
+
+class TuningOptions(msgspec.Struct, kw_only=True):
+    """What `plan` and `finetune` both take."""
+
+    model: Annotated[
+        str, option(N_("Base model: demo, a folder, or OWNER/NAME of a hub"), ask=True, choices="models")
+    ] = "demo"
+    dataset: Annotated[
+        list[str],
+        option(N_("Data sets: demo-persona, JSON or JSONL files, or downloaded ones"), ask=True, choices="datasets"),
+    ] = msgspec.field(default_factory=list)
+    stage: Annotated[Literal["sft"], option(N_("Stage of training: supervised fine-tuning"))] = "sft"
+    method: Annotated[
+        Literal["auto", "lora", "qlora", "full"], option(N_("What is trained; auto: by hardware and model"), ask=True)
+    ] = "auto"
+    max_length: Annotated[int | None, option(N_("Tokens a row; longer rows are cut"), ge=16)] = None
+    epochs: Annotated[float | None, option(N_("Times all rows are gone through"), ge=0.01, le=1000)] = None
+    learning_rate: Annotated[float | None, option(N_("Learning rate, as 2e-4"), ge=1e-9, le=10)] = None
+    per_device_train_batch_size: Annotated[
+        int | None, option(N_("Rows at once; without it, as many as fit, up to the effective batch"), ge=1)
+    ] = None
+    recipe: Annotated[str, option(N_("A recipe by name, or its YAML file"), choices="recipes")] = ""
+    set: Annotated[
+        list[str], option(N_("Any other setting, as max_steps=50 or LoraConfig.r=16"), metavar="KEY=VALUE")
+    ] = msgspec.field(default_factory=list)
+    seed: Annotated[int, option(N_("Seed of all that is random"), ge=0, le=2**31 - 1)] = 42
+
+
+class Options(TuningOptions, kw_only=True):
+    """What `plan` takes."""
+
+    assume_device: Annotated[
+        str, option(N_('Plan for hardware that is not here, as "NVIDIA A10:24GiB"'), ask=True, metavar="NAME:MEMORY")
+    ] = ""
+
+
+def run(options: Options, session: Session) -> dict[str, Any]:
+    """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
+    from toolbox import device, models, plan
+
+    target = device.assume(options.assume_device) if options.assume_device else device.probe().best
+    model = models.resolve(options.model, session.home)
+    datasets = resolve_datasets(options.dataset, session)
+    asked = wishes(options)
+    made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False)
+    others = plan.alternatives(made, asked, session.home)
+    show(made, session)
+    show_alternatives(others, session)
+    return {
+        **summary(made),
+        "alternatives": msgspec.to_builtins(others),
+        "exit_status": DONE if made.estimate.fits else REFUSED,
+    }
+
+
+def wishes(options: TuningOptions) -> "Wishes":
+    """The options as planning takes them."""
+    from toolbox.plan import Wishes
+
+    return Wishes(
+        method=options.method,
+        recipe=options.recipe,
+        max_length=options.max_length,
+        num_train_epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        settings=options.set,
+        seed=options.seed,
+    )
+
+
+def resolve_datasets(names: list[str], session: Session) -> list[Any]:
+    from toolbox import datasets
+
+    return [datasets.resolve(name, session.home) for name in names]
+
+
+def summary(plan: "FinetunePlan") -> dict[str, Any]:
+    """The `--json` object of a plan."""
+    training, estimate = plan.training, plan.estimate
+    return {
+        "model": plan.model.id, "device": plan.device.name, "recipe": plan.recipe, "why": plan.why,
+        "method": plan.method, "dtype": plan.dtype, "quantization": plan.quantization,
+        "per_device_train_batch_size": training.per_device_train_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps, "max_length": training.max_length,
+        "learning_rate": training.learning_rate, "num_train_epochs": training.num_train_epochs,
+        "max_steps": training.max_steps, "LoraConfig": plan.LoraConfig, "fits": estimate.fits,
+        "peak_bytes": estimate.peak_bytes, "parts_bytes": estimate.parts_bytes, "device_bytes": estimate.device_bytes,
+        "time_s": estimate.time_s, "disk_bytes": estimate.disk_bytes,
+    }  # fmt: skip
+
+
+def show(plan: "FinetunePlan", session: Session) -> None:
+    """The plan as two tables, and why."""
+    from toolbox import units
+
+    training, estimate = plan.training, plan.estimate
+    length = _("{steps} steps").format(steps=training.max_steps)
+    if training.max_steps < 0:
+        length = _("{epochs:g} epochs").format(epochs=training.num_train_epochs)
+    rows = [
+        (_("Model"), f"{plan.model.id} ({plan.model.parameters / 1e6:,.1f}M)"),
+        (_("Data"), ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.datasets) or "—"),
+        (_("Device"), f"{plan.device.name} ({units.size(plan.device.memory_total_bytes)})"),
+        (_("Recipe"), plan.recipe),
+        (_("Method"), " ".join(filter(None, [plan.method, _rank(plan)]))),
+        (_("Precision"), plan.dtype if plan.quantization == "none" else f"{plan.dtype}, {plan.quantization}"),
+        (_("Batch"), f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"),
+        (_("Longest row"), _("{count} tokens").format(count=training.max_length)),
+        (_("Length"), length),
+        (_("Learning rate"), f"{training.learning_rate:g}"),
+        (_("Time, about"), units.duration(estimate.time_s) if estimate.time_s else _("not known")),
+        (_("Disk"), units.size(estimate.disk_bytes)),
+    ]
+    session.table(_("Plan"), ("", ""), rows)
+    parts = [(_(PARTS[name]), units.size(size)) for name, size in estimate.parts_bytes.items() if size]
+    fits = _("fits") if estimate.fits else _("does not fit")
+    peak = f"{units.size(estimate.peak_bytes)} / {units.size(estimate.device_bytes)}: {fits}"
+    session.table(_("Predicted peak of memory"), ("", ""), [*parts, (_("Sum / free"), peak)])
+    session.say(plan.why)
+
+
+def show_alternatives(others: "list[Alternative]", session: Session) -> None:
+    """What else would have fitted, and what would not."""
+    from toolbox import units
+
+    if not others:
+        return
+    rows = [
+        (
+            other.recipe,
+            other.method,
+            str(other.per_device_train_batch_size),
+            units.size(other.peak_bytes),
+            _("fits") if other.fits else _("does not fit"),
+        )
+        for other in others
+    ]
+    session.table(_("What else there is"), (_("Recipe"), _("Method"), _("Batch"), _("Peak"), ""), rows)
+
+
+def _rank(plan: "FinetunePlan") -> str:
+    return f"r={plan.LoraConfig['r']}" if "r" in plan.LoraConfig else ""
+
+
+COMMANDS = (Command("plan", N_("Plan: will it fit, and how long will it take"), Options, run),)
