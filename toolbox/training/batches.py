@@ -3,14 +3,31 @@
 import math
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import msgspec
 import torch
 
 from toolbox.recipe import Training
 from toolbox.training.rows import IGNORED, Sample
 
-Batch = dict[str, torch.Tensor]
-"""The keyword arguments of a causal model's forward; and `targets`, the token ids to predict, in the order of their places [labels]."""
+
+class Batch(msgspec.Struct):
+    """What a causal model's forward takes (`inputs`), and what is to come out.
+
+    `targets`: the token ids to predict, in the order of their places, [labels]. `kept`: the places whose logits count,
+    [rows, tokens]; None where the model makes no others.
+    """
+
+    inputs: dict[str, Any]
+    targets: torch.Tensor
+    kept: torch.Tensor | None = None
+
+    def to(self, device: str) -> "Batch":
+        moved = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
+        }
+        return Batch(moved, self.targets.to(device), None if self.kept is None else self.kept.to(device))
 
 
 def epoch_steps(rows: int, training: Training) -> int:
@@ -37,33 +54,30 @@ def _effective(training: Training) -> int:
 
 
 def flatten(samples: Sequence[Sample], pad_token_id: int) -> Batch:
-    """All samples in one row without padding: `input_ids` and `position_ids` [1, tokens].
+    """All samples in one row without padding: `input_ids` and `position_ids` [1, tokens], positions restarting.
 
-    Attention is kept within each sample by positions that restart, no attention mask and no cache
-    (transformers.masking_utils.find_packed_sequence_indices).
+    `row_lengths` keeps the attention within each sample (attention.py).
     """
-    ids = [token for sample in samples for token in sample.input_ids]
-    positions = [place for sample in samples for place in range(len(sample.input_ids))]
-    kept = [place for place, mark in enumerate(mark for sample in samples for mark in _kept(sample)) if mark]
-    return {
-        "input_ids": torch.tensor([ids]),
-        "position_ids": torch.tensor([positions]),
-        "logits_to_keep": torch.tensor(kept),
-        "targets": _targets(samples),
+    marks = [mark for sample in samples for mark in _kept(sample)]
+    lengths = [len(sample.input_ids) for sample in samples]
+    inputs = {
+        "input_ids": torch.tensor([[token for sample in samples for token in sample.input_ids]]),
+        "position_ids": torch.tensor([[place for length in lengths for place in range(length)]]),
+        "logits_to_keep": torch.tensor([place for place, mark in enumerate(marks) if mark]),
+        "row_lengths": lengths,
     }
+    return Batch(inputs, _targets(samples))
 
 
 def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:
-    """A row a sample, filled up on the right: `input_ids`, `attention_mask`, and `kept` (whose logits count) [samples, longest]."""
+    """A row a sample, filled up on the right: `input_ids` and `attention_mask` [samples, longest]."""
     longest = max(len(sample.input_ids) for sample in samples)
-    fill = [longest - len(sample.input_ids) for sample in samples]
-    pairs = list(zip(samples, fill, strict=True))
-    return {
+    pairs = [(sample, longest - len(sample.input_ids)) for sample in samples]
+    inputs = {
         "input_ids": torch.tensor([sample.input_ids + [pad_token_id] * n for sample, n in pairs]),
         "attention_mask": torch.tensor([[1] * len(sample.input_ids) + [0] * n for sample, n in pairs]),
-        "kept": torch.tensor([_kept(sample) + [False] * n for sample, n in pairs]),
-        "targets": _targets(samples),
     }
+    return Batch(inputs, _targets(samples), torch.tensor([_kept(sample) + [False] * n for sample, n in pairs]))
 
 
 Layout = Callable[[Sequence[Sample], int], Batch]

@@ -37,11 +37,10 @@ class Forward:
 
     def logits(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [labels, vocabulary], targets [labels]) where a label is, and nowhere else."""
-        batch = {name: value.to(self.device) for name, value in self.layout(samples, self.pad_token_id).items()}
-        targets, kept = batch.pop("targets"), batch.pop("kept", None)
+        batch = self.layout(samples, self.pad_token_id).to(self.device)
         with self._autocast():
-            logits = self.model(**batch, use_cache=False).logits
-        return (logits[0] if kept is None else logits[kept]), targets
+            logits = self.model(**batch.inputs, use_cache=False).logits
+        return (logits[0] if batch.kept is None else logits[batch.kept]), batch.targets
 
     def _autocast(self) -> AbstractContextManager[None]:
         """The adapter's float32 weights take part in the plan's dtype."""
