@@ -1,0 +1,239 @@
+"""`doctor`: what this machine and this installation are, what is wrong with them, and what to do about it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.errors import DONE, FAILED
+from toolbox.i18n import N_, _
+
+if TYPE_CHECKING:
+    from toolbox.config import Home
+    from toolbox.device import Machine
+
+PYTHON = (3, 11)
+TORCH_TIMEOUT_S = 120.0
+"""A first import from a slow disk takes a while; a hanging GPU driver would take for ever."""
+ROOM_BYTES = 10 << 30
+"""Less than this is no room for a small model, its checkpoints and what is merged from it."""
+TORCH = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
+
+
+class Options(msgspec.Struct, kw_only=True):
+    """`doctor` takes no options of its own."""
+
+
+class Check(msgspec.Struct, kw_only=True, frozen=True):
+    """One thing looked at. `required`: without it nothing works here; `remedy` is for what is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    required: bool = False
+
+
+def run(options: Options, session: Session) -> dict[str, Any]:
+    """Show every check; exit status 1 where one fails that nothing works without."""
+    from toolbox import device
+
+    session.say(_("Looking at this machine …"))
+    found = [_without_needless_remedy(check) for check in checks(device.probe(), session.home)]
+    session.table(_("Self-check"), ("", _("What"), _("Found")), [_row(check) for check in found])
+    wrong = [check for check in found if not check.ok]
+    for check in wrong:
+        session.say(f"✗ {check.name}: {check.detail}" + (f"\n  → {check.remedy}" if check.remedy else ""))
+    if not wrong:
+        session.say(_("All is well."))
+    status = FAILED if any(check.required for check in wrong) else DONE
+    return {"checks": msgspec.to_builtins(found), "exit_status": status}
+
+
+def checks(machine: "Machine", home: "Home") -> Iterator[Check]:
+    """All checks, in the order they are shown."""
+    yield python(sys.version_info[:3])
+    yield environment(Path(sys.prefix), _locks())
+    yield torch(machine, _import_torch)
+    yield from hardware(machine)
+    yield folder(home)
+    yield disk(home)
+    yield settings(home)
+    yield embedded_model(home)
+    yield from engines(machine, home)
+
+
+def python(version: tuple[int, ...]) -> Check:
+    return Check(
+        name="Python",
+        ok=version[:2] == PYTHON,
+        detail=".".join(map(str, version)),
+        remedy=_("Start with yichuidingyin.sh, which finds Python 3.11."),
+        required=True,
+    )
+
+
+def environment(prefix: Path, locks: Path) -> Check:
+    """Whether the packages are those of the lock that the environment was made from; it keeps a copy of it."""
+    stamps = sorted((prefix / "locks").glob("*.txt"))
+    stale = [stamp.stem for stamp in stamps if not _same(stamp, locks / stamp.name)]
+    detail = ", ".join(stamp.stem for stamp in stamps) or _("made by hand, not from a lock")
+    if stale:
+        detail = _("older than its lock: {locks}").format(locks=", ".join(stale))
+    return Check(
+        name=_("Environment"),
+        ok=not stale,
+        detail=f"{prefix} ({detail})",
+        remedy=_("Bring it up to date: bash yichuidingyin.sh --prepare"),
+    )
+
+
+def torch(machine: "Machine", answer: Callable[[], tuple[bool, str]]) -> Check:
+    """Whether torch can be imported, in a process of its own, and is built for the GPU that is here."""
+    ok, said = answer()
+    remedy = _("Prepare the environment again: bash yichuidingyin.sh --prepare")
+    if ok and machine.best.kind == "cuda" and not said.endswith("True"):
+        ok = False
+        remedy = _(
+            "This torch does not see the GPU; prepare the environment for CUDA: YCDY_LOCK=cuda {command}"
+        ).format(command="bash yichuidingyin.sh --prepare")
+    version, cuda, *_seen = [*said.split(), "", ""]
+    detail = f"{version}, CUDA {cuda}" if ok and cuda not in ("-", "") else version if ok else said
+    return Check(name="torch", ok=ok, detail=detail, remedy=remedy, required=True)
+
+
+def hardware(machine: "Machine") -> Iterator[Check]:
+    """The GPUs, or why there is none; the processor and the memory."""
+    from toolbox import units
+
+    for gpu in (device for device in machine.devices if device.kind != "cpu"):
+        free = _("{free} of {total} free").format(
+            free=units.size(gpu.memory_free_bytes), total=units.size(gpu.memory_total_bytes)
+        )
+        capability = _("compute capability {version}").format(version=gpu.compute_capability)
+        facts = [gpu.name, free, capability if gpu.compute_capability else "", "bf16" if gpu.bf16 else _("no bf16")]
+        busy = [_("{name} (pid {pid}) holds {used}").format(
+            name=process.name or "?", pid=process.pid, used=units.size(process.used_bytes)
+        ) for process in gpu.processes]  # fmt: skip
+        yield Check(name=f"GPU {gpu.index}", ok=True, detail=", ".join(filter(None, [*facts, *busy])))
+    if machine.driver:
+        yield Check(name=_("NVIDIA driver"), ok=True, detail=machine.driver)
+    if machine.reason or machine.best.kind == "cpu":
+        yield Check(name="GPU", ok=not machine.reason, detail=machine.reason or _("none; the processor is used"))
+    for cpu in (device for device in machine.devices if device.kind == "cpu"):
+        cores = _("{count} cores").format(count=cpu.cores)
+        yield Check(name=_("Processor"), ok=True, detail=f"{cpu.name}, {cores}" + (", bf16" if cpu.bf16 else ""))
+        memory = _("{free} of {total} free").format(
+            free=units.size(cpu.memory_free_bytes), total=units.size(cpu.memory_total_bytes)
+        )
+        yield Check(name=_("Memory"), ok=True, detail=memory)
+
+
+def folder(home: "Home") -> Check:
+    """Whether something can be written where everything is kept."""
+    import tempfile
+
+    from toolbox.errors import InputError
+
+    try:
+        with tempfile.TemporaryFile(dir=home.prepare().path):
+            return Check(name=_("Data folder"), ok=True, detail=str(home.path), required=True)
+    except InputError as error:
+        return Check(name=_("Data folder"), ok=False, detail=error.message, remedy=error.remedy, required=True)
+    except OSError as error:
+        detail = f"{home.path}: {error.strerror}"
+        remedy = _("Name another one with --home DIR or YCDY_HOME.")
+        return Check(name=_("Data folder"), ok=False, detail=detail, remedy=remedy, required=True)
+
+
+def disk(home: "Home") -> Check:
+    from toolbox import files, units
+
+    free = files.free_bytes(home.path)
+    return Check(
+        name=_("Disk"),
+        ok=free >= ROOM_BYTES,
+        detail=_("{free} free").format(free=units.size(free)),
+        remedy=_("Free some space, or name a folder on another disk with --home DIR."),
+    )
+
+
+def settings(home: "Home") -> Check:
+    torn = home.settings_torn()
+    path = home.path / "settings.json"
+    return Check(
+        name=_("Settings"),
+        ok=not torn,
+        detail=_("{path} can't be read; the default settings hold.").format(path=path) if torn else _("readable"),
+        remedy=_("Delete {path}, or set it anew with: config set").format(path=path),
+    )
+
+
+def embedded_model(home: "Home") -> Check:
+    """Whether the model that came with the package is whole."""
+    from toolbox import models
+    from toolbox.errors import ToolboxError
+
+    name = _("Embedded model")
+    try:
+        facts = models.resolve("demo", home)
+    except ToolboxError as error:
+        return Check(name=name, ok=False, detail=error.message, remedy=_("Install the package again."), required=True)
+    return Check(name=name, ok=True, detail=f"{facts.architecture}, {facts.parameters / 1e6:.1f}M")
+
+
+def engines(machine: "Machine", home: "Home") -> Iterator[Check]:
+    """Which engines can serve; one that needs a GPU is only missed where there is one."""
+    from toolbox.engines import ENGINES
+
+    for engine in ENGINES.values():
+        python = engine.interpreter(home)
+        usable = machine.best.kind == "cuda" or not engine.needs_cuda
+        missing = _("not installed") if usable else _("not installed; it needs an NVIDIA GPU")
+        yield Check(
+            name=_("Engine {name}").format(name=engine.name),
+            ok=python is not None or not usable,
+            detail=str(python) if python else missing,
+            remedy=_("serve says how to install it."),
+        )
+
+
+def _locks() -> Path:
+    from toolbox.runs import ROOT
+
+    return ROOT / "locks"
+
+
+def _import_torch() -> tuple[bool, str]:
+    """(whether it worked, what it printed or its last complaint)."""
+    import os
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TORCH],
+            capture_output=True, text=True, timeout=TORCH_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, _("does not answer within {seconds} s").format(seconds=f"{TORCH_TIMEOUT_S:.0f}")
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+    return done.returncode == 0, lines[-1] if lines else _("ended with status {status}").format(status=done.returncode)
+
+
+def _without_needless_remedy(check: Check) -> Check:
+    return msgspec.structs.replace(check, remedy="") if check.ok else check
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
+
+
+def _row(check: Check) -> tuple[str, str, str]:
+    return ("✓" if check.ok else "✗", check.name, check.detail)
+
+
+COMMANDS = (Command("doctor", N_("Check this machine and this installation"), Options, run),)
