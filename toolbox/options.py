@@ -3,6 +3,7 @@
 An option is a field of a msgspec Struct, `name: Annotated[TYPE, option(HELP, …)] = DEFAULT`.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -82,7 +83,7 @@ class Field(msgspec.Struct, frozen=True):
     def _within(self, value: Any) -> bool:
         if self.kind not in (int, float):
             return True
-        return value == value and (self.ge is None or value >= self.ge) and (self.le is None or value <= self.le)
+        return math.isfinite(value) and (self.ge is None or value >= self.ge) and (self.le is None or value <= self.le)
 
     def takes(self) -> str:
         """What it accepts, in words: the values, or the kind with its bounds."""

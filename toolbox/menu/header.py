@@ -9,7 +9,7 @@ from toolbox.ui.terminal import Terminal, plain
 def draw(session: Terminal) -> None:
     """Show it in a frame in a terminal, as plain lines without one."""
     machine = device.probe()
-    title = f"{_('Yichuidingyin')} {__version__}"
+    title = _("Yichuidingyin") + f" {__version__}"
     rows = facts(machine, session.home)
     if not session.live:
         session.say("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
@@ -21,7 +21,8 @@ def draw(session: Terminal) -> None:
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
         grid.add_row(Text(name, style="dim", no_wrap=True), Text(plain(value), overflow="fold"))
-    session.console.print(Panel(grid, title=Text(title, style="bold"), title_align="left", border_style="cyan"))
+    session.console.print()
+    session.console.print(Panel.fit(grid, title=Text(title, style="bold"), title_align="left", border_style="cyan"))
 
 
 def facts(machine: device.Machine, home: Home) -> list[tuple[str, str]]:

@@ -78,7 +78,8 @@ class _Menu:
         other = {"zh": "English", "en": "中文"}[i18n.language()]
         entries.append(Entry(LANGUAGE, other, LANGUAGE))
         chosen = self.prompts.choose(_("What shall be done?"), entries, self._at, _("0 or q leaves"))
-        self._at = next(index for index, entry in enumerate(entries) if entry.value == chosen)
+        if chosen != LANGUAGE:
+            self._at = next(index for index, entry in enumerate(entries) if entry.value == chosen)
         return chosen
 
     def _switch_language(self) -> None:

@@ -54,7 +54,9 @@ class Questions:
             choices = [(value, "") for value in field.values]
         elif field.choices:
             choices = self._offered(field, last)
-        titles = {"yes": _("yes"), "no": _("no"), "": _("none"), OTHER: _("something else: type it")}
+        titles = {"": _("default") if field.values else _("none"), OTHER: _("something else: type it")}
+        if field.kind is bool:
+            titles |= {"yes": _("yes"), "no": _("no")}
         return [
             Entry(key=str(number), title=titles.get(value, value), value=value, note=note)
             for number, (value, note) in enumerate(choices, start=1)

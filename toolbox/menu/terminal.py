@@ -17,9 +17,12 @@ from prompt_toolkit.styles import Style
 from toolbox.i18n import _
 from toolbox.menu.prompts import Back, Entry, Quit
 from toolbox.ui.terminal import plain
+from toolbox.ui.text import cells, pad
 
 SECOND_DIGIT_S = 0.7
 """How long `1` waits to become 10, 11 or 12; Enter ends the wait."""
+NOTE_COLUMN = 60
+"""Notes stand in a column behind the titles, no further right than this."""
 ESCAPE_S = 0.05
 """How long Escape waits to become an arrow key."""
 _STYLE = Style.from_dict({"question": "bold", "pointed": "ansicyan bold", "key": "ansicyan", "note": "ansibrightblack"})
@@ -99,13 +102,14 @@ class _List:
 
     def drawn(self) -> StyleAndTextTuples:
         width = max(len(entry.key) for entry in self._entries)
+        column = min(max(cells(entry.title) for entry in self._entries), NOTE_COLUMN)
         lines: StyleAndTextTuples = [("class:question", self.question + "\n")]
         for index, entry in enumerate(self._entries):
             pointed = index == self._at
             style = "class:pointed" if pointed else ""
             lines.append(("[SetCursorPosition]", "") if pointed else ("", ""))
             lines.append((style or "class:key", f" {'❯' if pointed else ' '} {entry.key:>{width}}  "))
-            lines.append((style, plain(entry.title)))
+            lines.append((style, pad(plain(entry.title), column)))
             lines.append(("class:note", f"  {plain(entry.note)}\n" if entry.note else "\n"))
         return [*lines, ("class:note", f"   {self._footer}")]
 

@@ -28,11 +28,9 @@ def overview(common: Sequence[Field]) -> str:
 def actions(verb: Verb, commands: Sequence[Command]) -> str:
     """A verb's actions."""
     rows = [(command.name.split()[-1], _(command.summary)) for command in commands]
-    more = _("{script} VERB --help shows a verb's options.").format(script=SCRIPT)
-    return _page(
-        f"{SCRIPT} {verb.name} {_('ACTION')} …", _(verb.summary), {_("Actions"): rows},
-        more.replace("VERB", f"{verb.name} {_('ACTION')}"),
-    )  # fmt: skip
+    usage = _("{script} {verb} ACTION …").format(script=SCRIPT, verb=verb.name)
+    more = _("{script} {verb} ACTION --help shows an action's options.").format(script=SCRIPT, verb=verb.name)
+    return _page(usage, _(verb.summary), {_("Actions"): rows}, more)
 
 
 def command(of: Command, common: Sequence[Field]) -> str:
