@@ -93,7 +93,7 @@ def run(options: ChatOptions, session: Session) -> dict[str, Any]:
     if session.dry_run:
         show_plan(plan, session)
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
-    with _server(plan, session) as server:
+    with served(plan, session) as server:
         conversation = Conversation(server, options, session)
         session.say(_("Chatting with {model}. /help shows the commands.").format(model=plan.name))
         _talk(conversation, session)
@@ -163,7 +163,7 @@ def _save(conversation: Conversation, name: str, session: Session) -> Path:
 
 
 @contextmanager
-def _server(plan: "ServePlan", session: Session) -> Iterator[dict[str, Any]]:
+def served(plan: "ServePlan", session: Session) -> Iterator[dict[str, Any]]:
     """A server of this model: one that runs already, else one of our own, which ends with us."""
     if found := _running(plan, session):
         yield found

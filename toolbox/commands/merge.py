@@ -44,7 +44,7 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     _show_plan(plan, session)
     if session.dry_run:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
-    job = runs.create(session.home.runs, f"merge-{plan.output.name}", plan)
+    job = runs.create(session.home.runs, f"merge-{Path(plan.model.id).name}", plan)
     job.start()
     session.follow(job)
     result = {"run": job.id, **job.result()}
