@@ -1,7 +1,8 @@
 """The only thing that listens for clients: key, limits, errors in OpenAI's shape; what passes goes on to the engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import httpx
@@ -151,56 +152,57 @@ class Gateway:
             "POST", self._engine.url + asked.route, content=msgspec.json.encode(asked),
             headers={"content-type": "application/json", "x-request-id": request.scope["request_id"]},
         )  # fmt: skip
-        try:
+        with _engine_faults():
             async with asyncio.timeout(self._limits.answer_s):
                 return await self._client.send(outgoing, stream=True)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise _too_slow() from error
-        except httpx.TransportError as error:
-            raise _engine_down() from error
 
     async def _whole(self, answer: httpx.Response) -> Response:
         """An answer in one piece, under the name that clients know."""
         try:
-            async with asyncio.timeout(self._limits.answer_s):
-                body = await answer.aread()
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise _too_slow() from error
-        except httpx.TransportError as error:
-            raise _engine_down() from error
+            with _engine_faults():
+                async with asyncio.timeout(self._limits.answer_s):
+                    body = await answer.aread()
         finally:
             await answer.aclose()
         if answer.status_code != httpx.codes.OK:
             raise _engine_refused(answer.status_code, body)
-        return Response(self._renamed(body), media_type="application/json")
+        return Response(self._renamed(_piece(body)), media_type="application/json")
 
     async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The engine's server-sent events, renamed. A good end is `[DONE]`, whatever it sends; a bad one an error."""
+        """The engine's server-sent events, renamed; `[DONE]` follows a finished answer, an error one that broke off."""
+        finished = False
         try:
-            async with asyncio.timeout(self._limits.answer_s):
-                async for data in _server_sent(answer):
-                    if data == b"[DONE]":
-                        break
-                    if error := _error_in(data):
-                        yield _event(msgspec.json.encode(error.body()))
-                        return
-                    yield _event(self._renamed(data))
+            with _engine_faults():
+                async with asyncio.timeout(self._limits.answer_s):
+                    async for data in _server_sent(answer):
+                        if data == b"[DONE]":
+                            break
+                        piece = _piece(data)
+                        finished = finished or any(choice.get("finish_reason") for choice in piece["choices"])
+                        yield _event(self._renamed(piece))
+            if not finished:
+                raise _engine_down()
             yield _event(b"[DONE]")
-        except (TimeoutError, httpx.TimeoutException):
-            yield _event(msgspec.json.encode(_too_slow().body()))
-        except httpx.TransportError:
-            yield _event(msgspec.json.encode(_engine_down().body()))
+        except Refused as error:
+            yield _event(msgspec.json.encode(error.body()))
         finally:
             await answer.aclose()
 
-    def _renamed(self, data: bytes) -> bytes:
+    def _renamed(self, piece: dict[str, Any]) -> bytes:
         """An answer, or a piece of one, under the name that clients know; its tokens are counted."""
-        try:
-            piece = msgspec.json.decode(data, type=dict[str, Any])
-        except msgspec.DecodeError as error:
-            raise _engine_refused(502, data) from error
         self.metrics.usage(piece.get("usage"))
         return msgspec.json.encode(piece | {"model": self._served.id})
+
+
+@contextmanager
+def _engine_faults() -> Iterator[None]:
+    """What goes wrong between us and the engine, as what clients are told."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise Refused(504, "The answer took too long.", "engine_timeout") from error
+    except httpx.TransportError as error:
+        raise _engine_down() from error
 
 
 async def _server_sent(answer: httpx.Response) -> AsyncIterator[bytes]:
@@ -219,15 +221,15 @@ def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def _error_in(data: bytes) -> Refused | None:
-    """The error that an engine reports in the middle of a stream."""
+def _piece(data: bytes) -> dict[str, Any]:
+    """What an engine sent, or a part of it. Raises Refused where it is an error, or nothing that OpenAI's API knows."""
     try:
         piece = msgspec.json.decode(data)
-    except msgspec.DecodeError:
-        return Refused(502, "The engine sent what is not JSON.", "engine_error")
-    if isinstance(piece, dict) and piece.get("error") is None and "choices" in piece:
-        return None
-    return _engine_refused(502, data)
+    except msgspec.DecodeError as error:
+        raise _engine_refused(502, data) from error
+    if not isinstance(piece, dict) or piece.get("error") or not isinstance(piece.get("choices"), list):
+        raise _engine_refused(502, data)
+    return piece
 
 
 def _engine_refused(status: int, body: bytes) -> Refused:
@@ -247,10 +249,6 @@ def _engine_refused(status: int, body: bytes) -> Refused:
 
 def _engine_down() -> Refused:
     return Refused(503, "The engine is starting or being restarted; try again shortly.", "engine_unavailable")
-
-
-def _too_slow() -> Refused:
-    return Refused(504, "The answer took too long.", "engine_timeout")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

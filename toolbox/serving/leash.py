@@ -19,12 +19,18 @@ def main(command: list[str]) -> int:
     # A handler, not SIG_IGN: that would be inherited by the engine. The group's SIGTERM must not end us first.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     engine = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_follow_parent, args=[engine], daemon=True).start()
-    return engine.wait()
+    orphaned = threading.Event()
+    threading.Thread(target=_follow_parent, args=[engine, orphaned], daemon=True).start()
+    status = engine.wait()
+    if orphaned.is_set():  # nobody else is left to end what the engine itself started
+        os.killpg(0, signal.SIGKILL)
+    return status
 
 
-def _follow_parent(engine: "subprocess.Popen[bytes]") -> None:
-    sys.stdin.buffer.read()
+def _follow_parent(engine: "subprocess.Popen[bytes]", orphaned: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin: its lock, held here, would make our own exit fail
+        pass
+    orphaned.set()
     os.killpg(0, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         engine.wait(GRACE_S)

@@ -1,0 +1,105 @@
+"""Which engine serves, where its interpreter lives, and the exact command that starts it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from serving_help import inhabitants, plan, server, standin_interpreter
+
+from toolbox import engines
+from toolbox.config import Home
+from toolbox.engines import ENGINES, Launch
+from toolbox.errors import InputError
+
+LAUNCH = Launch(port=4711, device="cuda", dtype="bfloat16")
+
+
+def test_transformers_is_started_with_this_environments_python() -> None:
+    engine = ENGINES["transformers"]
+    python = engine.interpreter(Home(Path("/nowhere")), {})
+    assert python == Path(sys.executable)
+    assert engine.command(python, LAUNCH) == [
+        sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", "served", "--host", "127.0.0.1",
+        "--port", "4711", "--device", "cuda", "--dtype", "bfloat16", "--log-level", "warning",
+    ]  # fmt: skip
+
+
+def test_lmdeploy_is_started_with_its_own_python() -> None:
+    command = ENGINES["lmdeploy"].command(Path("/e/bin/python"), LAUNCH)
+    assert command == [
+        "/e/bin/python", "-P", "-m", "lmdeploy", "serve", "api_server", "served", "--model-name", "served",
+        "--server-name", "127.0.0.1", "--server-port", "4711", "--device", "cuda", "--dtype", "bfloat16",
+        "--log-level", "WARNING", "--disable-fastapi-docs",
+    ]  # fmt: skip
+
+
+def test_lmdeploy_takes_an_adapter_as_a_model_of_its_own() -> None:
+    launch = Launch(port=1, device="cuda", adapter="tuned")
+    assert ENGINES["lmdeploy"].command(Path("p"), launch)[-4:] == ["--backend", "pytorch", "--adapters", "tuned=tuned"]
+    assert ENGINES["lmdeploy"].called(launch) == "tuned"
+    assert ENGINES["transformers"].called(LAUNCH) == "served"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_engine_is_allowed_to_run_a_models_own_code(name: str) -> None:
+    for launch in (LAUNCH, Launch(port=1, device="cpu", adapter="tuned")):
+        assert not any("trust" in word for word in ENGINES[name].command(Path("p"), launch))
+
+
+def test_an_engine_lives_where_it_is_named_then_in_the_image_then_at_home(tmp_path: Path) -> None:
+    engine, home = ENGINES["lmdeploy"], Home(tmp_path / "home")
+    assert engine.interpreter(home, {}) is None
+    at_home = standin_interpreter(home.engines / "lmdeploy" / "bin" / "python")
+    assert engine.interpreter(home, {}) == at_home
+    named = standin_interpreter(tmp_path / "named" / "lmdeploy" / "bin" / "python")
+    assert engine.interpreter(home, {"YCDY_ENGINES": str(tmp_path / "named")}) == named
+
+
+def test_auto_is_lmdeploy_only_with_a_gpu_and_where_it_is_installed(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert engines.choose("auto", True, home, {}).name == "transformers"
+    standin_interpreter(home.engines / "lmdeploy" / "bin" / "python")
+    assert engines.choose("auto", True, home, {}).name == "lmdeploy"
+    assert engines.choose("auto", False, home, {}).name == "transformers"
+    with pytest.raises(InputError, match="needs an NVIDIA GPU"):
+        engines.choose("lmdeploy", False, home, {})
+
+
+def test_an_engine_that_is_not_installed_is_refused_with_the_way_to_install_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not installed") as caught:
+        engines.choose("lmdeploy", True, Home(tmp_path), {})
+    assert f'{tmp_path}/engines/lmdeploy/bin/pip" install lmdeploy==' in caught.value.remedy
+
+
+def test_an_engines_environment_holds_nothing_of_ours() -> None:
+    ours = {
+        "PATH": "/bin", "PYTHONPATH": "/x", "YCDY_API_KEY": "canary", "HF_TOKEN": "canary", "http_proxy": "canary",
+        "PYTHONSTARTUP": "canary", "CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "3",
+    }  # fmt: skip
+    made = engines.environment(Path("/c"), "cuda", 2, ours)
+    assert "canary" not in made.values()
+    assert "PYTHONPATH" not in made
+    assert made["CUDA_VISIBLE_DEVICES"] == "2"
+    assert {made[name] for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")} == {"1"}
+    assert (made["OMP_WAIT_POLICY"], made["OMP_NUM_THREADS"], made["HF_HOME"]) == ("PASSIVE", "3", "/c")
+    assert engines.environment(Path("/c"), "cpu", 0, ours)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_lmdeploys_command_starts_answers_and_ends_as_a_process(tmp_path: Path) -> None:
+    python = standin_interpreter(tmp_path / "engines" / "lmdeploy" / "bin" / "python")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    (adapter / "harmful.py").write_text("")
+    with server(tmp_path / "runs", plan(python, engine="lmdeploy", adapter=adapter)) as running:
+        assert running.chat("hello", n=2).json()["choices"][0]["message"]["content"] == "you said hello"
+        seen = running.seen()
+        assert seen["argv"][:6] == ["-P", "-m", "lmdeploy", "serve", "api_server", "served"]
+        assert seen["argv"][-4:] == ["--backend", "pytorch", "--adapters", "tuned=tuned"]
+        assert seen["body"]["model"] == "tuned"
+        assert not {"PYTHONPATH", "YCDY_API_KEY", "YCDY_HOME"} & set(seen["environ"])
+        served = {path.name for path in (running.engine_folder / "tuned").iterdir()}
+        assert served == {"adapter_config.json", "adapter_model.safetensors"}
+        assert len(inhabitants(running.engine_folder)) == 2
+    assert inhabitants(running.engine_folder) == []
