@@ -86,7 +86,8 @@ find_python() {
     "$without_venv 缺少 venv 模块。" "请先安装：apt install python3.11-venv。" \
     "$without_venv has no venv module." "Install it: apt install python3.11-venv."
   complain 2 \
-    "找不到 Python 3.11。" "请安装 Python 3.11（如 apt install python3.11 python3.11-venv），或用 YCDY_PYTHON 指明它的位置。" \
+    "找不到 Python 3.11。" \
+    "请安装 Python 3.11（如 apt install python3.11 python3.11-venv），或用 YCDY_PYTHON 指明它的位置。" \
     "There is no Python 3.11." \
     "Install it (apt install python3.11 python3.11-venv, say), or name it in YCDY_PYTHON."
 }
@@ -136,40 +137,45 @@ cpu_index() { # ENV
     "$TORCH_CPU_INDEX" 2>/dev/null; then printf '%s' "$TORCH_CPU_INDEX"; fi
 }
 
-explain_pip() { # ENV LOG
-  if grep -qE 'No space left on device|Errno 28' "$2"; then complain 2 \
-    "准备环境时磁盘写满了。" "请清理磁盘后重新运行。" "The disk became full while preparing." "Free some space, then start again."
-  elif grep -qE 'NewConnectionError|Failed to establish a new connection|ConnectTimeoutError|ReadTimeoutError|ProxyError|NameResolutionError|SSLError' "$2"; then complain 2 \
-    "连不上软件包源：没有网络，或该源不通。" "请检查网络、代理或 pip 的镜像设置后重新运行；日志：$2" \
+explain_pip() { # LOG
+  local network='NewConnectionError|Failed to establish a new connection|NameResolutionError|ConnectTimeoutError'
+  if grep -qE 'No space left on device|Errno 28' "$1"; then complain 2 \
+    "准备环境时磁盘写满了。" "请清理磁盘后重新运行。" \
+    "The disk became full while preparing." "Free some space, then start again."
+  elif grep -qE "$network|ReadTimeoutError|ProxyError|SSLError" "$1"; then complain 2 \
+    "连不上软件包源：没有网络，或该源不通。" "请检查网络、代理或 pip 的镜像设置后重新运行；日志：$1" \
     "The package index can't be reached: there is no network, or that index is down." \
-    "Check the network, the proxy or pip's mirror setting, then start again; log: $2"
-  elif grep -q 'DO NOT MATCH THE HASHES' "$2"; then complain 1 \
-    "下载到的软件包与锁文件的哈希不符，已拒绝。" "请换一个软件包源后重新运行；日志：$2" \
-    "A package does not match the hash in the lock, and was refused." "Use another package index, then start again; log: $2"
+    "Check the network, the proxy or pip's mirror setting, then start again; log: $1"
+  elif grep -q 'DO NOT MATCH THE HASHES' "$1"; then complain 1 \
+    "下载到的软件包与锁文件的哈希不符，已拒绝。" "请换一个软件包源后重新运行；日志：$1" \
+    "A package does not match the hash in the lock, and was refused." \
+    "Use another package index, then start again; log: $1"
   fi
-  complain 1 "准备环境失败。" "原因见日志：$2" "Preparing the environment failed." "The log says why: $2"
+  complain 1 "准备环境失败。" "原因见日志：$1" "Preparing the environment failed." "The log says why: $1"
 }
 
 install() { # ENV LOCK
   holds "$1" "$2" && return
-  local log=$1/$2.log index='' fresh='' interrupted=''
+  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off
+  [ ! -t 2 ] || bar=on
   [ -d "$1/locks" ] || fresh=yes
-  say "正在安装 locks/$2.txt（$(grep -c '==' "$root/locks/$2.txt") 个软件包）……" \
-    "Installing locks/$2.txt ($(grep -c '==' "$root/locks/$2.txt") packages) …"
+  count=$(grep -c '==' "$lock_file")
+  say "正在安装 locks/$2.txt（$count 个软件包）……" "Installing locks/$2.txt ($count packages) …"
   : >"$1/preparing"
   index=$(lock=$2 cpu_index "$1")
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
   if ! "$1/bin/python" -m pip install --require-hashes --no-deps --only-binary :all: --no-input \
-    --disable-pip-version-check --log "$log" ${index:+--extra-index-url "$index"} -r "$root/locks/$2.txt" >&2; then
+    --disable-pip-version-check --progress-bar "$bar" --log "$log" \
+    ${index:+--extra-index-url "$index"} -r "$lock_file" >&2; then
     # pip takes back a failed change, so what was there before still holds.
     [ -n "$fresh" ] || rm -f "$1/preparing"
     [ -z "$interrupted" ] || exit 130
-    explain_pip "$1" "$log"
+    explain_pip "$log"
   fi
   trap - INT
   mkdir -p "$1/locks"
-  cp "$root/locks/$2.txt" "$1/locks/.$2.$$"
+  cp "$lock_file" "$1/locks/.$2.$$"
   mv "$1/locks/.$2.$$" "$1/locks/$2.txt"
   rm -f "$1/preparing" "$log"
 }
