@@ -1,5 +1,6 @@
 """What a verb works on: a model, a model with an adapter, or what an earlier run made of them."""
 
+import contextlib
 from pathlib import Path
 
 import msgspec
@@ -36,11 +37,19 @@ def resolve(model: str, adapter: str, run: str, home: Home) -> Target:
     if run:
         if model or adapter:
             raise InputError(_("--run already says which model and adapter."), _("Leave out --model and --adapter."))
-        return _made_by(runs.find(home.runs, run), home)
+        return _last(home) if run == "last" else _made_by(runs.find(home.runs, run), home)
     if not model and not adapter:
         raise InputError(_("No model was named."), _("Name one with --model, or what a run made with --run."))
     folder = Path(adapter).expanduser().absolute() if adapter else None
     return Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
+
+
+def _last(home: Home) -> Target:
+    """What the newest run made that made a model at all: an evaluation or a chat since then is not meant."""
+    for run in runs.every(home.runs):
+        with contextlib.suppress(InputError):
+            return _made_by(run, home)
+    raise NotFoundError(_("No run has made a model yet."), _("Start with: finetune --model demo"))
 
 
 def _made_by(run: Run, home: Home) -> Target:
