@@ -28,8 +28,8 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
         return self.run or (self.adapter.name if self.adapter else Path(self.model.id).name if local else self.model.id)
 
 
-def resolve(model: str, adapter: str, run: str, home: Home) -> Target:
-    """What `--model`, `--adapter` and `--run` mean together.
+def resolve(model: str, adapter: str, run: str, home: Home, with_adapter: bool = False) -> Target:
+    """What `--model`, `--adapter` and `--run` mean together; `with_adapter`: `--run last` is the last that made one.
 
     An adapter alone brings the base that its adapter_config.json names. Raises InputError where they contradict each
     other or nothing was named, NotFoundError where what was named is not here.
@@ -37,18 +37,20 @@ def resolve(model: str, adapter: str, run: str, home: Home) -> Target:
     if run:
         if model or adapter:
             raise InputError(_("--run already says which model and adapter."), _("Leave out --model and --adapter."))
-        return _last(home) if run == "last" else _made_by(runs.find(home.runs, run), home)
+        return _last(home, with_adapter) if run == "last" else _made_by(runs.find(home.runs, run), home)
     if not model and not adapter:
         raise InputError(_("No model was named."), _("Name one with --model, or what a run made with --run."))
     folder = Path(adapter).expanduser().absolute() if adapter else None
     return Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
 
 
-def _last(home: Home) -> Target:
+def _last(home: Home, with_adapter: bool) -> Target:
     """What the newest run made that made a model at all: an evaluation or a chat since then is not meant."""
     for run in runs.every(home.runs):
         with contextlib.suppress(InputError):
-            return _made_by(run, home)
+            target = _made_by(run, home)
+            if target.adapter or not with_adapter:
+                return target
     raise NotFoundError(_("No run has made a model yet."), _("Start with: finetune --model demo"))
 
 

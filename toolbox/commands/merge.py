@@ -64,7 +64,7 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
-    target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    target = targets.resolve(options.model, options.adapter, options.run, session.home, with_adapter=True)
     if target.adapter is None:
         raise InputError(
             _("{name} has no adapter to merge.").format(name=target.name),
