@@ -1,13 +1,20 @@
 """Base models, tokenizers and adapters from folders: safetensors only, and no code that came with the weights."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# A log is read by people: no bars drawn into it, and nothing that they can't act on.
+transformers_logging.disable_progress_bar()
+transformers_logging.set_verbosity_error()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 

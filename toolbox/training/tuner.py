@@ -49,6 +49,7 @@ class AdapterTuner:
         plan = self._plan
         quantization = plan.BitsAndBytesConfig if plan.quantization != "none" else None
         base = loading.base_model(plan.model.path, plan.dtype, device, quantization)
+        _keep_trainable(base)
         model = get_peft_model(base, LoraConfig(**{"task_type": "CAUSAL_LM", **plan.LoraConfig}))
         return _ready(model, plan)
 
@@ -105,6 +106,17 @@ def _ready(model: Any, plan: FinetunePlan) -> Any:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     return model.train()
+
+
+def _keep_trainable(model: Any) -> None:
+    """Keep 4-bit weights as they are through evaluations.
+
+    On processors with avx512_bf16, bitsandbytes repacks them for inference at the first forward in eval mode, for good,
+    and gradients through them are silently lost from then on (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _record_base(folder: Path, plan: FinetunePlan) -> None:
