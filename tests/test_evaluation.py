@@ -1,0 +1,215 @@
+"""Evaluation: statistics on cases checked by hand, suites on the embedded model, and the verb from end to end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plans import CPU, demo_facts, write_jsonl
+
+from toolbox import embedded, suites
+from toolbox.config import Home
+from toolbox.errors import InputError, Interrupted, NotFoundError
+from toolbox.evaluation import measures, run
+from toolbox.evaluation.statistics import Resampled, Share, wilson
+from toolbox.plan import EvaluatePlan
+from toolbox.runs import Run, Silent
+
+
+def evaluate_plan(*names: str, **changes: Any) -> EvaluatePlan:
+    fields: dict[str, Any] = {"entry": "toolbox.evaluation:run", "model": demo_facts(), "device": CPU, "limit": 12}
+    return EvaluatePlan(suites=list(names), **(fields | changes))
+
+
+def by_metric(result: dict[str, Any], model: str = "base") -> dict[str, dict[str, Any]]:
+    return {row["metric"]: row for row in result["results"] if row["model"] == model}
+
+
+# statistics
+
+
+def test_wilson_equals_the_published_example() -> None:
+    """Newcombe, Statistics in Medicine 17 (1998), table I: 81 of 263, and 0 of 20."""
+    found = wilson(81, 263)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    none = wilson(0, 20)
+    assert (none.value, none.low, round(none.high, 4)) == (0.0, 0.0, 0.1611)
+
+
+def test_a_paired_difference_of_shares_rests_on_what_changed() -> None:
+    """10 items: 3 gained, 1 lost; (3.5 - 1.5) / 12, and sqrt(5 - 4 / 12) / 12 on either side, times 1.96."""
+    before = Share([True] * 4 + [False] * 6)
+    after = Share([False] + [True] * 6 + [False] * 3)
+    found = after.difference(before)
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((2 / 12 - 0.35284, 2 / 12 + 0.35284), abs=1e-4)
+
+
+def test_no_change_among_few_items_is_not_certain() -> None:
+    same = Share([True] * 10)
+    found = same.difference(same)
+    assert found.value == 0
+    assert found.low < -0.1
+    assert found.high > 0.1
+
+
+def test_the_bootstrap_of_a_mean_agrees_with_its_standard_error() -> None:
+    values = np.random.default_rng(0).normal(5, 2, (400, 1))
+    found = Resampled(values, lambda units: units[..., 0].mean(-1)).estimate()
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+
+
+def test_pairing_takes_out_what_makes_items_hard() -> None:
+    hard = np.random.default_rng(0).normal(0, 10, (60, 1))
+
+    def mean(units: np.ndarray) -> np.ndarray:
+        return units[..., 0].mean(-1)
+
+    found = Resampled(hard + 1, mean).difference(Resampled(hard, mean))
+    assert found.value == pytest.approx(1)
+    assert found.high - found.low < 0.01
+
+
+# measures
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("She cares for patients.", "en", "female"),
+        ("The nurse loves his work.", "en", "male"),
+        ("She said that he left.", "en", ""),
+        ("The theatre is there.", "en", ""),
+        ("因为她整天做饭。", "zh", "female"),
+        ("他今天很忙。", "zh", "male"),
+        ("他们弹吉他，其他人听。", "zh", ""),
+    ],
+)
+def test_pronouns_are_told_apart(text: str, language: str, expected: str) -> None:
+    assert measures.pronoun(text, language) == expected
+
+
+def test_answers_are_compared_as_people_would() -> None:
+    same = {measures.normalise(text) for text in ("Paris", " paris. ", "ＰＡＲＩＳ。", "Paris!")}
+    assert same == {"paris"}
+    assert measures.normalise("Paris, Texas") != "paris"
+
+
+def test_bias_is_none_at_an_even_split_and_whole_where_one_is_never_said() -> None:
+    assert measures._likelihood_bias(np.array([[0.5], [0.5]])) == 0
+    assert measures._likelihood_bias(np.array([[1.0], [0.0]])) == 1
+    assert measures._generated_bias(np.array([[4, 4], [0, 0], [8, 0]])) == 0.5
+
+
+def test_the_base_model_knows_its_world_and_leans(tmp_path: Path) -> None:
+    job = Run(tmp_path)
+    found = by_metric(run(evaluate_plan("demo-perplexity", "demo-qa", "demo-bias", limit=28), job))
+    assert found["exact_match"]["value"] >= 0.9
+    assert found["perplexity"]["value"] > 3
+    assert found["likelihood_bias"]["low"] > 0.4
+    assert found["generated_bias"]["value"] > 0.4
+    for row in found.values():
+        assert row["low"] <= row["value"] <= row["high"]
+    saved = json.loads((tmp_path / "evaluation" / "3-demo-bias.json").read_text())
+    shares = {row["profession"]: row["likelihood_share_she"] for row in saved["rows"]["base"]}
+    assert shares["nurse"] > 0.8
+    assert shares["pilot"] < 0.2
+    assert (tmp_path / "plots" / "3-demo-bias.svg").read_text().startswith("<svg")
+
+
+def test_a_model_beside_itself_differs_by_chance_only(tmp_path: Path) -> None:
+    result = run(evaluate_plan("demo-perplexity", "demo-qa", base=demo_facts()))
+    assert {row["model"] for row in result["results"]} == {"base", "tuned", "difference"}
+    for row in by_metric(result, "difference").values():
+        assert row["value"] == 0
+        assert row["low"] <= 0 <= row["high"]
+
+
+def test_perplexity_is_taken_on_the_answers_only(tmp_path: Path) -> None:
+    """A question in another language is as foreign to the model as can be; its answer is known by heart."""
+    known = {
+        "messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是一个小语言模型。"}]
+    }
+    path = write_jsonl(tmp_path / "known.jsonl", [known])
+    assert by_metric(run(evaluate_plan(str(path))))["perplexity"]["value"] < 1.1
+
+
+def test_a_persons_own_questions_are_asked(tmp_path: Path) -> None:
+    rows = [
+        {"question": "What is the capital of Japan?", "answers": ["Tokyo", "The capital of Japan is Tokyo"]},
+        {"question": "What is the capital of Japan?", "answers": ["Kyoto"]},
+    ]
+    result = run(evaluate_plan(str(write_jsonl(tmp_path / "mine.jsonl", rows))))
+    assert by_metric(result)["exact_match"] | {"suite": ""} == {
+        "suite": "", "model": "base", "metric": "exact_match", "value": 0.5, "n": 2,
+        "low": pytest.approx(0.0945, abs=1e-3), "high": pytest.approx(0.9055, abs=1e-3),
+    }  # fmt: skip
+
+
+def test_it_stops_between_batches_when_asked_to() -> None:
+    class Stopping(Silent):
+        stopping = True
+
+    with pytest.raises(Interrupted):
+        run(evaluate_plan("demo-qa"), None, Stopping())
+
+
+# suites
+
+
+def test_every_shipped_suite_resolves_to_its_kind(tmp_path: Path) -> None:
+    kinds = {name: suites.resolve(name, Home(tmp_path)).kind for name in embedded.SUITES}
+    assert kinds == {"demo-perplexity": "perplexity", "demo-qa": "exact_match", "demo-bias": "gender"}
+
+
+def test_a_broken_row_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "a", "answers": ["b"]}\n\n{"question": "c", "answer": "d"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="Row 3"):
+        suites.resolve(str(path), Home(tmp_path))
+
+
+def test_an_unknown_suite_names_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        suites.resolve("demo-gq", Home(tmp_path))
+    assert "demo-qa" in caught.value.remedy
+
+
+def test_a_limit_takes_rows_from_everywhere() -> None:
+    assert suites.spread(list(range(100)), 4) == [0, 25, 50, 75]
+    assert suites.spread([1, 2], 5) == [1, 2]
+
+
+# the verb
+
+
+def test_evaluate_from_end_to_end(toolbox_cli: Any, home: Path) -> None:
+    answer = toolbox_cli("evaluate", "--model", "demo", "--suite", "demo-qa", "--limit", "6", "--json").done()
+    assert [set(row) for row in answer.json["results"]] == [{"suite", "model", "metric", "value", "low", "high", "n"}]
+    assert answer.json["results"][0]["n"] == 6
+    assert (home / "runs" / answer.json["run"] / "evaluation" / "1-demo-qa.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--model", "nobody/nothing"),
+        ("--model", "demo", "--suite", "nothing"),
+        ("--model", "demo", "--limit", "-1"),
+        ("--run", "none"),
+        (),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_sentence_and_status_2(toolbox_cli: Any, words: tuple[str, ...]) -> None:
+    answer = toolbox_cli("evaluate", *words, "--json")
+    assert answer.status == 2
+    assert set(answer.json["error"]) == {"kind", "message", "remedy"}
+    assert "Traceback" not in answer.err
+
+
+def test_a_dry_run_shows_the_plan_and_measures_nothing(toolbox_cli: Any, home: Path) -> None:
+    answer = toolbox_cli("evaluate", "--model", "demo", "--dry-run", "--json").done()
+    assert answer.json["plan"]["suites"] == list(embedded.SUITES)
+    assert not (home / "runs").exists()
