@@ -170,7 +170,7 @@ def _before_dashes(argv: Sequence[str]) -> set[str]:
 
 def _peek(argv: Sequence[str], name: str) -> str:
     """The value of a common option, needed before the words are understood: to say in which language they aren't."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         if word.startswith("--") and words.flag(word) == name:
             return word.partition("=")[2] if "=" in word else following
     return ""
