@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -192,6 +193,25 @@ def test_where_one_hub_is_down_the_other_is_used(hub: LoopbackHub, home: Path, c
     assert fetching.fetch(ask(hub, home, settings=settings)).source == "huggingface"
     settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=closed_port)
     assert fetching.fetch(ask(hub, home / "other", settings=settings)).source == "modelscope"
+
+
+def test_the_hub_that_answers_is_asked_first(hub: LoopbackHub, closed_port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert sources.quickest([nobody, hub.url]) == 1
+    assert sources.quickest([hub.url, hub.url]) == 0
+    assert sources.quickest([closed_port, closed_port]) == 0
+
+
+def test_a_link_planted_among_half_fetched_files_is_not_followed(hub: LoopbackHub, home: Path) -> None:
+    part = home / "models" / "Qwen" / ".tiny.part"
+    part.mkdir(parents=True)
+    outside = home.parent / "outside"
+    outside.write_bytes(b"mine")
+    for name in ("config.json", "config.json.incomplete", "model.safetensors.incomplete"):
+        (part / name).symlink_to(outside)
+    assert content(fetching.fetch(ask(hub, home)).path) == FILES
+    assert outside.read_bytes() == b"mine"
 
 
 def test_where_all_are_down_the_verified_copy_is_used(hub: LoopbackHub, home: Path, closed_port: str) -> None:

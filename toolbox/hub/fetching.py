@@ -22,6 +22,9 @@ from toolbox.i18n import _
 ROUNDS = 3
 """How often a file is fetched whose hash is wrong, or whose address expired on the way."""
 
+SLOW_TO_HASH = 256 << 20
+"""From this many bytes on, hashing takes long enough to be shown."""
+
 T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[int], None]]
 """`Session.transfer`: title and total in bytes, to a function that is told each piece's size."""
@@ -140,40 +143,41 @@ def _say_left_out(selection: Selection, request: Request) -> None:
         )
 
 
-def _fetch_from(hub: Source, request: Request) -> Fetched:
-    """Fetch, hash, and fetch again what is wrong: a round asks for a fresh listing and fresh addresses."""
-    failure: ToolboxError | None = None
-    for round in range(ROUNDS):
-        selection = _select(hub, request)
-        if round == 0:
-            _say_left_out(selection, request)
-        manifest = store.read_manifest(request.path)
-        if manifest and _covers(manifest, request.path, selection):
-            store.mark_used(request.path)
-            return _fetched(manifest, request.path)
-        staging = store.staging(request.path)
-        kept = _keep(manifest, request.path, staging, selection)
-        missing = [entry for entry in selection.wanted if entry.path not in kept]
+def _fetch_from(hub: Source, request: Request, rounds: int = ROUNDS) -> Fetched:
+    """Fetch, hash and publish; what went wrong is tried again with a fresh listing and fresh addresses."""
+    selection = _select(hub, request)
+    if rounds == ROUNDS:
+        _say_left_out(selection, request)
+    manifest = store.read_manifest(request.path)
+    if manifest and _covers(manifest, request.path, selection):
+        store.mark_used(request.path)
+        return _fetched(manifest, request.path)
+    try:
+        return _publish(request, selection.listing, _bring(hub, request, manifest, selection))
+    except (HubError, CorruptError):
+        if rounds == 1:
+            raise
+    return _fetch_from(hub, request, rounds - 1)
+
+
+def _bring(hub: Source, request: Request, manifest: Manifest | None, selection: Selection) -> list[FileRecord]:
+    """Every wanted file in the staging folder, hashed. Raises CorruptError where a hash is not the listed one."""
+    staging = store.staging(request.path)
+    kept = _keep(manifest, staging, selection, request)
+    missing = [entry for entry in selection.wanted if entry.path not in kept]
+    if missing:
         _look_for_room(request, missing, staging)
-        try:
-            hub.get(
-                request.kind, request.id, selection.listing.revision, missing, staging,
-                request.progress(request.id, sum(entry.size for entry in missing)),
-            )  # fmt: skip
-        except HubError as error:
-            failure = error
-            continue
-        records, wrong = _hash(staging, missing)
-        if not wrong:
-            return _publish(request, selection.listing, [*kept.values(), *records])
-        failure = CorruptError(
+        progress = request.progress(request.id, sum(entry.size for entry in missing))
+        hub.get(request.kind, request.id, selection.listing.revision, missing, staging, progress)
+    records, wrong = _hash(staging, missing, request)
+    for file in wrong:
+        raise CorruptError(
             _("{file} of {id} does not have the hash that {hub} lists.").format(
-                file=wrong[0], id=request.id, hub=hub.title
+                file=file, id=request.id, hub=hub.title
             ),
             _("The file was thrown away; try again later, or choose another source with --source."),
         )
-    assert failure is not None
-    raise failure
+    return [*kept.values(), *records]
 
 
 def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:
@@ -196,26 +200,29 @@ def _same(record: FileRecord, entry: Entry, manifest: Manifest, listing: Listing
     return record.size == entry.size and (manifest.source, manifest.revision) == (listing.source, listing.revision)
 
 
-def _keep(manifest: Manifest | None, path: Path, staging: Path, selection: Selection) -> dict[str, FileRecord]:
+def _keep(manifest: Manifest | None, staging: Path, selection: Selection, request: Request) -> dict[str, FileRecord]:
     """Bring into `staging` what need not be fetched: files of the copy that is here, files of a fetch cut off earlier.
 
     What stands there and is not listed any more is removed. Returns the records of the files kept.
     """
     staging.mkdir(parents=True, exist_ok=True, mode=0o700)
     listed = {entry.path: entry for entry in selection.listing.entries}
+    linked: set[str] = set()
     for record in manifest.files if manifest else ():
         entry = listed.get(record.path)
-        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.intact(path):
-            _link(path / record.path, staging / record.path)
-    wanted = {entry.path for entry in selection.wanted}
+        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.intact(request.path):
+            _link(request.path / record.path, staging / record.path)
+            linked.add(record.path)
+    wanted = {entry.path + PARTIAL for entry in selection.wanted}
     whole: list[Entry] = []
-    for file in [file for file in staging.rglob("*") if not file.is_dir()]:
+    for file in [file for file in staging.rglob("*") if file.is_symlink() or not file.is_dir()]:
         name = str(file.relative_to(staging))
-        if name in listed and file.stat().st_size == listed[name].size and not file.is_symlink():
-            whole.append(listed[name])
-        elif name.removesuffix(PARTIAL) not in wanted or not name.endswith(PARTIAL):
+        entry = None if file.is_symlink() else listed.get(name)
+        if entry and file.stat().st_size == entry.size and (entry.hashed or name in linked):
+            whole.append(entry)
+        elif name not in wanted or file.is_symlink():
             file.unlink()
-    records, _wrong = _hash(staging, whole)
+    records, _wrong = _hash(staging, whole, request)
     return {record.path: record for record in records}
 
 
@@ -227,30 +234,33 @@ def _link(old: Path, new: Path) -> None:
         os.link(old, new)
 
 
-def _hash(folder: Path, entries: Sequence[Entry]) -> tuple[list[FileRecord], list[str]]:
+def _hash(folder: Path, entries: Sequence[Entry], request: Request) -> tuple[list[FileRecord], list[str]]:
     """(records of the files that are as listed, names of those that are not, which are removed)."""
+    total = sum(entry.size for entry in entries)
+    title = _("Checking {id}").format(id=request.id)
+    progress = request.progress(title, total) if total >= SLOW_TO_HASH else lambda size: None
     records: list[FileRecord] = []
     wrong: list[str] = []
     for entry in entries:
         file = folder / entry.path
-        sha256, git_sha1 = _digests(file, entry.size)
+        sha256, git_sha1 = _digests(file, entry.size, progress)
         if (entry.sha256 and entry.sha256 != sha256) or (entry.git_sha1 and entry.git_sha1 != git_sha1):
             file.unlink()
             wrong.append(entry.path)
             continue
         stat = file.stat()
-        verified = bool(entry.sha256 or entry.git_sha1)
-        records.append(FileRecord(entry.path, stat.st_size, sha256, stat.st_mtime_ns, verified))
+        records.append(FileRecord(entry.path, stat.st_size, sha256, stat.st_mtime_ns, verified=entry.hashed))
     return records, wrong
 
 
-def _digests(file: Path, size: int) -> tuple[str, str]:
+def _digests(file: Path, size: int, progress: Callable[[int], None]) -> tuple[str, str]:
     """(SHA-256, git's SHA-1 of a blob) in hex, in one pass."""
     sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with file.open("rb") as stream:
         while chunk := stream.read(files.CHUNK):
             sha256.update(chunk)
             git.update(chunk)
+            progress(len(chunk))
     return sha256.hexdigest(), git.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ PARTIAL = ".incomplete"
 CONNECTIONS = 4
 ANSWER_S = 6.0
 """How long a hub may take to answer before another is asked instead."""
+HEAD_START_S = 0.5
+"""By how much another hub must be quicker than the first in the order, ModelScope, to be asked in its place."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -27,6 +30,11 @@ class Entry(msgspec.Struct, frozen=True):
     size: int
     sha256: str = ""
     git_sha1: str = ""
+
+    @property
+    def hashed(self) -> bool:
+        """Whether the content can be proven."""
+        return bool(self.sha256 or self.git_sha1)
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -79,13 +87,14 @@ def ordered(source: str, before: str, settings: Settings, home: Home, environ: M
     return hubs[first:] + hubs[:first]
 
 
-def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S) -> int:
-    """Index of the address that answers first, whatever it answers; 0 where none does within `wait_s`."""
+def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S, head_start_s: float = HEAD_START_S) -> int:
+    """Index of the address that answers first, whatever it answers; 0 in a near tie, or where none does in time."""
     import httpx
 
     answers: queue.Queue[int | None] = queue.Queue()
 
     def ask(index: int) -> None:
+        time.sleep(head_start_s if index else 0)
         try:
             httpx.head(endpoints[index], timeout=wait_s)
         except (httpx.HTTPError, httpx.InvalidURL):
@@ -97,7 +106,7 @@ def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S) -> int:
         threading.Thread(target=ask, args=(index,), daemon=True).start()
     for _endpoint in endpoints:
         try:
-            answer = answers.get(timeout=wait_s)
+            answer = answers.get(timeout=wait_s + head_start_s)
         except queue.Empty:
             break
         if answer is not None:
