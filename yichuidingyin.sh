@@ -192,6 +192,7 @@ prepare() { # ENV [FURTHER LOCK…]
     "The folder $folder can't be made." "Name a place that can be written in YCDY_HOME or YCDY_ENV."
   lock_folder "$folder"
   if ! prepared "$env"; then
+    rmdir "$env" 2>/dev/null || true
     [ ! -e "$env" ] || [ -d "$env/locks" ] || [ -f "$env/preparing" ] || complain 2 \
       "$env 不是本脚本创建的环境，未作改动。" "请移走它；若要直接使用它，请设 YCDY_ENV=$env。" \
       "$env was not made by this script, and is left alone." "Move it away; to use it as it is, set YCDY_ENV=$env."
@@ -207,9 +208,10 @@ prepare() { # ENV [FURTHER LOCK…]
 
 create() { # ENV
   check_disk "$(dirname -- "$1")"
-  rm -rf "$1"
-  mkdir "$1"
+  # The mark is there before, and until after, anything that could be taken for an environment.
+  mkdir -p "$1"
   : >"$1/preparing"
+  find "$1" -mindepth 1 -maxdepth 1 ! -name preparing -exec rm -rf {} +
   "$python" -m venv "$1" >&2 || complain 1 \
     "创建 Python 环境失败。" "请查看上面的输出。" "Making the Python environment failed." "See the output above."
 }
