@@ -114,7 +114,7 @@ def _first(request: Request, ask: Callable[[Source], T]) -> T:
     before = manifest.source if manifest else ""
     for hub in ordered(request.source, before, request.settings, request.home, os.environ):
         for failure in failures[-1:]:
-            request.say(failure.message + " " + _("Trying {hub}.").format(hub=hub.title))
+            request.say(_("{problem} Trying {hub}.").format(problem=failure.message, hub=hub.title))
         try:
             return ask(hub)
         except (NotFoundError, HubError, CorruptError) as error:
@@ -310,7 +310,7 @@ def _already_here(request: Request, error: ToolboxError) -> Fetched:
         raise error
     if not all(record.intact(request.path) for record in manifest.files):
         raise error
-    request.say(error.message + " " + _("The verified copy on this disk is used."))
+    request.say(_("{problem} The verified copy on this disk is used.").format(problem=error.message))
     store.mark_used(request.path)
     return _fetched(manifest, request.path)
 

@@ -92,11 +92,12 @@ def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S, head_start_s: f
     import httpx
 
     answers: queue.Queue[int | None] = queue.Queue()
+    client = httpx.Client(timeout=wait_s)
 
     def ask(index: int) -> None:
         time.sleep(head_start_s if index else 0)
         try:
-            httpx.head(endpoints[index], timeout=wait_s)
+            client.head(endpoints[index])
         except (httpx.HTTPError, httpx.InvalidURL):
             answers.put(None)
         else:
