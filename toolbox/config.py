@@ -86,9 +86,11 @@ class Home(msgspec.Struct, frozen=True):
         files.write_json(self.prepare().path / "settings.json", settings)
 
     def load_answers(self) -> dict[str, dict[str, str]]:
-        """The last answers given in the menu, by verb and option."""
-        answers = files.read_json(self.path / "answers.json")
-        return answers if isinstance(answers, dict) else {}
+        """The last answers given in the menu, by verb and option; none where the file is absent or torn."""
+        try:
+            return msgspec.json.decode((self.path / "answers.json").read_bytes(), type=dict[str, dict[str, str]])
+        except (OSError, msgspec.DecodeError):
+            return {}
 
     def save_answers(self, answers: dict[str, dict[str, str]]) -> None:
         files.write_json(self.prepare().path / "answers.json", answers)
