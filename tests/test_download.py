@@ -159,6 +159,12 @@ def test_the_sdk_gives_up_a_stalled_connection(hub: LoopbackHub, toolbox_cli: Cl
     assert_whole(home)
 
 
+def test_modelscope_is_reached_past_a_proxy(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:
+    proxy = "http://127.0.0.1:9"
+    toolbox_cli("download", ID, "--source", "modelscope", env={"http_proxy": proxy, "HTTP_PROXY": proxy}).done()
+    assert_whole(home)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])
