@@ -28,7 +28,8 @@ bench: setup
 image:
 	../shared/tools/image build . $(IMAGE)
 
-messages: setup
+messages: setup  ## the catalogue brought up to date with the source, and compiled
+	$(PYTHON) scripts/messages.py
 
 # Needs uv. The CPU lock needs a folder (or index) that offers the CPU build of torch: pip's own setting, or LINKS=DIR.
 LINKS ?= $(shell pip config get global.find-links 2>/dev/null)
