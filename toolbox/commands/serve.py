@@ -59,8 +59,9 @@ class ServeOptions(msgspec.Struct, kw_only=True):
 
 def run(options: ServeOptions, session: Session) -> dict[str, Any]:
     """Start a server; stay with it until Ctrl-C, SIGTERM or its end, unless it goes to the background."""
-    from toolbox import ports
+    from toolbox import access, ports
 
+    access.check(options.host, options.api_key)
     plan = make_plan(options, session)
     ports.listen(plan.host, plan.port).close()
     if session.dry_run:

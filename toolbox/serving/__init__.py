@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import secrets
 import socket
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from toolbox import files, ports
+from toolbox import access, files, ports
 from toolbox.engines import ENGINES, Engine, Launch, environment
-from toolbox.errors import InputError, Interrupted
+from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.plan import ServePlan
 from toolbox.runs import Reporter, Run
@@ -53,13 +52,6 @@ def run(plan: ServePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def url_of(listener: socket.socket) -> str:
     """The address that a client on this machine uses."""
     host, port = listener.getsockname()[:2]
@@ -85,12 +77,8 @@ def _key(plan: ServePlan, run: Run) -> str:
     """The person's own key (YCDY_API_KEY, or the one kept in the run), else a new one, on loopback only."""
     path = run.path / "api_key"
     key = os.environ.pop("YCDY_API_KEY", "") or (path.read_text().strip() if path.is_file() else "")
-    if not key and not is_loopback(plan.host):
-        raise InputError(
-            _("{host} can be reached from outside, and no API key was given.").format(host=plan.host),
-            _("Give one with --api-key or YCDY_SERVE_API_KEY, or use --host 127.0.0.1."),
-        )
-    key = key or f"sk-{secrets.token_urlsafe(32)}"
+    access.check(plan.host, key)
+    key = key or access.new_key()
     files.write_text(path, key + "\n")
     return key
 

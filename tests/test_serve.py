@@ -1,0 +1,144 @@
+"""`serve`: what it refuses, and the real engine behind it, asked by OpenAI's own client."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import Cli
+from serving_help import inhabitants, until
+
+from toolbox import runs
+
+CANARY = "sk-canary-5b1e77d0"
+
+
+@contextmanager
+def foreground(*words: str, environ: dict[str, str]) -> Iterator[tuple["subprocess.Popen[bytes]", dict[str, Any]]]:
+    """`serve WORD… --json` in the foreground: its process, and what it says when ready. Stopped by SIGTERM."""
+    command = [sys.executable, "-P", "-m", "toolbox", "serve", *words, "--port", "0", "--json"]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1].decode()
+        yield process, msgspec.json.decode(line)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+
+def ask(facts: dict[str, Any], text: str, **more: Any) -> str:
+    """A streamed answer, through OpenAI's own client."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=facts["url"] + "/v1", api_key=facts["api_key"])
+    asked = [{"role": "user", "content": text}]
+    pieces = client.chat.completions.create(model=facts["model"], messages=asked, stream=True, **more)  # type: ignore[call-overload]
+    return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+
+
+def test_what_cant_be_served_is_one_sentence_and_exit_status_2(toolbox_cli: Cli, home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        answer = toolbox_cli("serve", "--model", "demo", "--port", port, "--json")
+        assert (answer.status, answer.json["error"]["kind"]) == (2, "busy")
+        assert f"Port {port} is taken" in answer.err
+        assert "--port" in answer.json["error"]["remedy"]
+    for words, sentence in [
+        (["--model", "demo", "--host", "0.0.0.0"], "no API key was given"),
+        (["--model", "demo", "--host", "0.0.0.0", "--api-key", "short"], "can't be used"),
+        (["--model", "demo", "--host", "192.0.2.7", "--api-key", CANARY], "192.0.2.7"),
+        (["--model", "demo", "--engine", "lmdeploy"], "lmdeploy is not installed"),
+        (["--model", "nowhere/nothing"], "nowhere/nothing"),
+        (["--model", "; touch x"], "; touch x"),
+        (["--run", "no-such-run"], "no-such-run"),
+        (["--model", "demo", "--adapter", "nowhere"], "not an adapter"),
+        ([], "No model was named"),
+    ]:
+        answer = toolbox_cli("serve", "--port", "0", *words)
+        assert (answer.status, sentence in answer.err, CANARY in answer.err) == (2, True, False), answer
+    assert runs.every(home / "runs") == []
+
+
+def test_a_dry_run_shows_the_plan_and_no_key(toolbox_cli: Cli, home: Path) -> None:
+    answer = toolbox_cli("serve", "--model", "demo", "--dry-run", "--json", env={"YCDY_SERVE_API_KEY": CANARY}).done()
+    assert answer.json["plan"]["engine"] == "transformers"
+    assert CANARY not in answer.out + answer.err
+    assert not (home / "runs").exists()
+
+
+@pytest.mark.slow
+def test_openais_client_streams_from_a_server_that_sigterm_ends_whole(
+    toolbox_environ: dict[str, str], home: Path
+) -> None:
+    with foreground("--model", "demo", environ={**toolbox_environ, "YCDY_SERVE_API_KEY": CANARY}) as (process, facts):
+        assert facts["api_key"] == CANARY
+        assert "language model" in ask(facts, "Who are you?")
+        assert ask(facts, "你是谁？")
+        assert len({ask(facts, "Tell me something new", temperature=2, seed=seed) for seed in range(3)}) > 1
+        shown = subprocess.run(["ps", "-ef", "ww"], capture_output=True, text=True, check=True).stdout
+        assert CANARY not in shown
+    assert process.returncode == 0
+    run = runs.find(home / "runs", facts["run"])
+    assert run.status().state == "done"
+    assert inhabitants(run.path / "engine") == []
+    until(lambda: not _exists(facts["pid"]))
+    holders = {path.name for path in home.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()}
+    assert holders == {"api_key"}
+
+
+@pytest.mark.slow
+def test_an_adapter_is_served_unmerged_and_answers_as_base_plus_adapter(
+    toolbox_environ: dict[str, str], tmp_path: Path
+) -> None:
+    adapter = _adapter(tmp_path / "adapter")
+    texts = ["Who are you?", "你是谁？", "What is the capital of France?"]
+    expected = [_generated(adapter, text) for text in texts]
+    with foreground("--model", "demo", "--adapter", str(adapter), environ=toolbox_environ) as (_process, facts):
+        assert facts["model"] == "adapter"
+        answers = [ask(facts, text, temperature=0, max_tokens=24) for text in texts]
+    assert answers == expected
+    assert expected != [_generated(None, text) for text in texts]
+
+
+def _adapter(folder: Path) -> Path:
+    """A LoRA that changes what the embedded model says: random, since only equality is asked for."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from toolbox import loading
+    from toolbox.embedded import MODEL
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    get_peft_model(loading.base_model(MODEL, "float32", "cpu"), config).save_pretrained(folder)
+    return folder
+
+
+def _generated(adapter: Path | None, text: str) -> str:
+    """The greedy answer of transformers itself."""
+    from toolbox import loading
+    from toolbox.embedded import MODEL
+
+    model, tokenizer = loading.base_model(MODEL, "float32", "cpu"), loading.tokenizer(MODEL)
+    tuned = loading.with_adapter(model, adapter) if adapter else model
+    asked = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = tuned.generate(**prompt, do_sample=False, max_new_tokens=24)[0, prompt["input_ids"].shape[1] :]
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
