@@ -131,18 +131,18 @@ def assume(description: str) -> Device:
 
     The memory may be left out where it is known. Raises InputError naming what is known.
     """
-    match = re.fullmatch(r"\s*(.+?)\s*(?::\s*(\d+(?:\.\d+)?)\s*G(?:i?B)?\s*)?", description, re.IGNORECASE)
-    name, size = (match[1], match[2]) if match else (description, None)
+    match = re.fullmatch(r"\s*([^:]+?)\s*(?::\s*(\d+(?:\.\d+)?)\s*G(?:i?B)?\s*)?", description, re.IGNORECASE)
+    name, size = (match[1], match[2]) if match else ("", None)
     memory_gib = float(size) if size else None
     if name.lower() == "cpu" and memory_gib:
         return _assumed("cpu", "CPU", memory_gib, "", bf16=False)
-    found = specification(name) or _named(name, memory_gib)
+    found = (specification(name) or _named(name, memory_gib)) if name else None
     memory_gib = memory_gib or (found.memory_gib if found else None)
     if not found or not memory_gib:
         raise InputError(
             _("The device {name!r} is not known.").format(name=description),
             _("Write NAME:MEMORY, as {examples}; or CPU:16GiB.").format(
-                examples=", ".join(f"{item.name}:{item.memory_gib:g}GiB" for item in _nearest(name))
+                examples=", ".join(f"{item.name}:{item.memory_gib:g}GiB" for item in _nearest(description))
             ),
         )
     if found.name.startswith("Apple"):

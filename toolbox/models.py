@@ -16,7 +16,7 @@ from toolbox.errors import CorruptError, InputError, NotFoundError
 from toolbox.hub import store as hub
 from toolbox.i18n import _
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 MAX_JSON_BYTES = 100 << 20
 """Longer headers than this are refused, as the safetensors library itself does."""
 INNER_CONFIGS = ("text_config", "llm_config", "language_config")
@@ -75,7 +75,7 @@ def resolve(name: str, home: Home) -> ModelFacts:
     folder = Path(name).expanduser()
     if _is_folder(name, folder):
         return read(folder.absolute(), id=str(folder.absolute()), source="local")
-    if HUB_ID.fullmatch(name) and ".." not in name:
+    if HUB_ID.fullmatch(name):
         if copy := hub.local_copy(home, "model", name):
             hub.mark_used(copy)
             if manifest := hub.read_manifest(copy):
@@ -100,6 +100,8 @@ def _own(folder: Path) -> bool:
 def _is_folder(name: str, folder: Path) -> bool:
     looks_like_path = name.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(name)
     try:
+        if not name:
+            return False
         return folder.is_dir() if looks_like_path else (folder / "config.json").is_file()
     except (OSError, ValueError):
         return False

@@ -20,6 +20,7 @@ TORCH_TIMEOUT_S = 120.0
 """A first import from a slow disk takes a while; a hanging GPU driver would take for ever."""
 ROOM_BYTES = 10 << 30
 """Less than this is no room for a small model, its checkpoints and what is merged from it."""
+PREPARE = "bash yichuidingyin.sh --prepare"
 TORCH = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
 
 
@@ -87,22 +88,31 @@ def environment(prefix: Path, locks: Path) -> Check:
         name=_("Environment"),
         ok=not stale,
         detail=f"{prefix} ({detail})",
-        remedy=_("Bring it up to date: bash yichuidingyin.sh --prepare"),
+        remedy=_("Bring it up to date: {command}").format(command=PREPARE),
     )
 
 
 def torch(machine: "Machine", answer: Callable[[], tuple[bool, str]]) -> Check:
     """Whether torch can be imported, in a process of its own, and is built for the GPU that is here."""
-    ok, said = answer()
-    remedy = _("Prepare the environment again: bash yichuidingyin.sh --prepare")
-    if ok and machine.best.kind == "cuda" and not said.endswith("True"):
-        ok = False
-        remedy = _(
-            "This torch does not see the GPU; prepare the environment for CUDA: YCDY_LOCK=cuda {command}"
-        ).format(command="bash yichuidingyin.sh --prepare")
-    version, cuda, *_seen = [*said.split(), "", ""]
-    detail = f"{version}, CUDA {cuda}" if ok and cuda not in ("-", "") else version if ok else said
-    return Check(name="torch", ok=ok, detail=detail, remedy=remedy, required=True)
+    imported, said = answer()
+    if not imported:
+        return Check(
+            name="torch",
+            ok=False,
+            detail=said,
+            remedy=_("Prepare the environment again: {command}").format(command=PREPARE),
+            required=True,
+        )
+    version, cuda, sees_gpu = said.split()
+    return Check(
+        name="torch",
+        ok=machine.best.kind != "cuda" or sees_gpu == "True",
+        detail=f"{version}, " + (_("CPU build") if cuda == "-" else f"CUDA {cuda}"),
+        remedy=_("It does not see the GPU; prepare the environment for CUDA: {command}").format(
+            command=f"YCDY_LOCK=cuda {PREPARE}"
+        ),
+        required=True,
+    )
 
 
 def hardware(machine: "Machine") -> Iterator[Check]:
