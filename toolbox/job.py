@@ -1,7 +1,9 @@
-"""The one main of every child process: `python -m toolbox.job RUN_DIR`. It reads the plan and calls the work that the plan names."""
+"""The one main of every child process, `python -m toolbox.job RUN_DIR`: calls the work that the run's plan names."""
 
+import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -12,11 +14,14 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from toolbox import files, i18n, plan
+from toolbox import environment, files, i18n, plan
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
 from toolbox.i18n import _
 from toolbox.runs import Run, State, Status
 
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+"""torch's words on a CPU, where its error is a plain RuntimeError."""
+SHOWN_CHARS = 300
 STATUS_EVERY_S = 0.5
 """At most this often is status.json replaced: an fsync a step would slow a fast loop."""
 
@@ -30,7 +35,7 @@ class Job:
         self._metrics: BinaryIO | None = None
         self._begun = time.monotonic()
         self._elapsed_before = 0.0
-        self._first_step: tuple[int, float] | None = None
+        self._begun_step = 0
         self._written = 0.0
         self.stopping = False
 
@@ -46,21 +51,23 @@ class Job:
         self._write()
 
     def resumed(self, step: int) -> None:
-        self._metrics, self._elapsed_before = open_metrics(self._run.path / "metrics.jsonl", step)
-        self._begun = time.monotonic()
-        self._first_step = (step, self._begun)
+        self._open(step)
 
     def progress(self, step: int, steps: int, **metrics: float) -> None:
-        if self._metrics is None:
-            self.resumed(0)
+        file = self._metrics or self._open(0)
         now = time.monotonic()
-        begun_step, begun = self._first_step
         self._status.step, self._status.steps = step, steps
-        self._status.eta_s = round((now - begun) / max(1, step - begun_step) * (steps - step), 1)
+        self._status.eta_s = round((now - self._begun) / max(1, step - self._begun_step) * (steps - step), 1)
         line = {"step": step, "elapsed_s": round(self._elapsed_before + now - self._begun, 3), **metrics}
-        self._metrics.write(msgspec.json.encode(line) + b"\n")
+        file.write(msgspec.json.encode(line) + b"\n")
         if now - self._written >= STATUS_EVERY_S or step == steps:
             self._write()
+
+    def _open(self, step: int) -> BinaryIO:
+        """Begin to count steps and seconds after `step`; steps that tell nothing else begin anew."""
+        self._metrics, self._elapsed_before = open_metrics(self._run.path / "metrics.jsonl", step)
+        self._begun, self._begun_step = time.monotonic(), step
+        return self._metrics
 
     def ready(self, **facts: Any) -> None:
         files.write_json(self._run.path / "result.json", facts)
@@ -80,7 +87,10 @@ class Job:
     def _write(self) -> None:
         self._written = time.monotonic()
         self._status.updated_at = time.time()
-        self._run.write_status(self._status)
+        try:
+            self._run.write_status(self._status)
+        except OSError as error:  # a full disk must not end work that can go on
+            print(f"status.json: {error}", flush=True)
 
 
 def open_metrics(path: Path, step: int) -> tuple[BinaryIO, float]:
@@ -110,6 +120,7 @@ class MetricsLine(msgspec.Struct):
 def main(directory: str) -> int:
     """Run the plan in `directory` to its end; returns the exit status."""
     os.umask(0o077)
+    os.environ.setdefault("OMP_NUM_THREADS", str(environment.threads()))
     i18n.use(os.environ.get("YCDY_LANG") or i18n.detect())
     run = Run(Path(directory))
     status = run.status()
@@ -122,6 +133,7 @@ def main(directory: str) -> int:
         work = plan.load(run.plan_path)
         status.verb, status.model = work.verb, work.model.id
         job.phase(_("Loading"))
+        files.write_json(run.path / "env.json", environment.describe(work.seed))
         module, function = work.entry.split(":")
         result = getattr(importlib.import_module(module), function)(work, run, job)
         files.write_json(run.path / "result.json", result)
@@ -130,21 +142,26 @@ def main(directory: str) -> int:
         return _end(run, job, "interrupted", error)
     except ToolboxError as error:
         return _end(run, job, "failed", error)
-    except (
-        Exception
-    ) as error:  # the one place where what nobody foresaw becomes a sentence; the traceback is in the log
+    except Exception as error:  # the one place where what nobody foresaw becomes a sentence; the log has the traceback
         traceback.print_exc()
-        return _end(run, job, "failed", _explain(error, run))
+        return _end(run, job, "failed", explain(error, run))
 
 
-def _explain(error: Exception, run: Run) -> ToolboxError:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+def explain(error: Exception, run: Run) -> ToolboxError:
+    """What nobody foresaw, as a sentence: memory and disk by name, the rest by the library's own last words."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or OUT_OF_MEMORY.search(text):
         return OutOfMemoryError(
             _("The device ran out of memory."),
             _("Use a smaller --per-device-train-batch-size or --max-length, or --method qlora."),
         )
+    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text:
+        return ToolboxError(
+            _("The disk is full."), _("Free some space, then go on with: runs resume {run}").format(run=run.id)
+        )
+    shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
     return ToolboxError(
-        f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        _("{kind} in the library underneath: {text}").format(kind=type(error).__name__, text=shown or _("no message")),
         _("The whole story is in {log}.").format(log=run.log_path),
     )
 
@@ -155,7 +172,10 @@ def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> int:
     if error:
         print(error.message, error.remedy, sep="\n", flush=True)
     job.finish(state, error)
-    write_report(run)
+    try:
+        write_report(run)
+    except Exception:  # whatever a report trips over, the job's own end stands
+        traceback.print_exc()
     return error.exit_status if error else DONE
 
 

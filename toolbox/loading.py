@@ -1,6 +1,7 @@
 """Base models, tokenizers and adapters from folders: safetensors only, and no code that came with the weights."""
 
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # A log is read by people: no bars drawn into it, and nothing that they can't act on.
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -43,7 +45,8 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
     """`model` with the PEFT adapter in the folder `adapter` on top."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+    tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+    return tuned
 
 
 def torch_device(kind: str, index: int = 0) -> str:

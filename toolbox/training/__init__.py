@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
-    """Fine-tune as `plan` says, leaving an adapter (or a model) in the run; starting it again goes on from the newest checkpoint.
+    """Fine-tune as `plan` says, leaving an adapter, or a model, in the run.
 
-    Returns the `--json` object of `finetune`. Raises InputError, Interrupted, DivergedError, OutOfMemoryError.
+    Started again, it goes on from the newest checkpoint. Returns the `--json` object of `finetune`.
+    Raises InputError, Interrupted, DivergedError.
     """
     begun = time.monotonic()
     device = loading.torch_device(plan.device.kind, plan.device.index)

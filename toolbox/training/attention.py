@@ -1,4 +1,4 @@
-"""Attention within each row of a flattened batch: exact causal kernels, no mask; transformers calls it by the name ROWS."""
+"""Attention within each row of a flattened batch, without a mask; transformers knows it by the name ROWS."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,14 @@ def causal_within_rows(
     row_lengths: Sequence[int] = (),
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of query, key and value [1, heads, tokens, head_dim] as [1, tokens, heads, head_dim], each row by itself.
+    """Attention of query, key and value [1, heads, tokens, head_dim], each row by itself: [1, tokens, heads, head_dim].
 
-    `row_lengths`, the model's own keyword argument handed through, adds up to `tokens`. One mask over the whole batch would make
-    attention quadratic in the batch: 1.3 to 2.5 times slower a step on a CPU (rows of 100 to 2000 tokens).
+    `row_lengths` adds up to `tokens`; the model hands it through. One mask over the whole batch would make attention
+    quadratic in the batch: steps were 1.3 to 2.5 times slower on a CPU, with rows of 100 to 2000 tokens.
     """
     lengths = list(row_lengths)
     rows = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, *row, None, **options)[0] for row in rows], dim=1), None
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in rows], dim=1), None
 
 
 def suits(config: "PretrainedConfig", longest: int) -> bool:

@@ -3,14 +3,15 @@
 import errno
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 from toolbox import files
-from toolbox.errors import ToolboxError
+from toolbox.errors import CorruptError, ToolboxError
 from toolbox.i18n import _
 
 MARKER = "complete.json"
@@ -62,6 +63,18 @@ def complete(path: Path) -> bool:
     if not isinstance(hashes, dict) or {entry.name for entry in path.iterdir()} != {MARKER, *hashes}:
         return False
     return all(files.sha256(path / name) == expected for name, expected in hashes.items())
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever is wrong with a checkpoint's content into CorruptError; hashes tell tearing, not who wrote it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CorruptError(
+            _("The checkpoint {path} can't be read: {reason}.").format(path=path, reason=error),
+            _("Delete it and start the run again."),
+        ) from error
 
 
 def step_of(path: Path) -> int:

@@ -19,7 +19,7 @@ from toolbox.training import batches, checkpoints, optim, seeds
 from toolbox.training.board import Board
 from toolbox.training.meter import Meter
 from toolbox.training.rows import Sample
-from toolbox.training.step import Forward, Stepper
+from toolbox.training.step import Forward, Stepper, diverged
 from toolbox.training.tuner import Tuner
 
 STATE, TENSORS = "state.json", "state.safetensors"
@@ -61,7 +61,7 @@ class Loop:
         self._saved_step = 0
 
     def train(self) -> State:
-        """Raises Interrupted once a stop was asked for and saved, DivergedError where the loss is no number any more."""
+        """Raises Interrupted once a stop was asked for and saved, DivergedError where the loss is no number."""
         self._resume()
         state, training = self.state, self.plan.training
         with Board(self.plan.tensorboard or self.run.path / "tensorboard", state.step) as board:
@@ -87,6 +87,8 @@ class Loop:
         with torch.no_grad():
             total = sum(float(self.forward.loss_sum(rows[i : i + size])) for i in range(0, len(rows), size))
         self.forward.model.train()
+        if not math.isfinite(total):
+            raise diverged(self.state.step, [rows])
         return total / batches.label_tokens(rows)
 
     def _step(self) -> dict[str, float]:
@@ -111,7 +113,7 @@ class Loop:
         return {
             "loss": loss_sum / labels,
             "learning_rate": rate,
-            "grad_norm": grad_norm,
+            **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),  # float16: a step that was skipped
             "tokens_per_s": round(tokens / elapsed_s, 1),
             "memory_bytes": self.meter.peak_bytes(),
         }
@@ -150,17 +152,21 @@ class Loop:
     def _resume(self) -> None:
         """Bring back the newest checkpoint, if any; metrics past it are forgotten."""
         if path := checkpoints.newest(self.run.checkpoints):
-            self.tuner.restore(self.forward.model, path)
-            kept = msgspec.json.decode((path / STATE).read_bytes())
-            live = optim.join(kept["tensors"], load_file(path / TENSORS))
-            self.stepper.optimizer.load_state_dict(live["optimizer"])
-            self.stepper.scaler.load_state_dict(kept["scaler"])
-            seeds.restore(live["generators"], self.forward.device)
-            self.state = msgspec.convert(kept["training"], State)
+            with checkpoints.reading(path):
+                self._read(path)
             self._saved_step = self.state.step
             self.reporter.phase(_("Going on after step {step}").format(step=self.state.step))
             self.reporter.resumable()
         self.reporter.resumed(self.state.step)
+
+    def _read(self, folder: Path) -> None:
+        kept = msgspec.json.decode((folder / STATE).read_bytes())
+        live = optim.join(kept["tensors"], load_file(folder / TENSORS))
+        self.tuner.restore(self.forward.model, folder)
+        self.stepper.optimizer.load_state_dict(live["optimizer"])
+        self.stepper.scaler.load_state_dict(kept["scaler"])
+        seeds.restore(live["generators"], self.forward.device)
+        self.state = msgspec.convert(kept["training"], State)
 
 
 def total_steps(training: Training, rows: int) -> int:

@@ -11,9 +11,9 @@ import torch
 class Meter:
     """Peak memory in bytes since the meter was made.
 
-    cuda: the peak of what torch's allocator handed out (`max_memory_allocated`). mps: what Metal's driver holds now.
-    cpu: the peak resident size of the process less its resident size when the meter was made, so that the interpreter and the
-    libraries loaded by then don't count.
+    cuda: the peak of what torch's allocator handed out (`max_memory_allocated`). mps: the most that Metal held.
+    cpu: the process's highest resident size less its resident size when the meter was made (data read, libraries
+    imported, model not loaded yet), so that the interpreter and the libraries don't count.
     """
 
     def __init__(self, device: str) -> None:
@@ -33,7 +33,7 @@ class Meter:
 
 
 def _peak_resident_bytes() -> int:
-    """The process's highest resident size. Linux counts it for the process itself; getrusage may include the parent's before exec."""
+    """The process's highest resident size; getrusage, used off Linux, may include a parent's."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -17,7 +17,7 @@ IGNORED = -100
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """A row ready for training. `labels[i]` is `input_ids[i]` where the assistant speaks, else IGNORED; equally long."""
+    """A row ready for training: `labels[i]` is `input_ids[i]` where the assistant speaks, else IGNORED."""
 
     dataset: str
     number: int
@@ -68,7 +68,7 @@ def encode_row(dataset: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> 
 
 def _marked_by_template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
     """(ids, whether each is an answer's) by the template's own `{% generation %}`."""
-    out = tokenizer.apply_chat_template(row.messages, return_dict=True, return_assistant_tokens_mask=True)
+    out: Any = tokenizer.apply_chat_template(row.messages, return_dict=True, return_assistant_tokens_mask=True)
     return list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]]
 
 
@@ -82,10 +82,10 @@ def _marked_by_search(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[l
 
 
 def _answer_spans(text: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, int]]:
-    """(begin, end) of each answer in the rendered conversation, from the generation prompt to the answer's last character.
+    """(begin, end) of each answer in the rendered conversation: from its generation prompt to its last character.
 
-    A template may change earlier turns once later ones follow (Qwen3 drops their thinking), so each beginning is checked to be one
-    that the model will really see. Raises InputError where it is not.
+    A template may change earlier turns once later ones follow (Qwen3 drops their thinking), so each beginning is
+    checked to be one that the model will really see. Raises InputError where it is not.
     """
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":

@@ -71,10 +71,10 @@ class Stepper:
             losses.append(loss.detach())
         values = torch.stack(losses).tolist()
         if bad := [samples for samples, value in zip(micro_batches, values, strict=True) if not math.isfinite(value)]:
-            raise _diverged(number, bad)
+            raise diverged(number, bad)
         grad_norm = self._clip()
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
-            raise _diverged(number, micro_batches)
+            raise diverged(number, micro_batches)
         optim.set_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -87,7 +87,7 @@ class Stepper:
         return float(torch.nn.utils.clip_grad_norm_(trained, self._max_grad_norm))
 
 
-def _diverged(number: int, micro_batches: Sequence[Sequence[Sample]]) -> DivergedError:
+def diverged(number: int, micro_batches: Sequence[Sequence[Sample]]) -> DivergedError:
     rows = [f"{sample.dataset}:{sample.number}" for samples in micro_batches for sample in samples]
     shown = ", ".join(rows[:SHOWN_ROWS]) + (" …" if len(rows) > SHOWN_ROWS else "")
     return DivergedError(

@@ -38,7 +38,7 @@ def tuner_for(plan: FinetunePlan) -> Tuner:
 
 
 class AdapterTuner:
-    """LoRA over a frozen base in the plan's dtype, or in nf4 (QLoRA, arXiv:2305.14314). The adapter's weights are float32."""
+    """LoRA in float32 over a frozen base in the plan's dtype (arXiv:2106.09685) or in nf4 (QLoRA, arXiv:2305.14314)."""
 
     def __init__(self, plan: FinetunePlan) -> None:
         self._plan = plan
@@ -103,8 +103,7 @@ class FullTuner:
 def _ready(model: Any, plan: FinetunePlan) -> Any:
     """Training mode; activations recomputed in the backward pass where the plan says so."""
     if plan.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.train()
 
 
