@@ -13,7 +13,7 @@ from toolbox.i18n import N_, _
 from toolbox.options import option
 
 DATA_DISKS = ("/root/autodl-tmp", "/mnt/workspace")
-"""Large disks that rented Chinese cloud boxes mount beside a small system disk (AutoDL; ModelScope and PAI notebooks)."""
+"""Large disks that rented boxes mount beside a small system disk (AutoDL; ModelScope and PAI notebooks)."""
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

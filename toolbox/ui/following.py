@@ -4,7 +4,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,12 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.2
 LINE_EVERY_S = 10.0
+REPORT_S = 20.0
+"""How long a job that has ended may still write its report before it is no longer waited for."""
 _TAIL_BYTES = 8192
 
+Looks = Iterator[tuple[Status, dict[str, Any]]]
+"""The status of a run and the newest of its metrics, each time somebody looks."""
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": (N_("loss {value}"), "{:.4f}".format),
     "eval_loss": (N_("eval loss {value}"), "{:.4f}".format),
@@ -32,26 +35,6 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "memory_bytes": (N_("memory {value}"), units.size),
 }
 """What of a line of metrics.jsonl is shown, how, and in which order."""
-
-
-def watch(run: Run, console: "Console", live: bool) -> Status:
-    """Show `run` until it has ended, without being asked to stop it: Ctrl-C only ends the watching.
-
-    Raises the error that the job ended with.
-    """
-    return judged(run, show(looks(run, through_ready=True), console, live))
-
-
-def follow(run: Run, console: "Console", live: bool, through_ready: bool) -> Status:
-    """Show `run` until it has ended, or (unless `through_ready`) is ready to serve; returns the last status.
-
-    SIGINT and SIGTERM ask the job to save and stop, the second one ends it; SIGHUP ends only this front.
-    Raises the error that the job ended with, `Interrupted` among them.
-    """
-    asking = _Asking(run, console)
-    with _signals(asking.count):
-        status = show(looks(run, through_ready, asking.pass_on), console, live)
-    return judged(run, status, forced=asking.asked > 1)
 
 
 def judged(run: Run, status: Status, forced: bool = False) -> Status:
@@ -71,47 +54,51 @@ def judged(run: Run, status: Status, forced: bool = False) -> Status:
     return status
 
 
-class _Asking:
-    """Counts the person's signals, and passes them on, again until the job, when it is young, can hear them."""
+class Asking:
+    """While it is entered, SIGINT and SIGTERM ask `run` to save and stop, the second one ends it."""
 
-    def __init__(self, run: Run, console: "Console") -> None:
-        self._run, self._console = run, console
-        self.asked = self._heard = 0
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        self._run, self._say = run, say
+        self._asked = self._heard = 0
+        self._before: dict[int, Any] = {}
 
-    def count(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
+    def __enter__(self) -> "Asking":
+        self._before = {number: signal.signal(number, self._count) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def forced(self) -> bool:
+        return self._asked > 1
+
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self._asked += 1
 
     def pass_on(self) -> None:
-        if self.asked > self._heard and self._run.stop(force=self.asked > 1):
+        """Tell the job, again and again until it, when it is young, can hear."""
+        if self._asked > self._heard and self._run.stop(force=self.forced):
             if not self._heard:
-                _print(self._console, _("Saving and stopping; Ctrl-C once more to quit at once."))
-            self._heard = self.asked
+                self._say(_("Saving and stopping; Ctrl-C once more to quit at once."))
+            self._heard = self._asked
 
 
-@contextmanager
-def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM reach `handler` meanwhile."""
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
-
-
-def looks(
-    run: Run, through_ready: bool, ask: Callable[[], None] = lambda: None
-) -> Iterator[tuple[Status, dict[str, Any]]]:
+def looks(run: Run, through_ready: bool, pass_on: Callable[[], None] = lambda: None) -> Looks:
     """The run's status and newest metrics, again and again, until it has ended or is ready."""
     newest = Newest(run.path / "metrics.jsonl")
     while True:
-        ask()
+        pass_on()
         status = run.status()
         yield status, newest.line()
         never_started = status.state == "planned" and not run.alive()
         if status.finished or never_started or (status.state == "ready" and not through_ready):
-            return
+            break
         time.sleep(LOOK_EVERY_S)
+    end = time.monotonic() + REPORT_S
+    while status.finished and run.alive() and time.monotonic() < end:
+        time.sleep(LOOK_EVERY_S / 4)
 
 
 class Newest:
@@ -163,12 +150,12 @@ def _progress_text(status: Status) -> str:
     return " · ".join(filter(None, [f"{status.step}/{status.steps} {status.step / status.steps:.0%}", left]))
 
 
-def show(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console", live: bool) -> Status:
+def show(looks: Looks, console: "Console", live: bool) -> Status:
     """Show each look at a run, drawn over the one before in a terminal; returns the last status."""
     return (_in_terminal if live else _in_lines)(looks, console)
 
 
-def _in_lines(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console") -> Status:
+def _in_lines(looks: Looks, console: "Console") -> Status:
     said, phase, line = float("-inf"), "", ""
     for status, metrics in looks:
         line = " · ".join(filter(None, [status.phase, _progress_text(status), *metrics_text(metrics)]))
@@ -181,7 +168,7 @@ def _in_lines(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console"
     return status
 
 
-def _in_terminal(looks: Iterator[tuple[Status, dict[str, Any]]], console: "Console") -> Status:
+def _in_terminal(looks: Looks, console: "Console") -> Status:
     from rich.live import Live
 
     phases: set[str] = set()

@@ -13,6 +13,7 @@ from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.options import NO, YES
 from toolbox.runs import Run, Status
+from toolbox.ui import following
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -152,20 +153,23 @@ class Terminal:
         return self._transfers.add(plain(title), total_bytes)
 
     def follow(self, run: Run, through_ready: bool = False) -> Status:
-        from toolbox.ui.following import follow
-
         self._settle()
-        if run.status().verb != "serve" and not self._told_of_tail:
-            self._told_of_tail = True
-            again = f"bash yichuidingyin.sh runs tail {run.id}"
-            self.say(_("The job goes on if this window is closed; to see it again: {command}").format(command=again))
-        return follow(run, self.console, self.live, through_ready)
+        with following.Asking(run, self.say) as asking:
+            if run.status().verb != "serve" and not self._told_of_tail:
+                self._told_of_tail = True
+                again = f"bash yichuidingyin.sh runs tail {run.id}"
+                self.say(
+                    _("The job goes on if this window is closed; to see it again: {command}").format(command=again)
+                )
+            status = self._show(following.looks(run, through_ready, asking.pass_on))
+        return following.judged(run, status, asking.forced)
 
     def watch(self, run: Run) -> Status:
-        from toolbox.ui.following import watch
-
         self._settle()
-        return watch(run, self.console, self.live)
+        return following.judged(run, self._show(following.looks(run, through_ready=True)))
+
+    def _show(self, looks: following.Looks) -> Status:
+        return following.show(looks, self.console, self.live)
 
     def publish(self, result: dict[str, Any]) -> None:
         self.published = True
