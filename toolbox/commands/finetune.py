@@ -20,8 +20,12 @@ SCRIPT = "bash yichuidingyin.sh"
 
 
 class Options(TuningOptions, kw_only=True):
-    """What `finetune` takes."""
+    """What `finetune` takes; unlike for `plan`, data is needed."""
 
+    dataset: Annotated[
+        list[str],
+        option(N_("Data sets: demo-persona, JSON or JSONL files, or downloaded ones"), ask=True, choices="datasets"),
+    ]
     background: Annotated[bool, option(N_("Return as soon as the job runs"))] = False
 
 
@@ -51,11 +55,6 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
 
     from toolbox import device, plan
 
-    if not options.dataset:
-        raise InputError(
-            _("--dataset is missing: what is the model to learn from?"),
-            _("Name demo-persona, a JSON or JSONL file, or a downloaded data set."),
-        )
     datasets = resolve_datasets(options.dataset, session)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
