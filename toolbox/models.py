@@ -12,7 +12,7 @@ import msgspec
 
 from toolbox import embedded
 from toolbox.config import Home
-from toolbox.errors import CorruptError, InputError, NotFoundError
+from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
 from toolbox.i18n import _
 
@@ -82,6 +82,8 @@ def resolve(name: str, home: Home) -> ModelFacts:
                 return read(copy, id=name, source=manifest.source, revision=manifest.revision)
         if _own(home.models / name):
             return read(home.models / name, id=name, source="local")
+        if (home.models / name / hub.MANIFEST).exists():
+            raise _damaged(name, home.models / name)
     raise _unknown(name, home)
 
 
@@ -105,6 +107,17 @@ def _is_folder(name: str, folder: Path) -> bool:
         return folder.is_dir() if looks_like_path else (folder / "config.json").is_file()
     except (OSError, ValueError):
         return False
+
+
+def _damaged(name: str, folder: Path) -> ToolboxError:
+    """Why a download can't be used, with the file's name where its weights say so."""
+    try:
+        read(folder, id=name, source="local")
+    except ToolboxError as error:
+        return error
+    return CorruptError(
+        _("The copy of {name} is not whole.").format(name=name), _("Fetch it again: download {name}").format(name=name)
+    )
 
 
 def _unknown(name: str, home: Home) -> NotFoundError:
