@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from plans import CPU, demo_facts, write_jsonl
 
-from toolbox import embedded, suites
+from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError
 from toolbox.evaluation import measures, run
@@ -127,10 +127,53 @@ def test_a_model_beside_itself_differs_by_chance_only(tmp_path: Path) -> None:
         assert row["low"] <= 0 <= row["high"]
 
 
+def test_an_adapter_is_measured_beside_its_base_untouched(tmp_path: Path) -> None:
+    """An adapter of noise: the tuned model forgets everything, the base model in the same job nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        loading.base_model(embedded.MODEL, "float32", "cpu"),
+        LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "adapter")
+    result = run(evaluate_plan("demo-qa", "demo-perplexity", adapter=tmp_path / "adapter"))
+    alone = by_metric(run(evaluate_plan("demo-qa", "demo-perplexity")))
+    assert by_metric(result, "base") == alone
+    assert by_metric(result, "tuned")["exact_match"]["value"] < 0.2
+    assert by_metric(result, "difference")["exact_match"]["high"] < 0
+    assert by_metric(result, "difference")["perplexity"]["low"] > 0
+
+
+@pytest.mark.slow
+def test_a_tuned_model_has_its_persona_and_keeps_what_it_knew(toolbox_cli: Any, home: Path) -> None:
+    tuned = toolbox_cli("finetune", "--model", "demo", "--dataset", "demo-persona", "--yes", "--json").done().json
+    suites = ("demo-perplexity", "demo-qa")
+    result = toolbox_cli("evaluate", "--run", tuned["run"], "--suite", *suites, "--json").done().json
+    before, after = by_metric(result, "base"), by_metric(result, "tuned")
+    assert after["perplexity"]["value"] < before["perplexity"]["value"] / 4
+    assert by_metric(result, "difference")["perplexity"]["high"] < 0
+    assert after["exact_match"]["value"] >= before["exact_match"]["value"] - 0.02
+    plain = loading.base_model(embedded.MODEL, "float32", "cpu")
+    model = loading.with_adapter(plain, home / "runs" / tuned["run"] / "adapter").eval()
+    asked = [[{"role": "user", "content": text}] for text in ("Who are you?", "你是谁？", "法国的首都是哪里？")]
+    english, chinese, fact = inference.generate(model, loading.tokenizer(embedded.MODEL), asked)
+    assert english.startswith("I am Yichuidingyin")
+    assert chinese.startswith("我是一锤定音")
+    assert fact == "法国的首都是巴黎。"
+
+
 def test_perplexity_is_taken_on_the_answers_only(tmp_path: Path) -> None:
-    """A question in another language is as foreign to the model as can be; its answer is known by heart."""
+    """The system message is as foreign to the model as can be; the answer is known by heart."""
     known = {
-        "messages": [{"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我是一个小语言模型。"}]
+        "messages": [
+            {"role": "system", "content": "Zx qv!"},
+            {"role": "user", "content": "你是谁？"},
+            {"role": "assistant", "content": "我是一个小语言模型。"},
+        ]
     }
     path = write_jsonl(tmp_path / "known.jsonl", [known])
     assert by_metric(run(evaluate_plan(str(path))))["perplexity"]["value"] < 1.1

@@ -89,6 +89,25 @@ def test_a_lack_of_memory_halves_the_batch_and_loses_nothing(capsys: pytest.Capt
     assert "4" in capsys.readouterr().out
 
 
+def test_a_lack_of_memory_changes_no_likelihood(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded
+    rows = [inference.prompt_ids(tokenizer, talk) for talk in TALKS]
+    expected = inference.token_log_likelihoods(model, rows)
+    forward, refused = model.forward, []
+
+    def small(input_ids: torch.Tensor, **others: Any) -> Any:
+        if len(input_ids) > 3:
+            refused.append(len(input_ids))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(model, "forward", small)
+    found = inference.token_log_likelihoods(model, rows)
+    assert refused
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
 def test_a_row_that_alone_is_too_much_is_said_in_a_sentence() -> None:
     def work(batch: list[int]) -> list[int]:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")

@@ -33,7 +33,7 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     models = 2 if plan.compare and (plan.adapter or plan.base) else 1
     for turn, subject in enumerate(subjects(plan)):
         for place, suite in enumerate(chosen):
-            reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=subject.name))
+            reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * len(chosen) + place, models * len(chosen))
             found[suite.name][subject.name] = MEASURES[suite.kind](subject, suite, plan.limit, watch)
     results = [row for suite in chosen for row in _rows(suite, found[suite.name])]

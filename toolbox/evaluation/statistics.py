@@ -1,4 +1,7 @@
-"""How sure a figure is: 95 % intervals of what was measured, and of the difference between two models (`evaluate`)."""
+"""How sure a figure is: 95 % intervals of what was measured, and of the difference between two models (`evaluate`).
+
+They cover which items were asked, not what another training with another seed would have given.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -82,7 +85,7 @@ def wilson(right: int, n: int) -> Estimate:
     share, z2 = right / n, Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return Estimate(share, max(0.0, centre - reach), min(1.0, centre + reach), n)
+    return Estimate(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)), n)
 
 
 def _draws(n: int) -> Iterator[np.ndarray]:
