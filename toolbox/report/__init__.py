@@ -16,5 +16,5 @@ def write_report(run: Run) -> Path:
     facts = Facts.of(run)
     parts = [part for section in SECTIONS if (part := section(facts))]
     path = run.path / "report.md"
-    files.write_text(path, facts.without_secrets("\n\n".join(parts)) + "\n")
+    files.write_text(path, "\n\n".join(parts) + "\n")
     return path

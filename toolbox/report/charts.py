@@ -149,7 +149,8 @@ def _nice_step(rough: float) -> float:
 
 
 def _finite(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    """Points that can be drawn: spans beyond 1e100 would overflow the scale."""
+    return [(float(x), float(y)) for x, y in points if abs(x) < 1e100 and abs(y) < 1e100]
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

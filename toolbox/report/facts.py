@@ -1,6 +1,7 @@
 """What a run directory holds, read leniently: a part that is absent, torn or of another version is empty."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ HIDDEN = "••••"
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """A run as the report sees it; `plan`, `env` and `result` are plain data, since old runs outlive their schemas."""
+    """A run as the report sees it; `plan`, `env` and `result` are plain data, since old runs outlive their schemas.
+
+    Keys are blotted out of all of it, so that no section can print one.
+    """
 
     run: Run
     plan: dict[str, Any]
@@ -26,12 +30,15 @@ class Facts(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, run: Run) -> "Facts":
+        plan, status, result = read_plan(run), run.status(), _mapping(run.result())
+        hide = partial(_without, secrets=_secrets(result) | _secrets(plan))
+        status.error = hide(status.error)
         return cls(
             run=run,
-            plan=read_plan(run),
-            status=run.status(),
-            env=_mapping(files.read_json(run.path / "env.json")),
-            result=_mapping(run.result()),
+            plan=hide(plan),
+            status=status,
+            env=hide(_mapping(files.read_json(run.path / "env.json"))),
+            result=hide(result),
             metrics=[line for line in run.metrics() if isinstance(line, dict)],
         )
 
@@ -55,12 +62,6 @@ class Facts(msgspec.Struct, frozen=True):
         """Runs beside this one that were made from it, oldest first."""
         siblings = (other for other in runs.every(self.run.path.parent) if other.path != self.run.path)
         return [Facts.of(other) for other in siblings if self.run.id in _named_by(read_plan(other))][::-1]
-
-    def without_secrets(self, text: str) -> str:
-        """`text` with every key of this run, and whatever looks like one, blotted out."""
-        for secret in sorted(_secrets(self.result) | _secrets(self.plan), key=len, reverse=True):
-            text = text.replace(secret, HIDDEN)
-        return SECRET_SHAPES.sub(HIDDEN, text)
 
 
 def read_plan(run: Run) -> dict[str, Any]:
@@ -89,3 +90,16 @@ def _secrets(value: Any, name: str = "") -> set[str]:
     if isinstance(value, list):
         return set().union(*(_secrets(item, name) for item in value))
     return {value} if isinstance(value, str) and len(value) >= 6 and SECRET_NAMES.search(name) else set()
+
+
+def _without(value: Any, secrets: set[str]) -> Any:
+    """`value` with these secrets, and whatever looks like one, blotted out of every text in it."""
+    if isinstance(value, dict):
+        return {key: _without(item, secrets) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, secrets) for item in value]
+    if not isinstance(value, str):
+        return value
+    for secret in sorted(secrets, key=len, reverse=True):
+        value = value.replace(secret, HIDDEN)
+    return SECRET_SHAPES.sub(HIDDEN, value)

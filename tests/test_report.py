@@ -1,0 +1,184 @@
+"""Reports: every verb, every end, whatever the run directory lacks."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from plans import CPU, demo_facts, finetune_plan
+
+from toolbox import files, i18n, runs
+from toolbox.plan import AnyPlan, EvaluatePlan, MergePlan, ServePlan
+from toolbox.report import write_report
+from toolbox.runs import Run, State
+
+METRICS = [
+    {"step": n, "loss": 3 / n, "learning_rate": 1e-3 / n, "tokens_per_s": 900.0, "memory_bytes": 1 << 27}
+    for n in range(1, 9)
+]
+
+
+def merge_plan(home: Path, **changes: Any) -> MergePlan:
+    fields: dict[str, Any] = {
+        "entry": "toolbox.merging:run", "model": demo_facts(), "device": CPU, "adapter": home / "adapter",
+        "output": home / "merged", "dtype": "float32",
+    }  # fmt: skip
+    return MergePlan(**fields | changes)
+
+
+def run_of(home: Path, plan: AnyPlan, state: State = "done", **status: Any) -> Run:
+    run = runs.create(home / "runs", plan.verb, plan)
+    run.write_status(msgspec.structs.replace(run.status(), state=state, updated_at=time.time(), **status))
+    return run
+
+
+def add_metrics(run: Run) -> None:
+    lines = b"".join(msgspec.json.encode(line) + b"\n" for line in METRICS)
+    (run.path / "metrics.jsonl").write_bytes(lines + b'{"step": 9, "lo')
+
+
+def report(run: Run) -> str:
+    return write_report(run).read_text("utf-8")
+
+
+def test_a_finetune_run_tells_what_was_done_on_what_and_how_to_do_it_again(home: Path) -> None:
+    run = run_of(home, finetune_plan(home), step=8, steps=8)
+    add_metrics(run)
+    files.write_json(
+        run.path / "result.json",
+        {"adapter": "/a", "peak_bytes": 1 << 27, "rows": 200, "rows_cut": 3, "rows_dropped": 1},
+    )
+    text = report(run)
+    sha256 = finetune_plan(home).datasets[0].sha256
+    for part in (
+        "✓ Done",
+        "`demo`",
+        "demo-persona",
+        sha256,
+        "3 → 0.375",
+        "`lora_alpha`",
+        "bash run.sh",
+        "rows trained on: 200",
+    ):
+        assert part in text, part
+    assert "--model demo --dataset demo-persona --method lora" in text
+    assert "128.0 MiB** (50%)" in text
+    assert {path.name for path in (run.path / "plots").iterdir()} == {"loss.svg", "learning_rate.svg"}
+
+
+@pytest.mark.parametrize("state", ["planned", "failed", "interrupted", "lost", "done", "running", "ready"])
+def test_every_end_of_every_verb_has_a_report(home: Path, state: State) -> None:
+    facts: dict[str, Any] = {"model": demo_facts(), "device": CPU}
+    plans: list[AnyPlan] = [
+        finetune_plan(home),
+        merge_plan(home),
+        EvaluatePlan(entry="toolbox.evaluation:run", suites=["demo-qa"], **facts),
+        ServePlan(entry="toolbox.serving:run", engine="transformers", **facts, **_serve_fields()),
+    ]
+    for plan in plans:
+        text = report(run_of(home, plan, state))
+        assert text.startswith("# ")
+        assert "## Run it again" in text
+
+
+def _serve_fields() -> dict[str, Any]:
+    known = {"name": "demo", "python": Path("/usr/bin/python3"), "dtype": "auto"}
+    return {name: value for name, value in known.items() if name in ServePlan.__struct_fields__}
+
+
+def test_a_failure_before_the_first_step_is_reported_with_its_reason(home: Path) -> None:
+    error = {"kind": "input", "message": "Row 57 is not JSON.", "remedy": "Mend that row."}
+    text = report(run_of(home, finetune_plan(home), "failed", error=error, phase="Reading the data"))
+    assert "✗ Failed" in text
+    assert "Row 57 is not JSON." in text
+    assert "Mend that row." in text
+    assert "It was at: Reading the data." in text
+
+
+def test_what_can_go_on_says_how(home: Path) -> None:
+    run = run_of(home, finetune_plan(home), "interrupted", resumable=True)
+    assert f"runs resume {run.id}" in report(run)
+
+
+@pytest.mark.parametrize("name", ["plan.yaml", "status.json", "env.json", "metrics.jsonl", "result.json"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe", b'{"a": {"b": [null]}}'])
+def test_no_part_is_needed(home: Path, name: str, content: bytes | None) -> None:
+    run = run_of(home, finetune_plan(home))
+    if content is None:
+        (run.path / name).unlink(missing_ok=True)
+    else:
+        (run.path / name).write_bytes(content)
+    assert report(run).startswith("# ")
+
+
+def test_names_and_errors_stay_text(home: Path) -> None:
+    hostile = "x|y `z` <script>alert(1)</script> [a](javascript:b)\n# Big\n| c |"
+    plan = finetune_plan(home, model=msgspec.structs.replace(demo_facts(), id=hostile), why=hostile)
+    text = report(run_of(home, plan, "failed", error={"message": hostile, "remedy": hostile}))
+    text = re.sub(r"(?ms)^(```+)bash$.*?^\1$", "", text)
+    outside_code = re.sub(r"(?<!\\)(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
+    assert "<script>" not in outside_code
+    assert "](javascript" not in outside_code
+    assert "\n# Big" not in text
+    columns = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| Base model")}
+    assert columns == {3}
+
+
+def test_keys_never_appear(home: Path) -> None:
+    plan = ServePlan(entry="e", model=demo_facts(), device=CPU, engine="transformers", **_serve_fields())
+    error = {"message": "refused canary_key-123 and sk-abcdefghijklmnop0123", "remedy": "hf_ABCDEFGHIJKLMNOP1234"}
+    run = run_of(home, plan, "failed", error=error)
+    files.write_json(run.path / "result.json", {"url": "http://127.0.0.1:1", "api_key": "canary_key-123"})
+    text = report(run)
+    assert "canary" not in text
+    assert "abcdefghijklmnop" not in text.lower()
+    assert "http://127.0.0.1:1" in text
+
+
+def test_a_finetune_run_names_what_was_made_from_it(home: Path) -> None:
+    first = run_of(home, finetune_plan(home))
+    merged = run_of(home, merge_plan(home, run=first.id, adapter=first.adapter))
+    by_path = run_of(
+        home, EvaluatePlan(entry="e", model=demo_facts(), device=CPU, adapter=first.adapter, suites=["demo-qa"])
+    )
+    other = run_of(home, merge_plan(home, run="another"))
+    text = report(first)
+    assert f"../{merged.id}/report.md" in text
+    assert f"../{by_path.id}/report.md" in text
+    assert f"../{other.id}/report.md" not in text
+
+
+def test_an_evaluation_sets_base_and_tuned_side_by_side(home: Path) -> None:
+    run = run_of(home, EvaluatePlan(entry="e", model=demo_facts(), device=CPU, run="r", suites=["demo-qa"]))
+    row = {"suite": "demo-qa", "metric": "exact_match", "n": 120}
+    rows = [
+        {**row, "model": "base", "value": 0.98, "low": 0.94, "high": 0.99},
+        {**row, "model": "tuned", "value": 0.97, "low": 0.93, "high": 0.99},
+    ]
+    files.write_json(run.path / "result.json", {"results": rows})
+    files.write_text(run.path / "plots" / "3-demo-bias.svg", '<svg><title id="title">Share of “she”</title></svg>')
+    text = report(run)
+    assert "| demo-qa | exact\\_match | 0.98 [0.94, 0.99] (n = 120) | 0.97 [0.93, 0.99] (n = 120) |" in text
+    assert "![Share of “she”](plots/3-demo-bias.svg)" in text
+
+
+def test_a_merge_shows_its_proof_and_its_hashes(home: Path) -> None:
+    run = run_of(home, merge_plan(home))
+    files.write_json(run.path / "result.json", {
+        "output": "/out", "proof": [{"name": "Logits", "passed": True, "detail": "1e-05"}],
+        "hashes": {"output": {"model.safetensors": "ab" * 32}},
+    })  # fmt: skip
+    text = report(run)
+    assert "| Logits | ✓ | 1e-05 |" in text
+    assert "ab" * 32 in text
+
+
+def test_the_report_speaks_the_persons_language(home: Path) -> None:
+    run = run_of(home, finetune_plan(home))
+    english = report(run)
+    i18n.use("zh")
+    if not list(i18n._LOCALE.glob("zh/LC_MESSAGES/*.mo")):
+        pytest.skip("the catalogue is not compiled")
+    assert report(run) != english
