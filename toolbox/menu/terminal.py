@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from prompt_toolkit import Application, PromptSession
@@ -73,10 +74,9 @@ class TerminalPrompts:
             raise Back from gone
 
     def pause(self) -> None:
-        try:
-            self.text(_("Press Enter to go back to the menu"), "")
-        except Back:
-            return
+        with suppress(Back):
+            if self.text(_("Press Enter to go back to the menu"), "").strip() == "q":
+                raise Quit
 
 
 def _back_on_escape() -> KeyBindings:

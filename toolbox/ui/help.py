@@ -58,7 +58,8 @@ def _row(field: Field) -> tuple[str, str]:
         return _placeholder(field), _help(field)
     if field.kind is bool:
         return (f"--no-{field.flag[2:]}" if field.default is True else field.flag), _help(field)
-    value = field.metavar or ("|".join(filter(None, field.values)) if len(field.values) < 5 else field.name.upper())
+    listed = "|".join(filter(None, field.values)) if len(field.values) < 5 else ""
+    value = field.metavar or listed or field.name.upper()
     return f"{field.flag} {value}{' …' if field.many else ''}", _help(field)
 
 

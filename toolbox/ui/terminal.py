@@ -105,15 +105,16 @@ class Terminal:
         from rich.text import Text
 
         self._settle()
-        shown = Table(
-            title=Text(plain(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False
-        )
+        shown = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(columns))
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
             shown.add_column(Text(plain(column)), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             shown.add_row(*(Text(plain(cell)) for cell in row))
+        if title:
+            self.console.print(Text(plain(title), style="bold"))
         self.console.print(shown)
+        self.console.print()
 
     def markdown(self, text: str) -> None:
         self._settle()
