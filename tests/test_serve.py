@@ -118,7 +118,7 @@ def _adapter(folder: Path) -> Path:
     from toolbox.embedded import MODEL
 
     torch.manual_seed(0)
-    config = LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    config = LoraConfig(r=8, lora_alpha=24, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(loading.base_model(MODEL, "float32", "cpu"), config).save_pretrained(folder)
     return folder
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from toolbox.commands import Command, Session
-from toolbox.errors import Interrupted, ToolboxError
+from toolbox.errors import INTERRUPTED, Interrupted, ToolboxError
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -197,10 +197,10 @@ def _running(plan: "ServePlan", session: Session) -> dict[str, Any] | None:
 
 @contextmanager
 def _raised(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """While inside, these signals raise Interrupted, so that what was begun is ended."""
+    """While inside, these signals unwind the stack, so that what was begun is ended."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(_("Interrupted."))
+        raise SystemExit(INTERRUPTED)  # no Exception: the prompt's event loop would swallow it
 
     before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
