@@ -153,7 +153,7 @@ def explain(error: Exception, run: Run) -> ToolboxError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or OUT_OF_MEMORY.search(text):
         return OutOfMemoryError(
             _("The device ran out of memory."),
-            _("Use a smaller --per-device-train-batch-size or --max-length, or --method qlora."),
+            _("Use a smaller --set per_device_train_batch_size=… or --max-length, or --method qlora."),
         )
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text:
         return ToolboxError(
