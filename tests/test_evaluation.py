@@ -1,12 +1,13 @@
 """Evaluation: statistics on cases checked by hand, suites on the embedded model, and the verb from end to end."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from plans import CPU, demo_facts, write_jsonl
+from plans import CPU, demo_facts, finetune_run, write_jsonl
 
 from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
@@ -250,6 +251,23 @@ def test_what_cannot_be_evaluated_is_one_sentence_and_status_2(toolbox_cli: Any,
     assert answer.status == 2
     assert set(answer.json["error"]) == {"kind", "message", "remedy"}
     assert "Traceback" not in answer.err
+
+
+def test_a_qlora_run_is_measured_on_the_weights_it_was_trained_on(toolbox_cli: Any, home: Path) -> None:
+    tuned = finetune_run(home, method="qlora")
+    tuned.adapter.mkdir()
+    found = toolbox_cli("evaluate", "--run", tuned.id, "--dry-run", "--json").done().json["plan"]
+    assert (found["quantization"], found["BitsAndBytesConfig"]["bnb_4bit_quant_type"]) == ("nf4", "nf4")
+    assert found["adapter"] == str(tuned.adapter)
+    assert found["base"] is None
+
+
+def test_a_fully_tuned_model_is_compared_with_what_it_came_from(toolbox_cli: Any, home: Path) -> None:
+    tuned = finetune_run(home, method="full")
+    shutil.copytree(embedded.MODEL, tuned.path / "model")
+    found = toolbox_cli("evaluate", "--run", tuned.id, "--dry-run", "--json").done().json["plan"]
+    assert found["model"]["path"] == str(tuned.path / "model")
+    assert found["base"]["id"] == "demo"
 
 
 def test_a_dry_run_shows_the_plan_and_measures_nothing(toolbox_cli: Any, home: Path) -> None:

@@ -72,9 +72,16 @@ def _halved(batch_size: int) -> int:
 
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, prefix: str = "") -> list[int]:
-    """Token ids up to where the assistant speaks, and `prefix`, which it has said already."""
+    """Token ids up to where the assistant speaks, and `prefix`, which it has said already.
+
+    Models that can think first are asked not to: their templates take `enable_thinking`, others ignore it.
+    """
     if tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+        text = str(
+            tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        )
         return [*tokenizer(text + prefix, add_special_tokens=False)["input_ids"]]
     text = "\n".join(str(message["content"]) for message in conversation) + "\n"
     return list(tokenizer(text + prefix)["input_ids"])

@@ -36,11 +36,11 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     """Measure; the `--json` object: `results[]{suite model metric value low high n}` and the run's id."""
     from toolbox import runs
 
-    plan, name = make_plan(options, session)
+    plan = make_plan(options, session)
     _show_plan(plan, session)
     if session.dry_run:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
-    job = runs.create(session.home.runs, f"evaluate-{name}", plan)
+    job = runs.create(session.home.runs, _name(plan), plan)
     job.start()
     session.follow(job)
     result = {"run": job.id, **job.result()}
@@ -49,15 +49,15 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     return result
 
 
-def make_plan(options: EvaluateOptions, session: Session) -> "tuple[EvaluatePlan, str]":
-    """The plan, and the model's name. Raises InputError for a model or a suite that can't be used."""
+def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
+    """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
     from toolbox import device, embedded, suites, targets
     from toolbox.plan import EvaluatePlan
 
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     origin = _origin(target, session)
     best = device.probe().best
-    plan = EvaluatePlan(
+    return EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,
         device=best,
@@ -71,7 +71,12 @@ def make_plan(options: EvaluateOptions, session: Session) -> "tuple[EvaluatePlan
         quantization=origin.quantization if origin and target.adapter else "none",
         BitsAndBytesConfig=origin.BitsAndBytesConfig if origin and target.adapter else {},
     )
-    return plan, target.name
+
+
+def _name(plan: "EvaluatePlan") -> str:
+    """`evaluate-sft-demo` for the run 20261121-1530-sft-demo: the new run has a date of its own."""
+    made = plan.run.split("-", 2)[-1] if plan.run else plan.model.id.rpartition("/")[2]
+    return f"evaluate-{made}"
 
 
 def _origin(target: "Target", session: Session) -> "FinetunePlan | None":

@@ -53,8 +53,8 @@ Measure = Callable[[Subject, Suite, int, Watch], Finding]
 def perplexity(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
     """exp of the mean negative log-likelihood a token, over the tokens of the answers only; rows are the units."""
     rows = spread(datasets.load(datasets.resolve(str(suite.path), find_home())), limit)
-    longest = min(MAX_LENGTH, subject.model.config.get_text_config().max_position_embeddings)
-    samples = encode(suite.name, rows, subject.tokenizer, longest).samples
+    positions = getattr(subject.model.config.get_text_config(), "max_position_embeddings", MAX_LENGTH)
+    samples = encode(suite.name, rows, subject.tokenizer, min(MAX_LENGTH, positions)).samples
     if not samples:
         raise InputError(_("No answer in {path} can be measured.").format(path=suite.path), _("Look at its rows."))
     found = inference.token_log_likelihoods(subject.model, [sample.input_ids for sample in samples], watch=watch)
