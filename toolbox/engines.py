@@ -1,6 +1,7 @@
 """Serving engines: where each one's interpreter lives, what it needs, and the command that starts it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -145,5 +146,5 @@ def _remedy(engine: Engine, home: Home) -> str:
         )
     folder = home.engines / engine.name
     return _("Give it an environment of its own: {command} — or use --engine transformers").format(
-        command=f'python3.11 -m venv "{folder}" && "{folder}/bin/pip" install {engine.requirement}'
+        command=f"YCDY_ENV={shlex.quote(str(folder))} YCDY_LOCK={engine.name} bash yichuidingyin.sh --prepare"
     )
