@@ -160,7 +160,8 @@ def _in_lines(looks: Looks, console: "Console") -> Status:
     for status, metrics in looks:
         line = " · ".join(filter(None, [status.phase, _progress_text(status), *metrics_text(metrics)]))
         now = time.monotonic()
-        if line and (now - said >= LINE_EVERY_S or status.phase != phase):
+        due = now - said >= LINE_EVERY_S and status.state != "ready"  # a server that waits has nothing new to say
+        if line and (due or status.phase != phase):
             _print(console, line)
             said, phase, line = now, status.phase, ""
     if line:
