@@ -68,7 +68,7 @@ def test_auto_is_lmdeploy_only_with_a_gpu_and_where_it_is_installed(tmp_path: Pa
 def test_an_engine_that_is_not_installed_is_refused_with_the_way_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not installed") as caught:
         engines.choose("lmdeploy", True, Home(tmp_path), {})
-    assert f'{tmp_path}/engines/lmdeploy/bin/pip" install lmdeploy==' in caught.value.remedy
+    assert f"YCDY_ENV={tmp_path}/engines/lmdeploy YCDY_LOCK=lmdeploy bash" in caught.value.remedy
 
 
 def test_an_engines_environment_holds_nothing_of_ours() -> None:
