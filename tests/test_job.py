@@ -174,6 +174,15 @@ def test_metrics_past_the_checkpoint_are_forgotten(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
+def test_what_a_killed_job_left_half_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".status.json.abc.tmp").write_text("{")
+    (tmp_path / ".adapter.abc.part").mkdir()
+    (tmp_path / ".adapter.abc.part" / "half").write_text("")
+    (tmp_path / ".lock").write_text("")
+    job.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
 def test_a_report_that_fails_does_not_hide_how_the_job_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = finetune_run(home)
 
@@ -217,6 +226,7 @@ def test_50_kills_at_random_moments_lose_nothing(home: Path, start: Start) -> No
     assert start(disturbed).end() == 0
     assert losses(disturbed) == losses(straight)
     assert adapter(disturbed) == adapter(straight)
+    assert {path.name for path in disturbed.path.iterdir()} == {path.name for path in straight.path.iterdir()}
 
 
 def last_step(run: Run) -> int:

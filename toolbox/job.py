@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -126,6 +127,7 @@ def main(directory: str) -> int:
     status = run.status()
     status.state, status.pid, status.started_at = "running", os.getpid(), time.time()
     job = Job(run, status)
+    sweep(run.path)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, job.stop)
@@ -145,6 +147,14 @@ def main(directory: str) -> int:
     except Exception as error:  # the one place where what nobody foresaw becomes a sentence; the log has the traceback
         traceback.print_exc()
         return _end(run, job, "failed", explain(error, run))
+
+
+def sweep(folder: Path) -> None:
+    """Remove the scratch files and folders that an earlier, killed job of this run left behind; none other may run."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for leftover in folder.glob(".*.part"):
+        shutil.rmtree(leftover)
 
 
 def explain(error: Exception, run: Run) -> ToolboxError:

@@ -38,7 +38,7 @@ def epoch_steps(rows: int, training: Training) -> int:
 def of_step(samples: Sequence[Sample], step: int, training: Training, seed: int) -> list[list[Sample]]:
     """The micro-batches of optimizer step `step`, from 0: a pure function, so resuming needs nothing else.
 
-    An epoch is a fair shuffle of its own; only within a step are rows ordered by length, so that micro-batches are even.
+    An epoch is a fair shuffle; only within a step are rows ordered by length, so that micro-batches are even.
     """
     epoch, place = divmod(step, epoch_steps(len(samples), training))
     order = list(range(len(samples)))

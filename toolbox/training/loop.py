@@ -3,38 +3,21 @@
 import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
-import msgspec
 import torch
-from safetensors.torch import load_file, save_file
 
-from toolbox import files
 from toolbox.errors import DivergedError, Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.recipe import Training
 from toolbox.runs import Reporter, Run
-from toolbox.training import batches, checkpoints, optim, seeds
+from toolbox.training import batches, checkpoints, optim, state
 from toolbox.training.board import Board
 from toolbox.training.meter import Meter
 from toolbox.training.rows import Sample
 from toolbox.training.step import Forward, Stepper, diverged
 from toolbox.training.tuner import Tuner
-
-STATE, TENSORS = "state.json", "state.safetensors"
-
-
-class State(msgspec.Struct, kw_only=True):
-    """How far a training is; with the weights, the optimizer and the generators, all that a resumed run needs."""
-
-    step: int = 0
-    tokens: int = 0
-    label_tokens: int = 0
-    loss_sum: float = 0.0
-    elapsed_s: float = 0.0
-    eval_loss_before: float | None = None
-    eval_loss: float | None = None
 
 
 class Loop:
@@ -57,27 +40,27 @@ class Loop:
         self.stepper = Stepper(
             forward, optim.make(forward.model.parameters(), plan.training), plan.training.max_grad_norm
         )
-        self.state = State()
+        self.state = state.State()
         self._saved_step = 0
 
-    def train(self) -> State:
+    def train(self) -> state.State:
         """Raises Interrupted once a stop was asked for and saved, DivergedError where the loss is no number."""
         self._resume()
-        state, training = self.state, self.plan.training
-        with Board(self.plan.tensorboard or self.run.path / "tensorboard", state.step) as board:
-            if state.step == 0 and self.held_out:
-                state.eval_loss_before = state.eval_loss = self.evaluate()
-                self._report(board, {"eval_loss": state.eval_loss})
+        now, training = self.state, self.plan.training
+        with Board(self.plan.tensorboard or self.run.path / "tensorboard", now.step) as board:
+            if now.step == 0 and self.held_out:
+                now.eval_loss_before = now.eval_loss = self.evaluate()
+                self._report(board, {"eval_loss": now.eval_loss})
             self.reporter.phase(_("Training"))
-            while state.step < self.steps:
+            while now.step < self.steps:
                 self._heed_stop()
                 metrics = self._step()
-                if self.held_out and (state.step % training.eval_steps == 0 or state.step == self.steps):
-                    metrics["eval_loss"] = state.eval_loss = self.evaluate()
+                if self.held_out and (now.step % training.eval_steps == 0 or now.step == self.steps):
+                    metrics["eval_loss"] = now.eval_loss = self.evaluate()
                 self._report(board, metrics)
-                if state.step % training.save_steps == 0 or state.step == self.steps:
+                if now.step % training.save_steps == 0 or now.step == self.steps:
                     self._save()
-        return state
+        return now
 
     def evaluate(self) -> float:
         """The mean loss over the label tokens of the held-out rows."""
@@ -93,23 +76,19 @@ class Loop:
 
     def _step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
-        begun, training, state = time.monotonic(), self.plan.training, self.state
-        micro_batches = batches.of_step(self.samples, state.step, training, self.plan.seed)
-        rate = optim.learning_rate(training, state.step, self.steps)
+        begun, training, now = time.monotonic(), self.plan.training, self.state
+        micro_batches = batches.of_step(self.samples, now.step, training, self.plan.seed)
+        rate = optim.learning_rate(training, now.step, self.steps)
         try:
-            loss_sum, grad_norm = self.stepper.step(micro_batches, state.step + 1, rate)
+            loss_sum, grad_norm = self.stepper.step(micro_batches, now.step + 1, rate)
         except DivergedError:
             self._save()
             raise
         tokens = sum(len(sample.input_ids) for samples in micro_batches for sample in samples)
         labels = sum(batches.label_tokens(samples) for samples in micro_batches)
         elapsed_s = time.monotonic() - begun
-        state.step, state.tokens, state.label_tokens = (
-            state.step + 1,
-            state.tokens + tokens,
-            state.label_tokens + labels,
-        )
-        state.loss_sum, state.elapsed_s = state.loss_sum + loss_sum, state.elapsed_s + elapsed_s
+        now.step, now.tokens, now.label_tokens = now.step + 1, now.tokens + tokens, now.label_tokens + labels
+        now.loss_sum, now.elapsed_s = now.loss_sum + loss_sum, now.elapsed_s + elapsed_s
         return {
             "loss": loss_sum / labels,
             "learning_rate": rate,
@@ -123,50 +102,34 @@ class Loop:
         board.log(self.state.step, metrics)
 
     def _heed_stop(self) -> None:
-        if self.reporter.stopping:
-            self._save()
-            raise Interrupted(
-                _("Stopped after step {step} of {steps}; what was done is saved.").format(
-                    step=self.state.step, steps=self.steps
-                ),
-                _("Go on with: runs resume {run}").format(run=self.run.id),
-            )
+        if not self.reporter.stopping:
+            return
+        self._save()
+        told = _("Stopped after step {step} of {steps}; what was done is saved.").format(
+            step=self.state.step, steps=self.steps
+        )
+        raise Interrupted(
+            told if self.state.step else _("Stopped before the first step."),
+            _("Go on with: runs resume {run}").format(run=self.run.id),
+        )
 
     def _save(self) -> None:
         """A checkpoint of the state as it is, unless it is there already."""
         if self.state.step > self._saved_step:
-            checkpoints.save(self.run.checkpoints, self.state.step, self._write)
+            write = partial(state.write, state=self.state, stepper=self.stepper, tuner=self.tuner)
+            checkpoints.save(self.run.checkpoints, self.state.step, write)
             self._saved_step = self.state.step
             self.reporter.resumable()
-
-    def _write(self, folder: Path) -> None:
-        self.tuner.save(self.forward.model, folder)
-        tensors: dict[str, torch.Tensor] = {}
-        generators = seeds.snapshot(self.forward.device)
-        live = {"optimizer": self.stepper.optimizer.state_dict(), "generators": generators}
-        kept = optim.split(live, tensors)
-        save_file(tensors, folder / TENSORS)
-        scaler = self.stepper.scaler.state_dict()
-        files.write_json(folder / STATE, {"training": self.state, "scaler": scaler, "tensors": kept})
 
     def _resume(self) -> None:
         """Bring back the newest checkpoint, if any; metrics past it are forgotten."""
         if path := checkpoints.newest(self.run.checkpoints):
             with checkpoints.reading(path):
-                self._read(path)
+                self.state = state.read(path, self.stepper, self.tuner)
             self._saved_step = self.state.step
             self.reporter.phase(_("Going on after step {step}").format(step=self.state.step))
             self.reporter.resumable()
         self.reporter.resumed(self.state.step)
-
-    def _read(self, folder: Path) -> None:
-        kept = msgspec.json.decode((folder / STATE).read_bytes())
-        live = optim.join(kept["tensors"], load_file(folder / TENSORS))
-        self.tuner.restore(self.forward.model, folder)
-        self.stepper.optimizer.load_state_dict(live["optimizer"])
-        self.stepper.scaler.load_state_dict(kept["scaler"])
-        seeds.restore(live["generators"], self.forward.device)
-        self.state = msgspec.convert(kept["training"], State)
 
 
 def total_steps(training: Training, rows: int) -> int:

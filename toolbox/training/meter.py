@@ -4,16 +4,15 @@ import resource
 import sys
 from pathlib import Path
 
-import psutil
 import torch
 
 
 class Meter:
-    """Peak memory in bytes since the meter was made.
+    """Peak memory in bytes.
 
-    cuda: the peak of what torch's allocator handed out (`max_memory_allocated`). mps: the most that Metal held.
-    cpu: the process's highest resident size less its resident size when the meter was made (data read, libraries
-    imported, model not loaded yet), so that the interpreter and the libraries don't count.
+    cuda: the peak of what torch's allocator handed out since the meter was made (`max_memory_allocated`); the context
+    and the libraries' own memory are not in it. mps: the most that Metal held at a step's end. cpu: the process's
+    highest resident size, interpreter and libraries included, as in the memory model's `overhead`.
     """
 
     def __init__(self, device: str) -> None:
@@ -21,7 +20,6 @@ class Meter:
         self._peak = 0
         if device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(device)
-        self._before = psutil.Process().memory_info().rss
 
     def peak_bytes(self) -> int:
         if self._device.startswith("cuda"):
@@ -29,7 +27,7 @@ class Meter:
         if self._device == "mps":
             self._peak = max(self._peak, torch.mps.driver_allocated_memory())
             return self._peak
-        return max(0, _peak_resident_bytes() - self._before)
+        return _peak_resident_bytes()
 
 
 def _peak_resident_bytes() -> int:

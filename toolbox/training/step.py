@@ -52,7 +52,7 @@ class Stepper:
     """Makes optimizer steps; holds the state that must outlive a process: the optimizer's and the loss scaler's."""
 
     def __init__(self, forward: Forward, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
-        self._forward = forward
+        self.forward = forward
         self._max_grad_norm = max_grad_norm
         self.optimizer = optimizer
         self.scaler = torch.amp.GradScaler(forward.device.split(":")[0], enabled=forward.dtype == "float16")
@@ -66,7 +66,7 @@ class Stepper:
         labels = sum(batches.label_tokens(samples) for samples in micro_batches)
         losses = []
         for samples in micro_batches:
-            loss = self._forward.loss_sum(samples)
+            loss = self.forward.loss_sum(samples)
             self.scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         values = torch.stack(losses).tolist()

@@ -1,0 +1,49 @@
+"""All that a resumed training needs, written to and read from a checkpoint's folder: safetensors and JSON."""
+
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+
+from toolbox import files
+from toolbox.training import optim, seeds
+from toolbox.training.step import Stepper
+from toolbox.training.tuner import Tuner
+
+STATE, TENSORS = "state.json", "state.safetensors"
+
+
+class State(msgspec.Struct, kw_only=True):
+    """How far a training is. Sums are over its optimizer steps; losses are means over label tokens."""
+
+    step: int = 0
+    tokens: int = 0
+    label_tokens: int = 0
+    loss_sum: float = 0.0
+    elapsed_s: float = 0.0
+    eval_loss_before: float | None = None
+    eval_loss: float | None = None
+
+
+def write(folder: Path, state: State, stepper: Stepper, tuner: Tuner) -> None:
+    """The trained weights, the optimizer, the loss scaler, the random generators, and `state`."""
+    forward = stepper.forward
+    tuner.save(forward.model, folder)
+    tensors: dict[str, torch.Tensor] = {}
+    live = {"optimizer": stepper.optimizer.state_dict(), "generators": seeds.snapshot(forward.device)}
+    kept = optim.split(live, tensors)
+    save_file(tensors, folder / TENSORS)
+    files.write_json(folder / STATE, {"training": state, "scaler": stepper.scaler.state_dict(), "tensors": kept})
+
+
+def read(folder: Path, stepper: Stepper, tuner: Tuner) -> State:
+    """Bring everything back to what `write` saw; returns its state."""
+    forward = stepper.forward
+    kept = msgspec.json.decode((folder / STATE).read_bytes())
+    live = optim.join(kept["tensors"], load_file(folder / TENSORS))
+    tuner.restore(forward.model, folder)
+    stepper.optimizer.load_state_dict(live["optimizer"])
+    stepper.scaler.load_state_dict(kept["scaler"])
+    seeds.restore(live["generators"], forward.device)
+    return msgspec.convert(kept["training"], State)
