@@ -1,5 +1,7 @@
 """Files that are there whole or not at all."""
 
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -58,7 +60,7 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> s
 
 def sync_tree(folder: Path) -> None:
     """Flush every file below `folder`, and the folders' own entries, to the disk."""
-    for path in sorted(folder.rglob("*")) + [folder]:
+    for path in [*sorted(folder.rglob("*")), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -70,12 +72,18 @@ def sync_tree(folder: Path) -> None:
 def whole_folder(destination: Path) -> Iterator[Path]:
     """A scratch folder beside `destination` that becomes it on success and vanishes on failure.
 
+    One that a killed process left is removed by the next; it is known by its lock, which died with its process.
     Raises FileExistsError when something stands at `destination` already: nothing is overwritten.
     """
     if destination.exists():
         raise FileExistsError(str(destination))
     destination.parent.mkdir(parents=True, exist_ok=True)
+    for orphan in destination.parent.glob(f".{glob.escape(destination.name)}.*.part"):
+        if (lock := _locked(orphan)) is not None:
+            shutil.rmtree(orphan, ignore_errors=True)
+            os.close(lock)
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent))
+    lock = _locked(scratch)
     try:
         yield scratch
         sync_tree(scratch)
@@ -83,6 +91,23 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the folder's lock; None where somebody else does, or the folder is gone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def size_of(path: Path) -> int:
