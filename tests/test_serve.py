@@ -1,6 +1,7 @@
 """`serve`: what it refuses, and the real engine behind it, asked by OpenAI's own client."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,9 +14,11 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Cli
-from serving_help import inhabitants, until
+from serving_help import inhabitants, plan, server, standin_interpreter, until
 
 from toolbox import runs
+from toolbox.commands.serve import show_ready
+from toolbox.ui import Terminal
 
 CANARY = "sk-canary-5b1e77d0"
 
@@ -73,6 +76,33 @@ def test_a_dry_run_shows_the_plan_and_no_key(toolbox_cli: Cli, home: Path) -> No
     assert answer.json["plan"]["engine"] == "transformers"
     assert CANARY not in answer.out + answer.err
     assert not (home / "runs").exists()
+
+
+HOSTILE = [
+    "; touch x",
+    "$(touch x)",
+    "`touch x`",
+    "a\ntouch x",
+    "--help",
+    'it\'s "quoted"',
+    "模型",
+    "../../x",
+    "a@b:c.gguf",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_models_name_is_never_more_than_a_name(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plan(standin_interpreter(tmp_path / "python"), name=name)
+    with server(tmp_path / "runs", made) as running:
+        assert running.chat("hello", model=name).json()["model"] == name
+        assert running.seen()["argv"][4] == "served"
+        assert running.run.path.parent == tmp_path / "runs"
+        show_ready(running.facts, made, Terminal.open(None))
+    shown = capsys.readouterr().out
+    curl = shown[shown.index("curl ") : shown.index("from openai")]
+    assert msgspec.json.decode(shlex.split(curl)[-1])["model"] == name
+    assert not list(tmp_path.rglob("x"))
 
 
 @pytest.mark.slow

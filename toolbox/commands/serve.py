@@ -69,7 +69,7 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
     job, facts = start(plan, options.api_key, session)
     with _stopped_with_me(job):
-        _explain(facts, plan, session)
+        show_ready(facts, plan, session)
         session.publish(facts)
         if options.background:
             session.say(_("It goes on in the background. To stop it: {command}").format(
@@ -147,7 +147,7 @@ def _dtype(best: "Device", model: "ModelFacts") -> Literal["auto", "float32", "f
     return "float16" if best.kind == "cuda" else "float32"
 
 
-def _explain(facts: dict[str, Any], plan: "ServePlan", session: Session) -> None:
+def show_ready(facts: dict[str, Any], plan: "ServePlan", session: Session) -> None:
     """What a person copies: curl, Python, and the tunnel from another machine."""
     url, key, name = facts["url"], facts["api_key"], facts["model"]
     port = url.rpartition(":")[2]
