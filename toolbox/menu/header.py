@@ -1,28 +1,33 @@
 """The menu's head: what this machine has, where things lie."""
 
+import shutil
+from collections.abc import Sequence
+
 from toolbox import __version__, device, files, units
 from toolbox.config import Home
 from toolbox.i18n import _
-from toolbox.ui.terminal import Terminal, plain
+from toolbox.ui.terminal import Terminal
+from toolbox.ui.text import cells, pad, wrap
 
 
 def draw(session: Terminal) -> None:
     """Show it in a frame in a terminal, as plain lines without one."""
-    machine = device.probe()
     title = _("Yichuidingyin") + f" {__version__}"
-    rows = facts(machine, session.home)
-    if not session.live:
+    rows = facts(device.probe(), session.home)
+    if session.live:
+        session.say("\n" + "\n".join(_framed(title, rows, shutil.get_terminal_size().columns)))
+    else:
         session.say("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
-        return
-    from rich.panel import Panel
-    from rich.table import Table
-    from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    for name, value in rows:
-        grid.add_row(Text(name, style="dim", no_wrap=True), Text(plain(value), overflow="fold"))
-    session.console.print()
-    session.console.print(Panel.fit(grid, title=Text(title, style="bold"), title_align="left", border_style="cyan"))
+
+def _framed(title: str, rows: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """The rows in a frame no wider than `width`; without rich, which costs 50 ms."""
+    names = max(cells(name) for name, _value in rows) + 2
+    inside = min(max(names + cells(value) for _name, value in rows), max(width - 4, names + 10))
+    lines = [pad("" if index else name, names) + part for name, value in rows
+             for index, part in enumerate(wrap(value, inside - names))]  # fmt: skip
+    top = f"╭─ {title} " + "─" * (inside - cells(title) - 1) + "╮"
+    return [top, *(f"│ {pad(line, inside)} │" for line in lines), "╰" + "─" * (inside + 2) + "╯"]
 
 
 def facts(machine: device.Machine, home: Home) -> list[tuple[str, str]]:

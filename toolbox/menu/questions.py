@@ -9,7 +9,6 @@ from toolbox.commands import Command
 from toolbox.config import Home
 from toolbox.errors import InputError
 from toolbox.i18n import _
-from toolbox.menu.choices import offered
 from toolbox.menu.prompts import Back, Entry, Prompts, Quit
 from toolbox.options import Field, fields
 
@@ -63,6 +62,8 @@ class Questions:
         ]
 
     def _offered(self, field: Field, last: str) -> list[tuple[str, str]]:
+        from toolbox.menu.choices import offered
+
         choices = offered(field.choices, self._home)
         if last and last not in [value for value, _note in choices]:
             choices.insert(0, (last, _("last answer")))

@@ -1,5 +1,6 @@
 """A Session on standard input and output: sentences, tables, questions, progress; rich only where it draws."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ class Terminal:
     @property
     def live(self) -> bool:
         """Whether a person watches: lines may be redrawn."""
-        return self.stream.isatty() and not self.console.is_dumb_terminal
+        return self.stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
     @property
     def interactive(self) -> bool:
