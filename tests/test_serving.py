@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import textwrap
 from pathlib import Path
@@ -131,6 +132,14 @@ def test_a_taken_port_names_the_next_free_one() -> None:
     ports.listen("127.0.0.1", offered).close()
     with pytest.raises(InputError):
         ports.listen("192.0.2.7", 0)
+
+
+def test_answers_leave_at_once(tmp_path: Path) -> None:
+    """Without TCP_NODELAY the kernel holds an answer's second part back for the first one's acknowledgement."""
+    with ports.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _address = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
 
 
 def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: Path) -> None:
