@@ -110,6 +110,16 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or where something stands there already the first free one of path-2, path-3 …"""
+    number = 1
+    free = path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links are not followed."""
     if path.is_file():

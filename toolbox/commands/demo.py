@@ -183,7 +183,7 @@ def _checks(story: Story) -> list[Check]:
     before, after = (story.value(who, "exact_match", model) for model in ("base", "tuned"))
     knew, knows = (story.value("demo-qa", "exact_match", model) for model in ("base", "tuned"))
     first, last = (story.value("demo-perplexity", "perplexity", model) for model in ("base", "tuned"))
-    called = all(any(name in answer for name in NAMES) for answer in story.answers.values())
+    said = [answer for answer in story.answers.values() if any(name in answer for name in NAMES)]
     proof = _("largest difference of a logit {difference:.1e}, at most {tolerance:.1e}").format(**{
         "difference": story.merge["max_abs_diff"], "tolerance": story.merge["tolerance"],
     })  # fmt: skip
@@ -192,7 +192,11 @@ def _checks(story: Story) -> list[Check]:
         Check(_("It kept what it knew"), knows >= knew - LOST, f"{knew:.1%} → {knows:.1%}"),
         Check(_("It foresees held-out answers better"), last < first, f"{first:.3g} → {last:.3g}"),
         Check(_("Merged equals base + adapter"), bool(story.merge["passed"]), proof),
-        Check(_("Served, it says so too"), called, " · ".join(story.answers.values())),
+        Check(
+            _("Served, it says so too"),
+            len(said) == len(QUESTIONS),
+            _("{count} of {all} answers").format(count=len(said), all=len(QUESTIONS)),
+        ),
         Check(_("No key, no answer"), story.refused, _("401 without the key")),
     ]
 
@@ -223,7 +227,7 @@ def _show(story: Story, checks: list[Check], report: "Path", elapsed_s: float, s
     script = "bash yichuidingyin.sh"
     session.say(
         "\n".join([
-            _("一锤定音 — all of it in {time}. What next:").format(time=units.duration(elapsed_s)),
+            _("Yichuidingyin: all of it in {time}. What next:").format(time=units.duration(elapsed_s)),
             f"  {script} chat --run {story.merge['run']}",
             f"  {script} serve --run {story.merge['run']}",
             f"  {script} finetune --model demo --dataset {_('your-data.jsonl')}",

@@ -203,11 +203,13 @@ def _why_not_resumable(run: Run, status: Status) -> str:
 
 def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
     """Do a plan again as a new run, on the same model and data, and compare the numbers."""
-    from toolbox import plan
+    from toolbox import files, plan
 
     path = Path(options.plan)
     old = Run(path.parent.resolve()) if path.is_file() else runs.find(session.home.runs, options.plan)
     again = _verified(plan.load(path if path.is_file() else old.plan_path), session)
+    if isinstance(again, plan.MergePlan):
+        again.output = files.free_path(again.output)
     if session.dry_run:
         return {"plan": _plan(old), "verified": True}
     run = runs.create(session.home.runs, _name(old, again), again)

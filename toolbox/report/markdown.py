@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#|~$&])")
+SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 def plain(text: object) -> str:

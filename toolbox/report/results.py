@@ -11,6 +11,7 @@ from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
 from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
+from toolbox.suites import METRICS
 
 
 def results(facts: Facts) -> str:
@@ -89,7 +90,7 @@ def _evaluate(facts: Facts) -> list[str]:
     for row in rows:
         cells.setdefault((str(row.get("suite")), str(row.get("metric"))), {})[str(row.get("model"))] = _measured(row)
     lines = [
-        (plain(suite), plain(metric), *(by_model.get(model, "") for model in models))
+        (plain(suite), plain(_(METRICS.get(metric, (metric,))[0])), *(by_model.get(model, "") for model in models))
         for (suite, metric), by_model in cells.items()
     ]
     return [markdown.table((_("Suite"), _("Metric"), *map(plain, models)), lines) if lines else ""]

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from toolbox import __version__, units
+from toolbox import __version__, embedded, units
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
 from toolbox.report.facts import Facts
@@ -168,8 +168,10 @@ def command_line(facts: Facts) -> str:
         training = plan.get("training") or {}
         words += ["--dataset", *(str(spec.get("name")) for spec in plan.get("datasets") or [])]
         words += ["--method", str(plan.get("method", "auto"))]
-        for option, key in (("--max-length", "max_length"), ("--epochs", "num_train_epochs")):
-            words += [option, str(training[key])] if key in training else []
+        words += ["--max-length", str(training["max_length"])] if "max_length" in training else []
+        steps = training.get("max_steps", -1)
+        words += ["--set", f"max_steps={steps}"] if steps > 0 else []
+        words += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
         words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
     words += ["--suite", *map(str, plan["suites"])] if facts.verb == "evaluate" and plan.get("suites") else []
     words += ["--output", str(plan["output"])] if facts.verb == "merge" else []
@@ -231,19 +233,21 @@ def sources(facts: Facts) -> str:
         for spec in facts.plan.get("datasets") or []
         if isinstance(spec, dict) and spec.get("path")
     ]
-    rows = [(name, plain(source), plain(_license(Path(str(folder)), source))) for name, source, folder in named]
+    rows = [(name, plain(source), plain(_license(Path(str(folder))))) for name, source, folder in named]
     return markdown.section(
         _("Sources and licences"), markdown.table((_("What"), _("Source"), _("Licence")), rows) if rows else ""
     )
 
 
-def _license(folder: Path, source: str) -> str:
-    """The licence that a folder's README.md states in its front matter."""
+def _license(folder: Path) -> str:
+    """The licence that a folder's README.md states in its front matter; what is shipped here has ours."""
+    if folder.is_relative_to(embedded.FOLDER):
+        return "Apache-2.0"
     try:
         found = LICENSE.search((folder / "README.md").read_text("utf-8", errors="replace")[:4000])
     except OSError:
         found = None
-    return found.group(1) if found else "Apache-2.0" if source == "embedded" else _("not stated here")
+    return found.group(1) if found else _("not stated here")
 
 
 SECTIONS = (header, results, curves, done, later, again, parameters, hardware, limits, sources)
