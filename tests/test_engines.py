@@ -74,12 +74,12 @@ def test_an_engine_that_is_not_installed_is_refused_with_the_way_to_install_it(t
 def test_an_engines_environment_holds_nothing_of_ours() -> None:
     ours = {
         "PATH": "/bin", "PYTHONPATH": "/x", "YCDY_API_KEY": "canary", "HF_TOKEN": "canary", "http_proxy": "canary",
-        "PYTHONSTARTUP": "canary", "CUDA_VISIBLE_DEVICES": "7", "OMP_NUM_THREADS": "3",
+        "PYTHONSTARTUP": "canary", "CUDA_VISIBLE_DEVICES": "4,5,7", "OMP_NUM_THREADS": "3",
     }  # fmt: skip
     made = engines.environment(Path("/c"), "cuda", 2, ours)
     assert "canary" not in made.values()
     assert "PYTHONPATH" not in made
-    assert made["CUDA_VISIBLE_DEVICES"] == "2"
+    assert made["CUDA_VISIBLE_DEVICES"] == "7"  # the third of those that are visible
     assert {made[name] for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")} == {"1"}
     assert (made["OMP_WAIT_POLICY"], made["OMP_NUM_THREADS"], made["HF_HOME"]) == ("PASSIVE", "3", "/c")
     assert engines.environment(Path("/c"), "cpu", 0, ours)["CUDA_VISIBLE_DEVICES"] == ""

@@ -75,10 +75,12 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
 def environment(cache: Path, device: str, gpu: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The clean environment an engine runs in: offline, quiet, one GPU, and nothing of ours that could leak.
 
-    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: the GPU's index as NVML counts.
+    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: `Device.index`, a place among the visible ones.
     """
     kept = {name: environ[name] for name in _KEPT if name in environ}
-    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu) if device == "cuda" else ""}
+    visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    number = visible[gpu].strip() if visible != [""] else str(gpu)
+    shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number if device == "cuda" else ""}
     return kept | shown | {
         "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE",

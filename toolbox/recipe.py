@@ -13,6 +13,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 import yaml
 
+try:
+    from yaml import CSafeLoader as SafeLoader  # ten times as fast: planning reads every recipe
+except ImportError:
+    from yaml import SafeLoader  # type: ignore[assignment]
+
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
@@ -81,7 +86,7 @@ class Recipe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     BitsAndBytesConfig: dict[str, Any] = {}
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(SafeLoader):
     """YAML without Python objects, in which `2e-4` is a number, as in YAML 1.2 and JSON."""
 
 

@@ -119,7 +119,7 @@ def show(plan: "FinetunePlan", session: Session) -> None:
         length = _("{epochs:g} epochs").format(epochs=training.num_train_epochs)
     rows = [
         (_("Model"), f"{plan.model.id} ({plan.model.parameters / 1e6:,.1f}M)"),
-        (_("Data"), ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.datasets) or "—"),
+        (_("Data sets"), ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.datasets) or "—"),
         (_("Device"), f"{plan.device.name} ({units.size(plan.device.memory_total_bytes)})"),
         (_("Recipe"), plan.recipe),
         (_("Method"), " ".join(filter(None, [plan.method, _rank(plan)]))),
