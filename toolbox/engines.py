@@ -75,7 +75,7 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
 def environment(cache: Path, device: str, gpu: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The clean environment an engine runs in: offline, quiet, one GPU, and nothing of ours that could leak.
 
-    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: `Device.index`, a place among the visible ones.
+    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: `Device.index`, among the visible.
     """
     kept = {name: environ[name] for name in _KEPT if name in environ}
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
