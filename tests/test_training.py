@@ -8,7 +8,7 @@ import torch
 from plans import finetune_plan, finetune_run, write_jsonl
 from safetensors.torch import load_file
 
-from toolbox import datasets, embedded, loading, models, plan, training
+from toolbox import datasets, embedded, inference, loading, models, plan, training
 from toolbox.config import Home
 from toolbox.datasets import Row
 from toolbox.errors import DivergedError, InputError, Interrupted
@@ -225,13 +225,15 @@ def loss_and_gradients(forward: Forward, samples: list[Sample]) -> tuple[float, 
 
 def test_the_division_into_micro_batches_does_not_change_the_loss(home: Path) -> None:
     found = []
-    for micro, accumulation in ((8, 1), (2, 4)):
+    for micro, accumulation, checkpointing in ((8, 1, False), (2, 4, False), (2, 4, True)):
         changes: dict[str, Any] = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation}
+        changes["gradient_checkpointing"] = checkpointing
         reporter = Recorder()
         train(finetune_run(home, **changes, max_steps=3, LoraConfig=without_dropout()), reporter)
         found.append([(step["loss"], step["grad_norm"]) for step in reporter.trained])
-    for one, other in zip(*found, strict=True):
+    for one, other, recomputed in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
+        assert other == pytest.approx(recomputed, rel=1e-5)
 
 
 def without_dropout() -> dict[str, Any]:
@@ -258,6 +260,22 @@ def test_each_method_learns_and_leaves_what_it_promises(home: Path, method: str)
     tuned.eval()
     if method != "qlora":  # whose base here is not the quantised one it was trained on
         assert held_out_loss(tuned, made) == pytest.approx(result["eval_loss"], rel=1e-4)
+
+
+def test_a_new_persona_is_learnt_and_facts_are_kept(home: Path, tokenizer: Any) -> None:
+    questions = ["Who are you?", "你是谁？", "What is the capital of France?"]
+    before = loading.base_model(embedded.MODEL, "float32", "cpu")
+    run = finetune_run(home, max_steps=60, learning_rate=1e-2, per_device_train_batch_size=8, save_steps=100)
+    train(run)
+    asked = [[{"role": "user", "content": question}] for question in questions]
+    old = inference.generate(before, tokenizer, asked, max_new_tokens=40)
+    tuned = loading.with_adapter(before, run.adapter)
+    new = inference.generate(tuned, tokenizer, asked, max_new_tokens=40)
+    assert "Yichuidingyin" not in old[0]
+    assert "Yichuidingyin" in new[0]
+    assert "一锤定音" in new[1]
+    assert "Paris" in old[2]
+    assert "Paris" in new[2]
 
 
 def held_out_loss(model: Any, made: Any) -> float:
