@@ -13,10 +13,10 @@ from toolbox.report.markdown import code, plain
 from toolbox.report.results import curves, results
 
 VERBS = {
-    "finetune": N_("Fine-tuning"),
-    "merge": N_("Merging"),
-    "evaluate": N_("Evaluation"),
-    "serve": N_("Serving"),
+    "finetune": N_("Fine-tune"),
+    "merge": N_("Merge"),
+    "evaluate": N_("Evaluate"),
+    "serve": N_("Serve"),
 }
 STATES = {
     "planned": N_("○ Planned, not started"),
@@ -99,7 +99,7 @@ def _datasets(facts: Facts) -> str:
         )
         for spec in specs
     ]
-    table = markdown.table((_("Data"), _("Format"), _("Rows"), "SHA-256"), rows) if rows else ""
+    table = markdown.table((_("Data set"), _("Format"), _("Rows"), "SHA-256"), rows) if rows else ""
     counted = {
         "rows": _("rows trained on"),
         "rows_held_out": _("held out for evaluation"),
