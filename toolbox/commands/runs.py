@@ -124,10 +124,10 @@ def show(options: RunOptions, session: Session) -> dict[str, Any]:
         (_("Started"), _moment(status.started_at)),
         (_("Step"), _step({"step": status.step, "steps": status.steps})),
         (_("Folder"), str(run.path)),
-        *((name, shown) for name, shown in _flat(_plan(run)) if name in PLANNED),
-        *((name, shown) for name, shown in _flat(result)),
+        *((name, _shown(name, value)) for name, value in _flat(_plan(run)) if name in PLANNED),
+        *((name, _shown(name, value)) for name, value in _flat(result) if name not in ("run", "state")),
     ]
-    session.table(run.id, (_("What"), _("Value")), [(name, str(shown)) for name, shown in rows if shown])
+    session.table(run.id, (_("What"), _("Value")), [(name, value) for name, value in rows if value])
     if status.error:
         session.say(f"✗ {status.error.get('message', '')}")
     return {**facts(run, status), "path": str(run.path), "plan": _plan(run), "result": result, "error": status.error}
@@ -315,6 +315,17 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{name}[{' '.join(texts) or place}]")
     else:
         yield name, value
+
+
+def _shown(name: str, value: Any) -> str:
+    """A leaf of a plan or a result, in the unit that its name says."""
+    from toolbox import units
+
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if name.endswith("_bytes"):
+        return units.size(value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def _moment(when: float | None) -> str:
