@@ -10,6 +10,7 @@ from hardware import QWEN_7B, write_model
 from toolbox import models
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError
+from toolbox.hub import store
 
 SMALL = {
     **QWEN_7B, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -164,3 +165,22 @@ def test_a_folder_that_is_no_model_says_what_it_is(tmp_path: Path, there: str, w
         (folder / "config.json").write_text(json.dumps(SMALL))
     with pytest.raises(InputError, match=word):
         models.resolve(str(folder), Home(tmp_path))
+
+
+@pytest.mark.parametrize("torn", ["model.safetensors", "tokenizer_config.json"])
+def test_a_download_that_is_torn_is_named_and_not_offered(tmp_path: Path, torn: str) -> None:
+    home = Home(tmp_path)
+    folder = write_model(home.models / "owner" / "name", SMALL)
+    records = [store.FileRecord(p.name, p.stat().st_size, "", p.stat().st_mtime_ns, False) for p in folder.iterdir()]
+    store.write_manifest(
+        folder,
+        store.Manifest(
+            kind="model", id="owner/name", source="modelscope", endpoint="", revision="v1", files=records, fetched_at=0
+        ),
+    )
+    facts = models.resolve("owner/name", home)
+    assert (facts.source, facts.revision) == ("modelscope", "v1")
+    (folder / torn).write_bytes(b"{}")
+    with pytest.raises(CorruptError, match=r"safetensors|not whole"):
+        models.resolve("owner/name", home)
+    assert models.known(home) == ["demo"]
