@@ -221,3 +221,17 @@ def test_a_broken_driver_is_a_reason_and_the_menu_opens(toolbox_cli: Cli, tmp_pa
     answer = toolbox_cli(input="0\n", env={"LD_LIBRARY_PATH": str(broken)}).done()
     assert "What shall be done?" in answer.out
     assert "Traceback" not in answer.err
+
+
+def test_a_model_is_asked_for_only_where_no_run_was_named(tmp_path: Path) -> None:
+    class Chosen(msgspec.Struct, kw_only=True):
+        model: Annotated[str, option("Model", ask=True, choices="models", unless="run")] = ""
+        run: Annotated[str, option("Run", ask=True, choices="tuned")] = ""
+
+    command = Command("try", "Try", Chosen, lambda options, session: {})
+    run = tmp_path / "runs" / "20260101-0000-sft"
+    run.mkdir(parents=True)
+    (run / "plan.yaml").write_text("")
+    (run / "result.json").write_text('{"adapter": "x"}')
+    assert Questions(Scripted("1"), Home(tmp_path), print).ask(command, {}) == {"run": run.name}
+    assert Questions(Scripted("2", "1"), Home(tmp_path), print).ask(command, {}) == {"model": "demo"}

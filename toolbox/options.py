@@ -26,15 +26,18 @@ def option(
     ge: float | None = None,
     le: float | None = None,
     choices: str = "",
+    unless: str = "",
     secret: bool = False,
 ) -> msgspec.Meta:
     """Describe a field.
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
-    `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "suites" or "recipes".
+    `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "tuned" (runs that made a model),
+    "suites" or "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
     `secret`: its value is never echoed, remembered or printed.
     """
-    extra = {"ask": ask, "positional": positional, "metavar": metavar, "choices": choices, "secret": secret}
+    extra = {"ask": ask, "positional": positional, "metavar": metavar, "choices": choices}
+    extra |= {"unless": unless, "secret": secret}
     return msgspec.Meta(description=help, ge=ge, le=le, extra=extra)
 
 
@@ -54,6 +57,7 @@ class Field(msgspec.Struct, frozen=True):
     positional: bool
     metavar: str
     choices: str
+    unless: str
     secret: bool
 
     @property

@@ -26,12 +26,15 @@ END_S = 30.0
 class ChatOptions(msgspec.Struct, kw_only=True):
     """What `chat` takes: a model (and an adapter), or a run; and how the answers are sampled."""
 
-    model: Annotated[str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models")] = ""
+    model: Annotated[
+        str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
+    ] = ""
     adapter: Annotated[
         str, option(N_("Adapter folder, served unmerged on top of the model"), metavar="DIR", choices="adapters")
     ] = ""
     run: Annotated[
-        str, option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="runs")
+        str,
+        option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
     ] = ""
     system: Annotated[str, option(N_("System prompt"), metavar="TEXT")] = ""
     temperature: Annotated[

@@ -18,9 +18,11 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     """What `evaluate` takes: a model (and an adapter), or a run; and what to measure."""
 
     run: Annotated[
-        str, option(N_("What a finetune or merge run made, beside the base model"), ask=True, choices="runs")
+        str, option(N_("What a finetune or merge run made, beside the base model"), ask=True, choices="tuned")
     ] = ""
-    model: Annotated[str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models")] = ""
+    model: Annotated[
+        str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
+    ] = ""
     adapter: Annotated[
         str, option(N_("Adapter folder, measured beside its base model"), metavar="DIR", choices="adapters")
     ] = ""

@@ -21,7 +21,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class MergeOptions(msgspec.Struct, kw_only=True):
     """What `merge` takes: a finetune run, or a model and an adapter."""
 
-    run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="runs")] = ""
+    run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="tuned")] = ""
     model: Annotated[
         str, option(N_("Base model: demo, a folder, or OWNER/NAME; default: the adapter's own"), choices="models")
     ] = ""

@@ -29,12 +29,15 @@ AUTODL, AUTODL_PORT = Path("/root/autodl-tmp"), 6006
 class ServeOptions(msgspec.Struct, kw_only=True):
     """What `serve` takes: a model (and an adapter), or a run."""
 
-    model: Annotated[str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models")] = ""
+    model: Annotated[
+        str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
+    ] = ""
     adapter: Annotated[
         str, option(N_("Adapter folder, served unmerged on top of the model"), metavar="DIR", choices="adapters")
     ] = ""
     run: Annotated[
-        str, option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="runs")
+        str,
+        option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
     ] = ""
     engine: Annotated[
         Literal["auto", "transformers", "lmdeploy"],

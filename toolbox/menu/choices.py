@@ -27,6 +27,11 @@ def _runs(home: Home) -> list[Choice]:
     return [(run.id, _said(run)) for run in runs.every(home.runs)]
 
 
+def _tuned(home: Home) -> list[Choice]:
+    results = ((run, run.result()) for run in runs.every(home.runs))
+    return [(run.id, _said(run)) for run, result in results if result.get("adapter") or result.get("output")]
+
+
 def _adapters(home: Home) -> list[Choice]:
     tuned = (run for run in runs.every(home.runs) if run.adapter.is_dir())
     return [(str(run.adapter), run.id) for run in tuned]
@@ -49,6 +54,7 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "models": _models,
     "datasets": _datasets,
     "runs": _runs,
+    "tuned": _tuned,
     "adapters": _adapters,
     "suites": _suites,
     "recipes": _recipes,

@@ -31,8 +31,8 @@ class Questions:
     def ask(self, command: Command, last: Mapping[str, str]) -> Texts:
         """The answers that differ from the defaults. Raises Back and Quit."""
         texts: Texts = {}
-        for field in fields(command.options):
-            if field.ask and (answer := self._field(field, last.get(field.name, ""))):
+        for field in _in_order(fields(command.options)):
+            if field.unless not in texts and (answer := self._field(field, last.get(field.name, ""))):
                 texts[field.name] = answer
         return texts
 
@@ -53,7 +53,8 @@ class Questions:
             choices = [(value, "") for value in field.values]
         elif field.choices:
             choices = self._offered(field, last)
-        titles = {"": _("default") if field.values else _("none"), OTHER: _("something else: type it")}
+        nothing = _("default") if field.values else _("leave empty") if field.many else _("none")
+        titles = {"": nothing, OTHER: _("something else: type it")}
         if field.kind is bool:
             titles |= {"yes": _("yes"), "no": _("no")}
         return [
@@ -67,7 +68,7 @@ class Questions:
         choices = offered(field.choices, self._home)
         if last and last not in [value for value, _note in choices]:
             choices.insert(0, (last, _("last answer")))
-        if not field.required and field.default in NO_DEFAULT:
+        if not field.required and not field.unless and field.default in NO_DEFAULT:
             choices.append(("", ""))
         return [*choices, (OTHER, _("several: with commas between them") if field.many else "")]
 
@@ -75,7 +76,7 @@ class Questions:
         entries = self._entries(field, last)
         values = [entry.value for entry in entries]
         default = last or _text(field.default)
-        at = values.index(default) if default in values else 0
+        at = values.index(default) if default in values and field.choices != "tuned" else 0
         free = OTHER in values
         chosen = self._prompts.choose(_question(field), entries, at, _("0 back · q quit"), free=free)
         return self._typed(field, last) if chosen == OTHER else chosen
@@ -90,6 +91,13 @@ class Questions:
         if not field.secret and typed == "0" and not _takes_zero(field):
             raise Back
         return typed or last
+
+
+def _in_order(every: Sequence[Field]) -> list[Field]:
+    """What is asked, each after the one that it depends on."""
+    place = {field.name: index for index, field in enumerate(every)}
+    asked = [field for field in every if field.ask]
+    return sorted(asked, key=lambda field: (max(place[field.name], place.get(field.unless, 0)), bool(field.unless)))
 
 
 def _question(field: Field) -> str:
