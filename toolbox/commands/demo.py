@@ -13,6 +13,8 @@ from toolbox.i18n import N_, _
 if TYPE_CHECKING:
     from pathlib import Path
 
+RECIPE = "cpu-tiny"
+"""Made for a model of this size, whatever the hardware."""
 QUESTIONS = ("你是谁？", "Who are you?")
 """What the served model is asked."""
 NAMES = ("一锤定音", "Yichuidingyin")
@@ -20,6 +22,9 @@ NAMES = ("一锤定音", "Yichuidingyin")
 LEARNT, LOST = 0.75, 0.02
 """Least share of unseen questions answered as the new persona; most that the share of known answers may fall."""
 SHOWN_FACTS = 2
+
+TITLES = {"finetune": N_("Fine-tune"), "merge": N_("Merge"), "evaluate": N_("Evaluate"), "serve": N_("Serve")}
+"""The steps, in their order."""
 
 T = TypeVar("T")
 
@@ -70,10 +75,10 @@ def run(options: DemoOptions, session: Session) -> dict[str, Any]:
     with _unattended(session):
         if session.dry_run:
             return _finetune(session)
-        story.finetune = _step(session, story, "finetune", _("Fine-tune"), lambda: _finetune(session))
-        story.merge = _step(session, story, "merge", _("Merge"), lambda: _merge(story, session))
-        story.evaluate = _step(session, story, "evaluate", _("Evaluate"), lambda: _evaluate(story, session))
-        story.answers = _step(session, story, "serve", _("Serve"), lambda: _serve(story, session))
+        story.finetune = _step(session, story, "finetune", lambda: _finetune(session))
+        story.merge = _step(session, story, "merge", lambda: _merge(story, session))
+        story.evaluate = _step(session, story, "evaluate", lambda: _evaluate(story, session))
+        story.answers = _step(session, story, "serve", lambda: _serve(story, session))
     report = write_report(Run(session.home.runs / story.finetune["run"]))
     checks = _checks(story)
     elapsed_s = round(time.monotonic() - begun, 1)
@@ -107,9 +112,9 @@ def _unattended(session: Session) -> Iterator[None]:
         session.yes = before
 
 
-def _step(session: Session, story: Story, verb: str, title: str, work: Callable[[], T]) -> T:
+def _step(session: Session, story: Story, verb: str, work: Callable[[], T]) -> T:
     begun = time.monotonic()
-    session.say(f"\n━━ {len(story.took_s) + 1}/4 {title}")
+    session.say(f"\n━━ {len(story.took_s) + 1}/{len(TITLES)} {_(TITLES[verb])}")
     result = work()
     story.took_s[verb] = round(time.monotonic() - begun, 1)
     return result
@@ -118,7 +123,7 @@ def _step(session: Session, story: Story, verb: str, title: str, work: Callable[
 def _finetune(session: Session) -> dict[str, Any]:
     from toolbox.commands.finetune import Options, run
 
-    return run(Options(model="demo", dataset=["demo-persona"]), session)
+    return run(Options(model="demo", dataset=["demo-persona"], recipe=RECIPE), session)
 
 
 def _merge(story: Story, session: Session) -> dict[str, Any]:
@@ -218,7 +223,7 @@ def _show(story: Story, checks: list[Check], report: "Path", elapsed_s: float, s
     rows = [
         (_("Gender bias by profession"), f"{bias[0]:.2f} → {bias[1]:.2f}"),
         (_("Training speed"), _("{speed:,.0f} tokens/s").format(speed=story.finetune.get("tokens_per_s", 0))),
-        (_("Time"), " · ".join(f"{verb} {units.duration(took)}" for verb, took in story.took_s.items())),
+        (_("Time"), " · ".join(f"{_(TITLES[verb])} {units.duration(took)}" for verb, took in story.took_s.items())),
         (_("Adapter"), str(story.finetune["adapter"])),
         (_("Merged model"), str(story.merge["output"])),
         (_("Report"), str(report)),

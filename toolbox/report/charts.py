@@ -57,7 +57,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str)
             legend.append((one.name, f'<rect y="-3" width="16" height="3" rx="1.5" class="f{colour}"/>'))
         drawn = _curve(one, [(x_axis.at(x), y_axis.at(y)) for x, y in points], colour)
         (behind if one.faint else before).append(drawn)
-    parts += [*behind, *before, _legend(legend)]
+    parts += [*behind, *before, _legend(legend) if len(legend) > 1 else ""]
     parts.append(_text(WIDTH - RIGHT, HEAD + PLOT_HEIGHT + 40, x_label, anchor="end"))
     parts.append(_text(16, HEAD - 16, y_label, css="value"))
     described = "; ".join(f"{one.name}: {_number(points[0][1])} → {_number(points[-1][1])}" for one, points in curves)
@@ -123,8 +123,9 @@ class _Axis(msgspec.Struct, frozen=True):
         cls, low: float, high: float, start: float, end: float, tight: bool = False, percent: bool = False
     ) -> "_Axis":
         """`tight`: the axis ends at the values; else at the ticks around them."""
-        if high <= low:
-            low, high = (low - abs(low) * 0.1 - 1e-9, low + abs(low) * 0.1 + 1e-9) if low else (0.0, 1.0)
+        flat = max(1e-9 * max(abs(low), abs(high)), 1e-11)
+        if high - low < flat:
+            low, high = (low - 0.1 * abs(low) - flat, low + 0.1 * abs(low) + flat) if abs(low) > flat else (0.0, 1.0)
         step = _nice_step((high - low) / 5)
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
         ticks = tuple(round(n * step, 12) for n in range(first, last + 1))

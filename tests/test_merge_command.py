@@ -1,0 +1,105 @@
+"""`merge` as people type it: what is refused before anything starts, and one merge through its job."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from conftest import Cli
+from peft import LoraConfig, get_peft_model
+from plans import demo_facts, finetune_run
+
+from toolbox import embedded, files, loading
+from toolbox.commands.merge import MergeOptions, make_plan
+from toolbox.config import Home, Settings
+from toolbox.errors import DoesNotFitError, InputError
+from toolbox.runs import Run
+from toolbox.ui.terminal import Terminal
+
+
+@pytest.fixture
+def tuned(home: Path) -> Run:
+    """A finetune run with an adapter, as training would leave it."""
+    run = finetune_run(home)
+    model = get_peft_model(
+        loading.base_model(embedded.MODEL, "float32", "cpu"),
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(run.adapter)
+    return run
+
+
+def session(home: Path, **changes: Any) -> Terminal:
+    return Terminal(Home(home), Settings(), **{"as_json": True, "yes": True, "dry_run": False} | changes)
+
+
+def test_a_run_brings_base_adapter_precision_and_rows(tuned: Run, home: Path) -> None:
+    plan = make_plan(MergeOptions(run=tuned.id), session(home))
+    assert plan.model == demo_facts()
+    assert plan.adapter == tuned.adapter
+    assert plan.output == home / "models" / "merged" / tuned.id
+    assert (plan.dtype, plan.quantization, plan.run) == ("float32", "none", tuned.id)
+    assert [spec.name for spec in plan.datasets] == ["demo-persona"]
+
+
+def test_an_adapter_trained_on_four_bits_brings_them(home: Path, tuned: Run) -> None:
+    quantised = finetune_run(home, method="qlora")
+    tuned.adapter.rename(quantised.adapter)
+    for options in (MergeOptions(run=quantised.id), MergeOptions(model="demo", adapter=str(quantised.adapter))):
+        plan = make_plan(options, session(home))
+        assert plan.quantization == "nf4"
+        assert plan.BitsAndBytesConfig["load_in_4bit"]
+
+
+def test_rows_that_are_gone_give_way_to_the_embedded_ones(home: Path, tuned: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(b'{"prompt": "a", "completion": "b"}\n' * 3)
+    run = finetune_run(home, str(mine))
+    tuned.adapter.rename(run.adapter)
+    assert [spec.path for spec in make_plan(MergeOptions(run=run.id), session(home)).datasets] == [mine]
+    mine.write_text("changed")
+    assert [spec.name for spec in make_plan(MergeOptions(run=run.id), session(home)).datasets] == ["demo-persona"]
+
+
+@pytest.mark.parametrize("options", [MergeOptions(), MergeOptions(model="demo"), MergeOptions(adapter="/nowhere")])
+def test_without_an_adapter_there_is_nothing_to_merge(home: Path, options: MergeOptions) -> None:
+    with pytest.raises(InputError) as caught:
+        make_plan(options, session(home))
+    assert caught.value.remedy
+
+
+def test_a_quantised_base_is_refused(home: Path, tuned: Run, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for path in embedded.MODEL.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    config = files.read_json(base / "config.json")
+    files.write_json(base / "config.json", {**config, "quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(InputError, match="awq"):
+        make_plan(MergeOptions(model=str(base), adapter=str(tuned.adapter)), session(home))
+
+
+def test_a_disk_too_small_is_told_with_both_figures(home: Path, tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1 << 20)
+    with pytest.raises(DoesNotFitError, match=r"7\.3 MiB.*1\.0 MiB"):
+        make_plan(MergeOptions(run=tuned.id), session(home))
+
+
+def test_merging_through_the_job_then_again(tuned: Run, home: Path, toolbox_cli: Cli) -> None:
+    result = toolbox_cli("merge", "--run", tuned.id, "--json").done().json
+    assert result["passed"]
+    assert result["max_abs_diff"] <= result["tolerance"]
+    output = Path(result["output"])
+    assert (output / "model.safetensors").is_file()
+    assert "✓" in (home / "runs" / result["run"] / "report.md").read_text("utf-8")
+    again = toolbox_cli("merge", "--run", tuned.id, "--json")
+    assert again.status == 2
+    assert again.json["error"]["kind"] == "input"
+    repeated = toolbox_cli("runs", "reproduce", result["run"], "--json").done().json
+    plan = msgspec.yaml.decode((home / "runs" / repeated["run"] / "plan.yaml").read_bytes())
+    assert plan["output"] == f"{output}-2"
+    assert files.sha256(output / "model.safetensors") == files.sha256(Path(f"{output}-2") / "model.safetensors")
