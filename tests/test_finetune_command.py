@@ -26,7 +26,7 @@ def test_a_run_from_plan_to_adapter(toolbox_cli: Cli, home: Path) -> None:
     assert f"merge --run {result['run']}" in answer.err
     made = plan.load(home / "runs" / result["run"] / "plan.yaml")
     assert isinstance(made, plan.FinetunePlan)
-    assert (made.recipe, made.training.max_steps) == ("tiny", 2)
+    assert (made.recipe, made.training.max_steps) == ("cpu-tiny", 2)
     assert made.estimate.peak_bytes == result["predicted_peak_bytes"]
 
 
@@ -41,7 +41,7 @@ def test_in_the_background_it_returns_at_once(toolbox_cli: Cli, home: Path) -> N
 
 def test_a_dry_run_leaves_nothing(toolbox_cli: Cli, home: Path) -> None:
     answer = toolbox_cli("finetune", "--dataset", "demo-persona", "--dry-run", "--json").done().json
-    assert (answer["recipe"], answer["fits"]) == ("tiny", True)
+    assert (answer["recipe"], answer["fits"]) == ("cpu-tiny", True)
     assert not (home / "runs").exists()
 
 

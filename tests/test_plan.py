@@ -62,14 +62,14 @@ def test_a_machine_gets_its_recipe(
 
 def test_no_gpu_means_the_processor(toolbox_cli: Cli) -> None:
     answer = toolbox_cli("plan", "--dataset", "demo-persona", "--json").done().json
-    assert (answer["recipe"], answer["method"], answer["dtype"]) == ("tiny", "lora", "float32")
+    assert (answer["recipe"], answer["method"], answer["dtype"]) == ("cpu-tiny", "lora", "float32")
     assert answer["time_s"] > 0
     assert answer["disk_bytes"] > 0
 
 
 def test_a_broken_driver_is_no_obstacle(toolbox_cli: Cli) -> None:
     answer = toolbox_cli("plan", "--json", env=with_gpus(T4, init_error=18)).done().json
-    assert answer["recipe"] == "tiny"
+    assert answer["recipe"] == "cpu-tiny"
 
 
 def test_80_gib_get_a_larger_batch(made: Made) -> None:
