@@ -1,5 +1,6 @@
 """Merging an adapter into its base model, with proof (`merge`)."""
 
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = Non
             reporter.phase(_("Merging"))
             weights.merge(plan, folder, lambda step, steps: _step(reporter, step, steps))
             _add_files(plan, folder)
+            gc.collect()  # hooks tie models into cycles: the 4-bit base must be gone before the merged model is loaded
             reporter.phase(_("Proving the merge"))
             proved = proof.prove(plan, folder, reference)
             _stop_if_asked(reporter)
