@@ -1,4 +1,7 @@
-"""The menu's prompts in a terminal, on prompt_toolkit: arrows, bare numbers, `0` back, `q` quit."""
+"""The menu's prompts in a terminal: questionary asks for text; the list that takes bare numbers is our own.
+
+questionary's shortcuts are single characters, and this menu has a 10, an 11 and a 12.
+"""
 
 import asyncio
 import os
@@ -6,7 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from prompt_toolkit import Application, PromptSession
+import questionary
+from prompt_toolkit import Application
 from prompt_toolkit.completion import PathCompleter
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
@@ -57,19 +61,21 @@ class TerminalPrompts:
         return entry.value
 
     def text(self, question: str, default: str, secret: bool = False, paths: bool = False) -> str:
-        session: PromptSession[str] = PromptSession(
-            output=create_output(stdout=self._stream), key_bindings=_back_on_escape(), style=_STYLE
+        asked = questionary.text(
+            f"{plain(question)} ›",
+            qmark="",
+            style=_STYLE,
+            output=create_output(stdout=self._stream),
+            key_bindings=_back_on_escape(),
+            placeholder=None if secret else [("class:note", plain(default))],
+            is_password=secret,
+            completer=PathCompleter(expanduser=True) if paths else None,
+            complete_while_typing=False,
+            reserve_space_for_menu=6 if paths else 0,
         )
-        session.app.ttimeoutlen = ESCAPE_S
+        asked.application.ttimeoutlen = ESCAPE_S
         try:
-            return session.prompt(
-                [("class:question", plain(question)), ("", " › ")],
-                placeholder=[("class:note", plain(default))] if not secret else None,
-                is_password=secret,
-                completer=PathCompleter(expanduser=True) if paths else None,
-                complete_while_typing=False,
-                reserve_space_for_menu=6 if paths else 0,
-            )
+            return str(asked.unsafe_ask())
         except (EOFError, KeyboardInterrupt) as gone:
             raise Back from gone
 
