@@ -41,5 +41,5 @@ locks:
 	$(COMPILE) $(LINUX) pyproject.toml -o locks/cuda.txt
 	$(COMPILE) $(LINUX) -c locks/cuda.txt $(addprefix --find-links ,$(LINKS)) pyproject.toml -o locks/cpu.txt
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -c locks/cuda.txt pyproject.toml -o locks/macos.txt
-	$(COMPILE) $(LINUX) -c locks/cpu.txt --group dev -o locks/dev.txt
+	$(COMPILE) $(LINUX) -c locks/cpu.txt $(addprefix --find-links ,$(LINKS)) --no-emit-package torch --group dev -o locks/dev.txt
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
