@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from toolbox import datasets, embedded, inference, loading, models, plan, training
 from toolbox.config import Home
-from toolbox.datasets import Row
+from toolbox.datasets import Conversation
 from toolbox.errors import DivergedError, InputError, Interrupted
 from toolbox.runs import Run, Silent
 from toolbox.training import attention, batches, checkpoints, layouts, rows, tuner
@@ -99,31 +99,31 @@ def answers(sample: Sample, tokenizer: Any) -> list[str]:
 @pytest.mark.parametrize("template", [None, SEARCHED])
 def test_loss_is_on_the_answers_and_their_end_only(tokenizer: Any, template: str | None) -> None:
     with templated(tokenizer, template):
-        sample = rows.encode_row("x", Row(1, TURNS), tokenizer)
+        sample = rows.encode_row("x", Conversation(1, TURNS), tokenizer)
     assert answers(sample, tokenizer) == ["A model.<|im_end|>", "你好！很高兴。<|im_end|>"]
     assert all(label in (token, IGNORED) for token, label in zip(sample.input_ids, sample.labels, strict=True))
 
 
 def test_the_thought_that_a_template_puts_before_the_last_answer_is_learnt(tokenizer: Any) -> None:
     with templated(tokenizer, THINKING):
-        sample = rows.encode_row("x", Row(1, TURNS), tokenizer)
+        sample = rows.encode_row("x", Conversation(1, TURNS), tokenizer)
     assert answers(sample, tokenizer) == ["A model.<|im_end|>", "<think>\n\n</think>\n\n你好！很高兴。<|im_end|>"]
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: Any) -> None:
     with templated(tokenizer, REWRITING), pytest.raises(InputError, match="where answers begin"):
-        rows.encode_row("x", Row(1, TURNS), tokenizer)
+        rows.encode_row("x", Conversation(1, TURNS), tokenizer)
 
 
 def test_a_model_without_a_chat_template_is_refused(tokenizer: Any) -> None:
     with templated(tokenizer, ""), pytest.raises(InputError, match="chat template"):
-        rows.encode("x", [Row(1, TURNS)], tokenizer, 64)
+        rows.encode("x", [Conversation(1, TURNS)], tokenizer, 64)
 
 
 def test_long_rows_are_cut_and_rows_without_an_answer_dropped_and_both_counted(tokenizer: Any) -> None:
     long = [{"role": "user", "content": "Who are you? " * 40}, {"role": "assistant", "content": "A model."}]
     cut = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A model. " * 40}]
-    encoded = rows.encode("x", [Row(1, TURNS), Row(2, long), Row(3, cut)], tokenizer, 64)
+    encoded = rows.encode("x", [Conversation(1, TURNS), Conversation(2, long), Conversation(3, cut)], tokenizer, 64)
     assert [sample.number for sample in encoded.samples] == [1, 3]
     assert (encoded.cut, encoded.dropped) == (2, 1)
     assert max(len(sample.input_ids) for sample in encoded.samples) == 64

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox.datasets import Row
+from toolbox.datasets import Conversation, Preference
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -33,7 +33,9 @@ class Encoded(msgspec.Struct):
     dropped: int = 0
 
 
-def encode(dataset: str, rows: Iterable[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded:
+def encode(
+    dataset: str, rows: Iterable[Conversation | Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Encoded:
     """Rows as samples of at most `max_length` tokens.
 
     Raises InputError where the chat template is missing, or doesn't say where answers begin.
@@ -56,7 +58,7 @@ def encode(dataset: str, rows: Iterable[Row], tokenizer: "PreTrainedTokenizerBas
     return encoded
 
 
-def encode_row(dataset: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Sample:
+def encode_row(dataset: str, row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase") -> Sample:
     """One row through the chat template, whole."""
     template = str(tokenizer.get_chat_template())
     marked = _marked_by_template if "generation %}" in template or "generation -%}" in template else _marked_by_search
@@ -66,13 +68,17 @@ def encode_row(dataset: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> 
     return Sample(dataset, row.number, ids, labels)
 
 
-def _marked_by_template(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+def _marked_by_template(
+    row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[int], list[bool]]:
     """(ids, whether each is an answer's) by the template's own `{% generation %}`."""
     out: Any = tokenizer.apply_chat_template(row.messages, return_dict=True, return_assistant_tokens_mask=True)
     return list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]]
 
 
-def _marked_by_search(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[bool]]:
+def _marked_by_search(
+    row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase"
+) -> tuple[list[int], list[bool]]:
     """(ids, whether each is an answer's), found by rendering the conversation up to each answer."""
     text = _render(tokenizer, row.messages)
     spans = list(_answer_spans(text, row, tokenizer))
@@ -81,7 +87,9 @@ def _marked_by_search(row: Row, tokenizer: "PreTrainedTokenizerBase") -> tuple[l
     return list(out["input_ids"]), marks
 
 
-def _answer_spans(text: str, row: Row, tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, int]]:
+def _answer_spans(
+    text: str, row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[int, int]]:
     """(begin, end) of each answer in the rendered conversation: from its generation prompt to its last character.
 
     A template may change earlier turns once later ones follow (Qwen3 drops their thinking), so each beginning is

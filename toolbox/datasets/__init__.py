@@ -11,6 +11,7 @@ import msgspec
 
 from toolbox import embedded
 from toolbox.config import Home
+from toolbox.datasets.rows import STAGES, Conversation, Kind, Labelled, Preference, Row, Text
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
 
@@ -26,6 +27,22 @@ SUFFIXES = (".jsonl", ".json")
 SHOWN_CHARS = 60
 
 
+__all__ = [
+    "STAGES",
+    "Conversation",
+    "DatasetSpec",
+    "Kind",
+    "Labelled",
+    "Preference",
+    "Row",
+    "Text",
+    "find",
+    "known",
+    "load",
+    "resolve",
+]
+
+
 class DatasetSpec(msgspec.Struct, kw_only=True, frozen=True):
     """A data set that was found and read through once: what a plan records of it."""
 
@@ -35,15 +52,9 @@ class DatasetSpec(msgspec.Struct, kw_only=True, frozen=True):
     format: Format
     rows: int
     sha256: str
+    kind: Kind = "sft"
     longest_chars: int
     """Characters of the longest row's texts: an upper bound for its tokens before a tokenizer is loaded."""
-
-
-class Row(msgspec.Struct, frozen=True):
-    """One conversation. `number` is its line (JSONL) or its place in the list (JSON), from 1."""
-
-    number: int
-    messages: list[dict[str, Any]]
 
 
 def resolve(name: str, home: Home) -> DatasetSpec:
@@ -64,7 +75,7 @@ def resolve(name: str, home: Home) -> DatasetSpec:
     )
 
 
-def load(spec: DatasetSpec) -> list[Row]:
+def load(spec: DatasetSpec) -> list[Conversation]:
     """The rows of a data set that was resolved before. Raises InputError where the file has changed since."""
     data = _bytes(spec.path)
     if hashlib.sha256(data).hexdigest() != spec.sha256:
@@ -129,7 +140,7 @@ def _bytes(path: Path) -> bytes:
         ) from error
 
 
-def _rows(path: Path, data: bytes) -> tuple[Format, list[Row]]:
+def _rows(path: Path, data: bytes) -> tuple[Format, list[Conversation]]:
     """The format and all rows of a file's bytes, every row checked."""
     text = _text(path, data)
     values = [(1, whole)] if (whole := _only_object(text)) else list(_values(path, text))
@@ -137,7 +148,7 @@ def _rows(path: Path, data: bytes) -> tuple[Format, list[Row]]:
         raise InputError(_("{path} holds no rows.").format(path=path), _("Put at least one row into it."))
     format = _format(path, *values[0])
     read = _messages if format == "messages" else _alpaca
-    return format, [Row(number, _read(path, number, value, read)) for number, value in values]
+    return format, [Conversation(number, _read(path, number, value, read)) for number, value in values]
 
 
 def _text(path: Path, data: bytes) -> str:
