@@ -14,13 +14,18 @@ from toolbox.ui.terminal import plain, print_json
 def complain(error: BaseException, home: Home, as_json: bool) -> int:
     """Say it on standard error, under `--json` also as the last line of standard output; returns the exit status."""
     known = foreseen(error, home)
-    print(plain(f"✗ {known.message}"), file=sys.stderr)
+    print(plain(f"✗ {_line(known.message)}"), file=sys.stderr)
     if known.remedy:
-        print(plain(f"  → {known.remedy}"), file=sys.stderr)
+        print(plain(f"  → {_line(known.remedy)}"), file=sys.stderr)
     sys.stderr.flush()
     if as_json:
         print_json({"error": known.as_dict()})
     return known.exit_status
+
+
+def _line(sentence: str) -> str:
+    """In one line, whatever is in the names it repeats."""
+    return " ".join(sentence.splitlines())
 
 
 def foreseen(error: BaseException, home: Home) -> ToolboxError:
