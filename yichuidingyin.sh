@@ -162,6 +162,8 @@ install() { # ENV LOCK
   count=$(grep -c '==' "$lock_file")
   say "正在安装 locks/$2.txt（$count 个软件包）……" "Installing locks/$2.txt ($count packages) …"
   : >"$1/preparing"
+  : >"$log"
+  "$1/bin/python" -m pip --version >/dev/null 2>&1 || "$1/bin/python" -m ensurepip >&2
   index=$(lock=$2 cpu_index "$1")
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
