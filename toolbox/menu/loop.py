@@ -1,6 +1,8 @@
 """The menu's loop: show, choose, ask, run, and once more."""
 
 import os
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -9,7 +11,7 @@ from toolbox import i18n, options
 from toolbox.commands import VERBS, Command, Verb
 from toolbox.errors import DONE
 from toolbox.i18n import _
-from toolbox.menu import header
+from toolbox.menu import header, lists
 from toolbox.menu.prompts import Back, Entry, Lines, Prompts, Quit
 from toolbox.menu.questions import Questions, command_line, remembered
 from toolbox.ui.complaints import complain
@@ -43,20 +45,15 @@ class _Menu:
     def __init__(self, session: Terminal, common: list[str]) -> None:
         self._session = session
         self._common = common
-        self._prompts: Prompts | None = None
         self._at = 0
 
-    @property
+    @cached_property
     def prompts(self) -> Prompts:
-        """Loaded when the header is drawn already: prompt_toolkit takes a while."""
-        if self._prompts is None:
-            if self._session.interactive:
-                from toolbox.menu.terminal import TerminalPrompts
+        if not self._session.interactive:
+            return Lines(self._session.say)
+        from toolbox.menu.terminal import TerminalPrompts
 
-                self._prompts = TerminalPrompts(self._session.stream)
-            else:
-                self._prompts = Lines(self._session.say)
-        return self._prompts
+        return TerminalPrompts(self._session.stream)
 
     def run(self) -> None:
         """Until Back or Quit is raised."""
@@ -77,10 +74,19 @@ class _Menu:
         entries = [Entry(str(verb.number), _(verb.summary), verb.name, verb.name) for verb in listed]
         other = {"zh": "English", "en": "中文"}[i18n.language()]
         entries.append(Entry(LANGUAGE, other, LANGUAGE))
-        chosen = self.prompts.choose(_("What shall be done?"), entries, self._at, _("0 or q leaves"))
+        question, footer = _("What shall be done?"), _("0 or q leaves")
+        chosen = self._loaded(question, entries, footer).choose(question, entries, self._at, footer)
         if chosen != LANGUAGE:
             self._at = next(index for index, entry in enumerate(entries) if entry.value == chosen)
         return chosen
+
+    def _loaded(self, question: str, entries: Sequence[Entry], footer: str) -> Prompts:
+        """The prompts; what they stand on takes longer to load than all else together, so the list is shown before."""
+        session = self._session
+        if "prompts" in self.__dict__ or not (session.interactive and session.live):
+            return self.prompts
+        with lists.preview(session.stream, lists.fragments(question, entries, self._at, footer)):
+            return self.prompts
 
     def _switch_language(self) -> None:
         i18n.use("en" if i18n.language() == "zh" else "zh")

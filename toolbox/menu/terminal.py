@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-import questionary
 from prompt_toolkit import Application
 from prompt_toolkit.completion import PathCompleter
 from prompt_toolkit.formatted_text import StyleAndTextTuples
@@ -20,17 +19,15 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.styles import Style
 
 from toolbox.i18n import _
+from toolbox.menu.lists import STYLES, fragments
 from toolbox.menu.prompts import Back, Entry, Quit
 from toolbox.ui.terminal import plain
-from toolbox.ui.text import cells, pad
 
 SECOND_DIGIT_S = 0.7
 """How long `1` waits to become 10, 11 or 12; Enter ends the wait."""
-NOTE_COLUMN = 60
-"""Notes stand in a column behind the titles, no further right than this."""
 ESCAPE_S = 0.05
 """How long Escape waits to become an arrow key."""
-_STYLE = Style.from_dict({"question": "bold", "pointed": "ansicyan bold", "key": "ansicyan", "note": "ansibrightblack"})
+_STYLE = Style.from_dict(STYLES)
 
 # Over a slow line a terminal answers a cursor position request late, and the answer is read as typed text.
 os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
@@ -61,9 +58,11 @@ class TerminalPrompts:
         return entry.value
 
     def text(self, question: str, default: str, secret: bool = False, paths: bool = False) -> str:
+        import questionary
+
         asked = questionary.text(
-            f"{plain(question)} ›",
-            qmark="",
+            "›",
+            qmark=plain(question),
             style=_STYLE,
             output=create_output(stdout=self._stream),
             key_bindings=_back_on_escape(),
@@ -107,17 +106,7 @@ class _List:
         self._waiting: asyncio.TimerHandle | None = None
 
     def drawn(self) -> StyleAndTextTuples:
-        width = max(len(entry.key) for entry in self._entries)
-        column = min(max(cells(entry.title) for entry in self._entries), NOTE_COLUMN)
-        lines: StyleAndTextTuples = [("class:question", self.question + "\n")]
-        for index, entry in enumerate(self._entries):
-            pointed = index == self._at
-            style = "class:pointed" if pointed else ""
-            lines.append(("[SetCursorPosition]", "") if pointed else ("", ""))
-            lines.append((style or "class:key", f" {'❯' if pointed else ' '} {entry.key:>{width}}  "))
-            lines.append((style, pad(plain(entry.title), column)))
-            lines.append(("class:note", f"  {plain(entry.note)}\n" if entry.note else "\n"))
-        return [*lines, ("class:note", f"   {self._footer}")]
+        return [*fragments(self.question, self._entries, self._at, self._footer)]
 
     def bindings(self) -> KeyBindings:
         bindings = KeyBindings()
