@@ -120,15 +120,19 @@ def generate(
 def _settings(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, do_sample: bool
 ) -> Any:
-    """Every setting stated: transformers fills what is left out from the model's generation_config."""
+    """Every setting stated: transformers fills what is left out from the model's generation_config.
+
+    A model may state no end of its own, or nonsense: then an answer ends with the tokenizer's, or at its full length.
+    """
     from transformers import GenerationConfig
 
     own = model.generation_config.eos_token_id
-    ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
-    pad = tokenizer.pad_token_id
+    known = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    ends = sorted({token for token in known if isinstance(token, int)})
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=do_sample, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_k=0, top_p=1.0, eos_token_id=sorted(ends), pad_token_id=min(ends) if pad is None else pad,
+        temperature=1.0, top_k=0, top_p=1.0, eos_token_id=ends or None, pad_token_id=pad,
     )  # fmt: skip
 
 

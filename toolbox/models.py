@@ -21,6 +21,8 @@ MAX_JSON_BYTES = 100 << 20
 """Longer headers than this are refused, as the safetensors library itself does."""
 INNER_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where multimodal models keep the configuration of their language model."""
+SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Read by libraries that stumble over anything but a JSON object."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -133,11 +135,10 @@ def _unknown(name: str, home: Home) -> NotFoundError:
 
 def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFacts:
     """The facts of the model in `folder`. Raises as `resolve` does."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise InputError(
-            _("{path} is an adapter, not a base model.").format(path=folder),
-            _("Name its base with --model and the adapter with --adapter."),
-        )
+    _refuse_adapter(folder)
+    for name in SETTINGS:
+        if (folder / name).is_file():
+            _json(folder / name)
     outer = _json(folder / "config.json")
     config = _Config(folder / "config.json", {**outer, **_inner(outer)})
     _refuse_own_code(folder, outer)
@@ -167,6 +168,21 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         quantization=_quantization(outer),
     )
     return msgspec.structs.replace(facts, parameters=_count(facts)) if facts.quantization else facts
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Refuse an adapter, alone or beside its base: transformers would load that one too, and nobody would know."""
+    if not (folder / "adapter_config.json").is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise InputError(
+            _("{path} holds an adapter beside the base model, and both would be loaded.").format(path=folder),
+            _("Move the files adapter_* to a folder of their own, and name that one with --adapter."),
+        )
+    raise InputError(
+        _("{path} is an adapter, not a base model.").format(path=folder),
+        _("Name its base with --model and the adapter with --adapter."),
+    )
 
 
 class _Config:
