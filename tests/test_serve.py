@@ -72,7 +72,9 @@ def test_what_cant_be_served_is_one_sentence_and_exit_status_2(toolbox_cli: Cli,
 
 
 def test_a_dry_run_shows_the_plan_and_no_key(toolbox_cli: Cli, home: Path) -> None:
-    answer = toolbox_cli("serve", "--model", "demo", "--dry-run", "--json", env={"YCDY_SERVE_API_KEY": CANARY}).done()
+    answer = toolbox_cli(
+        "serve", "--model", "demo", "--port", "0", "--dry-run", "--json", env={"YCDY_SERVE_API_KEY": CANARY}
+    ).done()
     assert answer.json["plan"]["engine"] == "transformers"
     assert CANARY not in answer.out + answer.err
     assert not (home / "runs").exists()
