@@ -1,0 +1,158 @@
+"""Models that bring code and pickles: nothing of them runs, through any verb."""
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Cli
+from plans import finetune_run
+
+from toolbox import cli, embedded, job, models, plan, runs, training
+from toolbox.runs import Silent
+
+NAME = '$(touch x); it\'s "模型" `touch x`'
+"""Of the model's folder: it stands in plans, reports, run.sh and log lines."""
+ESCAPE = "{{ cycler.__init__.__globals__.os.mkdir('CANARY') }}{{ ''.__class__.__mro__[1].__subclasses__() }}"
+
+
+class Bomb:
+    """Unpickled, it leaves a canary."""
+
+    def __init__(self, canary: Path) -> None:
+        self._canary = canary
+
+    def __reduce__(self) -> Any:
+        return os.makedirs, (str(self._canary),)
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Path:
+    return tmp_path / "canary"
+
+
+@pytest.fixture
+def model(tmp_path: Path, canary: Path) -> Path:
+    """The embedded model under a hostile name, with code and pickles of every kind beside its weights."""
+    folder = tmp_path / "hub" / NAME
+    shutil.copytree(embedded.MODEL, folder)
+    for name in ("modeling_x.py", "configuration_x.py", "tokenization_x.py", "custom_generate/generate.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f"import os\nos.makedirs({str(canary)!r})\n")
+    for name in ("pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "training_args.bin", "vocab.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Bomb(canary)))
+    change(folder, "config.json", auto_map={
+        "AutoConfig": "configuration_x.Own", "AutoModelForCausalLM": "modeling_x.Own"})  # fmt: skip
+    change(folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_x.Own", "tokenization_x.Own"]})
+    return folder
+
+
+def change(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def own_type(folder: Path, canary: Path) -> None:
+    change(folder, "config.json", model_type="own", architectures=["Own"])
+
+
+def only_pickles(folder: Path, canary: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def a_pickle_named_safetensors(folder: Path, canary: Path) -> None:
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb(canary)))
+
+
+def an_adapter_beside_it(folder: Path, canary: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/elsewhere"}')
+
+
+def a_kernel_of_a_hub(folder: Path, canary: Path) -> None:
+    change(folder, "config.json", attn_implementation="evil/kernel")
+
+
+def a_kernel_deep_inside(folder: Path, canary: Path) -> None:
+    change(folder, "config.json", text_config={"_attn_implementation_internal": {"": "evil/kernel:flash"}})
+
+
+def torn_generation_settings(folder: Path, canary: Path) -> None:
+    (folder / "generation_config.json").write_text("[1]")
+
+
+def torn_tokenizer_settings(folder: Path, canary: Path) -> None:
+    (folder / "tokenizer_config.json").write_text('{"chat_template": ')
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        own_type, only_pickles, a_pickle_named_safetensors, an_adapter_beside_it, a_kernel_of_a_hub,
+        a_kernel_deep_inside, torn_generation_settings,
+        torn_tokenizer_settings,
+    ],
+)  # fmt: skip
+def test_a_model_that_can_not_be_trusted_is_refused_by_every_verb(
+    model: Path, canary: Path, spoil: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(model, canary)
+    for words in (
+        ["plan"], ["finetune", "--dataset", "demo-persona", "--yes"], ["evaluate"], ["serve", "--port", "0"], ["chat"],
+    ):  # fmt: skip
+        status = cli.main([*words, "--model", str(model)])
+        said = capsys.readouterr()
+        assert status in (1, 2)
+        assert said.err.startswith("✗ ")
+        assert len(said.err.splitlines()) == 2
+        assert str(model) in said.err
+        assert not canary.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_code_and_pickles_beside_a_model_are_never_run_from_download_to_chat(
+    model: Path, canary: Path, tmp_path: Path, home: Path, toolbox_cli: Cli
+) -> None:
+    data = tmp_path / "$(touch x); it's data.jsonl"
+    shutil.copyfile(embedded.DATASETS["demo-persona"], data)
+    short = ["--set", "max_steps=2", "--set", "save_steps=1"]
+    toolbox_cli("download", str(model)).done()
+    toolbox_cli("plan", "--model", str(model), "--dataset", str(data)).done()
+    tuned = toolbox_cli("finetune", "--model", str(model), "--dataset", str(data), *short, "--yes", "--json").done()
+    toolbox_cli("evaluate", "--run", "last", "--suite", "demo-qa", "--limit", "2").done()
+    toolbox_cli("merge", "--run", "last", "--json").done()
+    talked = toolbox_cli("chat", "--model", str(model), "--max-tokens", "4", "--json", input="Hello\n").done()
+    assert talked.json["messages"][1]["role"] == "assistant"
+    script = runs.find(home / "runs", tuned.json["run"]).path / "run.sh"
+    environ = {**os.environ, "YCDY_SCRIPT": str(interpreter(tmp_path))}
+    subprocess.run(["bash", str(script), "--dry-run"], cwd=tmp_path, env=environ, check=True, timeout=100)
+    assert not canary.exists()
+    assert not list(tmp_path.rglob("x"))
+
+
+def interpreter(folder: Path) -> Path:
+    """What yichuidingyin.sh does once it is prepared, in an environment that tests don't make."""
+    script = folder / "entry.sh"
+    script.write_text(f'PYTHONPATH="{ROOT}" exec "{sys.executable}" -P -m toolbox "$@"\n')
+    return script
+
+
+@pytest.mark.parametrize(
+    "template", [ESCAPE, "{% include '/etc/passwd' %}", "{% if %}", "{{ raise_exception('no\nway') }}"]
+)
+def test_a_hostile_chat_template_does_nothing_and_is_one_sentence(
+    model: Path, canary: Path, template: str, home: Path
+) -> None:
+    (model / "chat_template.jinja").write_text(template.replace("CANARY", str(canary)))
+    run = finetune_run(home, model=models.read(model, id="hostile", source="local"), max_steps=1)
+    with pytest.raises(Exception, match=r"(?is)unsafe|undefined|template|loader|expected|no.way") as caught:
+        training.run(plan.load(run.plan_path), run, Silent())  # type: ignore[arg-type]
+    told = job.explain(caught.value, run)
+    assert "\n" not in told.message
+    assert told.remedy
+    assert not canary.exists()
