@@ -106,19 +106,6 @@ def test_parts_add_up_and_go_the_right_way(qwen: models.ModelFacts) -> None:
     assert qlora.time_s > lora.time_s > 0
 
 
-def test_adapter_parameters_are_those_of_peft() -> None:
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    facts = models.resolve("demo", Home(Path("/nowhere")))
-    for targets in ("all-linear", ["q_proj", "v_proj"]):
-        config = {"r": 4, "target_modules": targets, "task_type": "CAUSAL_LM"}
-        tuned = get_peft_model(
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(facts.path)), LoraConfig(**config)
-        )
-        assert memory.adapter_parameters(facts, config) == tuned.num_parameters(only_trainable=True)
-
-
 def test_an_unknown_gpu_has_no_time(qwen: models.ModelFacts) -> None:
     unknown = device.Device(kind="cuda", name="GPU X", memory_total_bytes=1, memory_free_bytes=1, bf16=True)
     load = Load(rows=100, longest_tokens=500, mean_tokens=300)

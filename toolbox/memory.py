@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from toolbox import methods, parameters
 from toolbox.device import Device, specification
 from toolbox.models import ModelFacts
 from toolbox.recipe import Training
@@ -41,7 +42,10 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 3)."""
 NF4_PLAIN_BYTES = 0.5 + 4 / 64
 """Without double quantisation: four bytes of scale for 64 weights."""
-ADAM_BYTES = {"adamw_torch": 8.0, "paged_adamw_8bit": 2 + 8 / 256}
+ADAM_BYTES = {
+    "adamw_torch": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256, "galore_adamw": 8.0,
+    "apollo_adamw": 8.0,
+}  # fmt: skip
 """Two moments a weight: in float32; in 8 bits with a scale for 256 (Dettmers et al. 2022, arXiv:2110.02861)."""
 LOSS_BYTES = 12
 """Beside a logit itself, three in float32: its copy or gradient, the log-softmax that is kept, and that one's
@@ -77,6 +81,8 @@ class Recipe(Protocol):
     def training(self) -> Training: ...
     @property
     def LoraConfig(self) -> dict[str, Any]: ...
+    @property
+    def blocks(self) -> dict[str, dict[str, Any]]: ...
     @property
     def BitsAndBytesConfig(self) -> dict[str, Any]: ...
 
@@ -128,7 +134,7 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
     training = recipe.training
     tokens = training.per_device_train_batch_size * min(training.max_length, load.longest_tokens)
     width = DTYPE_BYTES[recipe.dtype]
-    trained = model.parameters if recipe.method == "full" else adapter_parameters(model, recipe.LoraConfig)
+    trained = parameters.trained(model, recipe)
     logits = tokens * model.vocab_size * (width + LOSS_BYTES)
     activations = _activations(model, recipe, tokens, logits)
     gradients: float = 4 * trained
@@ -137,9 +143,9 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
         gradients = max(0, gradients - activations - logits)
     parts = {
         "weights": _weights(model, recipe),
-        "adapter": 0 if recipe.method == "full" else 4 * trained,
+        "adapter": 0 if methods.trained_weights(recipe.method) else 4 * trained,
         "gradients": gradients,
-        "optimizer": ADAM_BYTES[training.optim] * trained,
+        "optimizer": ADAM_BYTES[training.optim] * parameters.optimizer_elements(model, recipe),
         "activations": activations,
         "logits": logits,
         "overhead": OVERHEAD_BYTES[device.kind],
@@ -147,30 +153,12 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
     return {name: math.ceil(value) for name, value in parts.items()}
 
 
-def adapter_parameters(model: ModelFacts, config: dict[str, Any]) -> int:
-    """Weights of a LoRA: r (in + out) for each adapted linear (Hu et al. 2021, arXiv:2106.09685, section 4)."""
-    return model.num_hidden_layers * rank(config) * sum(sum(model.linears[name]) for name in _targets(model, config))
-
-
-def rank(config: dict[str, Any]) -> int:
-    """`r`, or peft's default of it."""
-    value = config.get("r", 8)
-    return value if type(value) is int and value > 0 else 8
-
-
-def _targets(model: ModelFacts, config: dict[str, Any]) -> list[str]:
-    """The linears that are adapted; names of other architectures than Llama's count as all of them."""
-    chosen = config.get("target_modules")
-    named = [name for name in model.linears if isinstance(chosen, list) and name in chosen]
-    return named or list(model.linears)
-
-
 def _weights(model: ModelFacts, recipe: Recipe) -> float:
     """The base. Full: float32, and under autocast 16-bit copies of the linears. QLoRA: quantised linears, one of them
     unpacked."""
     width = DTYPE_BYTES[recipe.dtype]
     linear = model.num_hidden_layers * sum(inputs * outputs for inputs, outputs in model.linears.values())
-    if recipe.method == "full":
+    if methods.trained_weights(recipe.method):
         return 4 * model.parameters + (2 * linear if width == 2 else 0)
     if recipe.quantization == "none":
         return width * model.parameters
@@ -186,20 +174,20 @@ def _weights(model: ModelFacts, recipe: Recipe) -> float:
 
 
 def _activations(model: ModelFacts, recipe: Recipe, tokens: int, logits: float) -> float:
-    """What is kept for the backward pass, and the attention mask that keeps the rows of a flattened batch apart."""
+    """What is kept for the backward pass; attention stays within rows, so there is no mask and nothing quadratic."""
     width = DTYPE_BYTES[recipe.dtype]
     layer = tokens * _kept_per_token(model, recipe)
-    mask = tokens**2
     if not recipe.training.gradient_checkpointing:
-        return model.num_hidden_layers * layer + mask
+        return model.num_hidden_layers * layer
     # Each layer's input is kept; a layer computed anew comes on top, but only after the logits are gone.
-    return model.num_hidden_layers * tokens * model.hidden_size * width + mask + max(0, layer - logits)
+    return model.num_hidden_layers * tokens * model.hidden_size * width + max(0, layer - logits)
 
 
 def _kept_per_token(model: ModelFacts, recipe: Recipe) -> float:
     """Bytes a token that one decoder layer keeps."""
     width = DTYPE_BYTES[recipe.dtype]
-    kept = KEPT["full" if recipe.method == "full" else "adapter", width]
+    full = methods.trained_weights(recipe.method)
+    kept = KEPT["full" if full else "adapter", width]
     queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     total = (
         kept.hidden * model.hidden_size
@@ -207,10 +195,11 @@ def _kept_per_token(model: ModelFacts, recipe: Recipe) -> float:
         + kept.queries * queries
         + kept.keys * keys
     )
-    if recipe.method == "full":
+    if full:
         return total
-    targets = _targets(model, recipe.LoraConfig)
-    total += width * rank(recipe.LoraConfig) * len(targets)
+    settings = methods.settings(recipe)
+    targets = parameters.targets(model, methods.find(recipe.method).block, settings)
+    total += width * parameters.rank(settings) * len(targets)
     if recipe.LoraConfig.get("lora_dropout"):
         # Each adapted linear keeps its own dropped input, and the mask in the same type.
         total += 2 * width * sum(model.linears[name][0] for name in targets)
@@ -231,7 +220,7 @@ def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> fl
     if training.max_steps >= 0:
         batches = training.max_steps * training.gradient_accumulation_steps
     tokens = batches * training.per_device_train_batch_size * min(load.mean_tokens, training.max_length)
-    passes = (6 if recipe.method == "full" else 4) + (2 if training.gradient_checkpointing else 0)
+    passes = (6 if methods.trained_weights(recipe.method) else 4) + (2 if training.gradient_checkpointing else 0)
     slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
     return passes * model.parameters * tokens * slowdown / speed + batches * BATCH_OVERHEAD_S[device.kind]
 
@@ -250,7 +239,8 @@ def _speed(device: Device, dtype: str) -> float:
 def _disk_bytes(model: ModelFacts, recipe: Recipe) -> int:
     """Checkpoints (weights and AdamW's moments), what comes out, and the merged model that usually follows an
     adapter."""
-    trained = model.parameters if recipe.method == "full" else adapter_parameters(model, recipe.LoraConfig)
-    checkpoint = trained * (4 + ADAM_BYTES[recipe.training.optim])
-    result = model.weights_bytes + (0 if recipe.method == "full" else 4 * trained)
+    trained = parameters.trained(model, recipe)
+    moments = ADAM_BYTES[recipe.training.optim] * parameters.optimizer_elements(model, recipe)
+    checkpoint = 4 * trained + moments
+    result = model.weights_bytes + (0 if methods.trained_weights(recipe.method) else 4 * trained)
     return math.ceil(KEPT_CHECKPOINTS * checkpoint + result)

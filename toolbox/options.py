@@ -33,7 +33,7 @@ def option(
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
     `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "tuned" (runs that made a model),
-    "suites" or "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
+    "suites", "methods" or "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
     `secret`: its value is never echoed, remembered or printed.
     """
     extra = {"ask": ask, "positional": positional, "metavar": metavar, "choices": choices}

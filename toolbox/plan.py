@@ -7,6 +7,7 @@ import msgspec
 
 from toolbox import __version__
 from toolbox import recipe as recipes
+from toolbox import wishes as wishing
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
 from toolbox.device import GIB, Device
@@ -15,7 +16,9 @@ from toolbox.i18n import _
 from toolbox.memory import Estimate, Load, estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Recipe, Training
+from toolbox.stages import AnyOptions, StageName
 from toolbox.units import size
+from toolbox.wishes import Wishes
 
 
 class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields=True):
@@ -33,10 +36,13 @@ class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields
 
 
 class FinetunePlan(Plan, kw_only=True, tag="finetune"):
-    stage: Literal["sft"] = "sft"
+    stage: StageName = "sft"
+    options: AnyOptions | None = None
+    """The stage's own; None: its defaults, or it has none."""
     recipe: str
     why: str
-    method: Literal["lora", "qlora", "full"]
+    method: str
+    """A name of `methods.METHODS`."""
     quantization: Literal["none", "nf4"]
     dtype: Literal["float32", "bfloat16", "float16"]
     datasets: list[DatasetSpec]
@@ -45,6 +51,8 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     training: Training
     LoraConfig: dict[str, Any] = {}
     BitsAndBytesConfig: dict[str, Any] = {}
+    blocks: dict[str, dict[str, Any]] = {}
+    """What other classes take, by their names, as `OFTConfig`."""
     tensorboard: Path | None = None
     """Folder of the TensorBoard files; None: inside the run."""
     estimate: Estimate
@@ -125,20 +133,6 @@ MIN_LENGTH = 128
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-class Wishes(msgspec.Struct, kw_only=True, frozen=True):
-    """What a person said about a fine-tuning; None, empty and "auto": the recipe decides."""
-
-    method: Literal["auto", "lora", "qlora", "full"] = "auto"
-    recipe: str = ""
-    max_length: int | None = None
-    num_train_epochs: float | None = None
-    learning_rate: float | None = None
-    per_device_train_batch_size: int | None = None
-    settings: list[str] = []
-    """KEY=VALUE, as `recipe.change` takes them."""
-    seed: int = 42
-
-
 class Alternative(msgspec.Struct, kw_only=True, frozen=True):
     """Another recipe, planned with the same wishes on the same device."""
 
@@ -170,6 +164,7 @@ def plan_finetune(
     `must_fit` false the plan that does not fit is returned.
     """
     _refuse_untunable(model)
+    wishes = wishing.agreed(wishes)
     rows = sum(spec.rows for spec in datasets)
     eval_rows = min(EVAL_ROWS, rows // EVAL_SHARE)
     load = _load(datasets, eval_rows)
@@ -180,6 +175,7 @@ def plan_finetune(
     if must_fit and not choice.estimate.fits:
         raise _does_not_fit(model, device, choice, load, wishes, home)
     chosen = choice.recipe
+    wishing.refuse_unheeded(chosen, wishes)
     return FinetunePlan(
         entry="toolbox.training:run",
         model=model,
@@ -195,6 +191,7 @@ def plan_finetune(
         training=chosen.training,
         LoraConfig=chosen.LoraConfig,
         BitsAndBytesConfig=chosen.BitsAndBytesConfig,
+        blocks=chosen.blocks,
         estimate=choice.estimate,
     )
 
@@ -202,6 +199,7 @@ def plan_finetune(
 def alternatives(plan: FinetunePlan, wishes: Wishes, home: Home) -> list[Alternative]:
     """The other recipes for this kind of device, with what they would have taken."""
     load = _load(plan.datasets, plan.eval_rows)
+    wishes = msgspec.structs.replace(wishes, method="auto", quantization="auto")
     others = [
         recipe
         for recipe in recipes.every(home)
@@ -259,7 +257,7 @@ def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -
         return [recipes.find(wishes.recipe, home)]
     known = recipes.every(home)
     if wishes.method != "auto":
-        known = [recipe for recipe in known if recipe.method == wishes.method]
+        known = wishing.nearest(known, wishes)
         return sorted(known, key=lambda recipe: _aptness(recipe, model, device))[:1]
     known = [recipe for recipe in known if recipe.automatic and _is_for(recipe, model, device)]
     return sorted(known, key=lambda recipe: _aptness(recipe, model, device))
@@ -280,7 +278,7 @@ def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, b
 
 def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
     """The recipe with every wish in it, its types settled, and its batch sized for the device."""
-    recipe = recipes.change(recipe, [*_settings(wishes), *wishes.settings])
+    recipe = recipes.change(wishing.granted(recipe, wishes), [*_settings(wishes), *wishes.settings])
     recipe = _typed(recipe, model, device)
     fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
     sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]
@@ -308,7 +306,7 @@ def _typed(recipe: Recipe, model: ModelFacts, device: Device) -> Recipe:
     training = msgspec.structs.replace(
         recipe.training,
         max_length=min(recipe.training.max_length, model.max_position_embeddings),
-        optim=recipe.training.optim if device.kind == "cuda" else "adamw_torch",
+        optim=recipe.training.optim if device.kind == "cuda" or "8bit" not in recipe.training.optim else "adamw_torch",
     )
     quantization = {"bnb_4bit_compute_dtype": dtype, **recipe.BitsAndBytesConfig} if recipe.BitsAndBytesConfig else {}
     return msgspec.structs.replace(recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization)
@@ -360,7 +358,9 @@ def _does_not_fit(
     """The refusal, with what would fit: other methods, then shorter rows."""
     fitting = []
     for method in ("lora", "qlora"):
-        other = msgspec.structs.replace(wishes, method=method, recipe="", per_device_train_batch_size=None)
+        other = msgspec.structs.replace(
+            wishes, method=method, quantization="auto", recipe="", per_device_train_batch_size=None
+        )
         for candidate in _candidates(model, device, other, home):
             if method != choice.recipe.method and _settle(candidate, model, device, load, other).estimate.fits:
                 fitting.append(f"--method {method}")

@@ -18,16 +18,16 @@ try:
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
+from toolbox import methods
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
 from toolbox.runs import ROOT
 
 SHIPPED = ROOT / "recipes"
-Method = Literal["lora", "qlora", "full"]
 LIBRARY_BLOCKS = {
-    "LoraConfig": ("peft", "tuners/lora/config.py"),
     "BitsAndBytesConfig": ("transformers", "utils/quantization_config.py"),
+    **{block: ("peft", f"tuners/{folder}/config.py") for block, folder in methods.PEFT_FOLDERS.items()},
 }
 """The blocks that go to a library's class as they are: the package and the file that define it."""
 
@@ -52,7 +52,7 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     warmup_ratio: Share = 0.03
     weight_decay: Amount = 0.0
     max_grad_norm: Amount = 1.0
-    optim: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
+    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw"] = "adamw_torch"
     gradient_checkpointing: bool = False
     save_steps: Count = 100
     eval_steps: Count = 100
@@ -78,12 +78,18 @@ class Recipe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     match: Match = Match()
     automatic: bool = True
     """Whether it may be picked where nobody asked for it or for its method."""
-    method: Method
+    method: str
+    """A name of `methods.METHODS`."""
     quantization: Literal["none", "nf4"] = "none"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     training: Training
     LoraConfig: dict[str, Any] = {}
     BitsAndBytesConfig: dict[str, Any] = {}
+    blocks: dict[str, dict[str, Any]] = {}
+    """What other classes take, by their names; a file has each as a block of its own, as `OFTConfig:`."""
+
+
+_OTHER_BLOCKS = (*(block for block in methods.PEFT_FOLDERS if block != "LoraConfig"), *methods.OWN_BLOCKS)
 
 
 class _Loader(SafeLoader):
@@ -121,13 +127,17 @@ def load(path: Path) -> Recipe:
         raise _bad(path, reason) from None
     if not isinstance(values, dict):
         raise _bad(path, _("it is not a list of keys and values"))
-    _refuse_unknown(path, "", values, Recipe.__struct_fields__)
+    _refuse_unknown(
+        path, "", values, [*(name for name in Recipe.__struct_fields__ if name != "blocks"), *_OTHER_BLOCKS]
+    )
     for block, struct in (("match", Match), ("training", Training)):
         _refuse_unknown(path, block, values.get(block), struct.__struct_fields__)
-    for block in LIBRARY_BLOCKS:
-        _refuse_unknown(path, block, values.get(block), library_keys(block))
+    for block in ("BitsAndBytesConfig", "LoraConfig", *_OTHER_BLOCKS):
+        if block in values:
+            _refuse_unknown(path, block, values[block], _known(block))
+    values["blocks"] = {block: values.pop(block) for block in _OTHER_BLOCKS if block in values}
     try:
-        return msgspec.convert(values, Recipe)
+        return _checked(msgspec.convert(values, Recipe))
     except msgspec.ValidationError as error:
         raise _bad(path, str(error)) from None
 
@@ -161,7 +171,7 @@ def find(name: str, home: Home) -> Recipe:
 
 
 def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
-    """`recipe` with `KEY=VALUE` settings: a field of `training`, or `LoraConfig.r`, `BitsAndBytesConfig.…`.
+    """`recipe` with `KEY=VALUE` settings: a field of `training`, or one of a block, as `LoraConfig.r`.
 
     Raises InputError naming the unknown key and the known ones.
     """
@@ -177,14 +187,34 @@ def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
                 _("Write KEY=VALUE, as learning_rate=1e-4 or LoraConfig.r=16."),
             )
         _refuse_unknown(f"--set {setting}", block, {name: text}, known)
+        into = values["blocks"].setdefault(block, {}) if block in _OTHER_BLOCKS else values[block]
         try:
-            values[block][name] = parse(text)
+            into[name] = parse(text)
         except yaml.YAMLError:
-            values[block][name] = text
+            into[name] = text
     try:
         return msgspec.convert(values, Recipe)
     except msgspec.ValidationError as error:
         raise _bad("--set", str(error)) from None
+
+
+def by_method(recipe: Recipe, name: str) -> Recipe:
+    """`recipe` for another method: its blocks, and a learning rate that suits it as the recipe's own suits its own.
+
+    What the recipe says of LoRA holds for every method that is a LoRA. A recipe of that method is only completed.
+    """
+    method, before = methods.find(name), methods.find(recipe.method)
+    if method == before:
+        defaults, said = method.blocks, {"LoraConfig": recipe.LoraConfig, **recipe.blocks}
+    else:
+        defaults, said = {"LoraConfig": recipe.LoraConfig, **recipe.blocks}, method.blocks
+    blocks = {block: {**defaults.get(block, {}), **said.get(block, {})} for block in method.blocks}
+    rate = recipe.training.learning_rate * method.rate / before.rate
+    optim = method.optim or (recipe.training.optim if not before.optim else "adamw_torch")
+    training = msgspec.structs.replace(recipe.training, learning_rate=float(f"{rate:.3g}"), optim=optim)
+    return msgspec.structs.replace(
+        recipe, method=name, training=training, LoraConfig=blocks.pop("LoraConfig", {}), blocks=blocks
+    )
 
 
 @cache
@@ -193,24 +223,34 @@ def library_keys(block: str) -> frozenset[str]:
 
     Empty where the library is not installed; then nothing is checked here.
     """
-    package, file = LIBRARY_BLOCKS[block]
+    package, file = LIBRARY_BLOCKS.get(block) or ("peft", "tuners/lycoris_utils.py")
     spec = importlib.util.find_spec(package)
     if not spec or not spec.submodule_search_locations:
         return frozenset()
     tree = ast.parse((Path(spec.submodule_search_locations[0]) / file).read_text("utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == block)
-    for node in body:
+    found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == block)
+    for node in found.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return frozenset(argument.arg for argument in node.args.args) - {"self"}
-    fields = (node.target for node in body if isinstance(node, ast.AnnAssign))
-    return frozenset(target.id for target in fields if isinstance(target, ast.Name)) | {"task_type"}
+    fields = (node.target for node in found.body if isinstance(node, ast.AnnAssign))
+    bases = {base.id for base in found.bases if isinstance(base, ast.Name)} & {"LoraConfig", "LycorisConfig"}
+    inherited = (library_keys(base) for base in bases)
+    return frozenset(target.id for target in fields if isinstance(target, ast.Name)).union(*inherited) | {"task_type"}
 
 
 def _known(block: str) -> Collection[str]:
     """The keys that `--set` can change in a block; none where there is no such block."""
     if block == "training":
         return Training.__struct_fields__
+    if block in methods.OWN_BLOCKS:
+        return methods.OWN_BLOCKS[block].__struct_fields__
     return library_keys(block) if block in LIBRARY_BLOCKS else ()
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """Itself. Raises InputError where it names no method there is."""
+    methods.find(recipe.method)
+    return recipe
 
 
 def _refuse_unknown(where: object, block: str, values: object, known: Collection[str]) -> None:

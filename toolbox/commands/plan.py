@@ -30,7 +30,10 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     ] = msgspec.field(default_factory=list)
     stage: Annotated[Literal["sft"], option(N_("Stage of training: supervised fine-tuning"))] = "sft"
     method: Annotated[
-        Literal["auto", "lora", "qlora", "full"], option(N_("What is trained; auto: by hardware and model"), ask=True)
+        str, option(N_("Method of tuning, as lora or dora; auto: by hardware and model"), ask=True, choices="methods")
+    ] = "auto"
+    quantization: Annotated[
+        Literal["auto", "none", "nf4"], option(N_("Bits of the frozen base: nf4 is 4 of them"))
     ] = "auto"
     max_length: Annotated[int | None, option(N_("Tokens a row; longer rows are cut"), ge=16)] = None
     epochs: Annotated[float | None, option(N_("Times all rows are gone through"), ge=0.01, le=1000)] = None
@@ -78,6 +81,7 @@ def wishes(options: TuningOptions) -> "Wishes":
 
     return Wishes(
         method=options.method,
+        quantization=options.quantization,
         recipe=options.recipe,
         max_length=options.max_length,
         num_train_epochs=options.epochs,
@@ -103,7 +107,7 @@ def summary(plan: "FinetunePlan") -> dict[str, Any]:
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps, "max_length": training.max_length,
         "learning_rate": training.learning_rate, "num_train_epochs": training.num_train_epochs,
-        "max_steps": training.max_steps, "LoraConfig": plan.LoraConfig, "fits": estimate.fits,
+        "max_steps": training.max_steps, "LoraConfig": plan.LoraConfig, **plan.blocks, "fits": estimate.fits,
         "peak_bytes": estimate.peak_bytes, "parts_bytes": estimate.parts_bytes, "device_bytes": estimate.device_bytes,
         "time_s": estimate.time_s, "disk_bytes": estimate.disk_bytes,
     }  # fmt: skip
@@ -159,7 +163,10 @@ def show_alternatives(others: "list[Alternative]", session: Session) -> None:
 
 
 def _rank(plan: "FinetunePlan") -> str:
-    return f"r={plan.LoraConfig['r']}" if "r" in plan.LoraConfig else ""
+    from toolbox import methods
+
+    settings = methods.settings(plan)
+    return f"r={settings['r']}" if "r" in settings else ""
 
 
 COMMANDS = (Command("plan", N_("Plan: will it fit, and how long will it take"), Options, run),)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 from toolbox import datasets as data
-from toolbox import embedded, models, recipe, runs
+from toolbox import embedded, methods, models, recipe, runs
 from toolbox.config import Home
+from toolbox.i18n import _
 
 Choice = tuple[str, str]
 """(the value, a faint note beside it)"""
@@ -45,6 +46,12 @@ def _recipes(home: Home) -> list[Choice]:
     return [(name, "") for name in recipe.known(home)]
 
 
+def _methods(home: Home) -> list[Choice]:
+    """The common ones; any other is typed."""
+    common = [(method.name, _(method.summary)) for method in methods.METHODS if method.common]
+    return [("auto", _("by hardware and model")), *common]
+
+
 def _said(run: runs.Run) -> str:
     status = run.status()
     return " ".join(filter(None, [status.verb, status.model, status.state]))
@@ -58,4 +65,5 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "adapters": _adapters,
     "suites": _suites,
     "recipes": _recipes,
+    "methods": _methods,
 }

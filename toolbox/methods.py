@@ -1,0 +1,258 @@
+"""Methods of tuning (`--method NAME`): what each trains, whose class takes its settings, whether it merges."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+
+from toolbox import files
+from toolbox.errors import InputError
+from toolbox.i18n import N_, _
+
+Kind = Literal["adapter", "weights", "loreft"]
+"""What is trained: a peft adapter; the model's own weights, all or some; interventions on hidden states."""
+
+
+class LoraPlusConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """LoRA+ (arXiv:2402.12354): B learns faster than A."""
+
+    loraplus_lr_ratio: Annotated[float, msgspec.Meta(gt=0)] = 16.0
+    """Learning rate of B over that of A; 16 is the paper's (section 5)."""
+
+
+class FreezeConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Freezing by layers: the rest of the model stays as it is."""
+
+    layers: int = 2
+    """Decoder layers that are trained: the last so many; the first where it is negative."""
+    modules: list[str] = []
+    """Other modules that are trained, by name, as lm_head."""
+
+
+class LisaConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """LISA (arXiv:2403.17919, algorithm 1): embeddings and head always, and a few random layers at a time."""
+
+    layers: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """Decoder layers trained at a time (γ)."""
+    interval_steps: Annotated[int, msgspec.Meta(ge=1)] = 5
+    """Optimizer steps until others are drawn (K)."""
+
+
+class LoreftConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """LoReFT (arXiv:2404.03592, equation 2): h + Rᵀ(Wh + b − Rh) on the hidden states that layers give."""
+
+    r: Annotated[int, msgspec.Meta(ge=1)] = 4
+    layers: list[int] = []
+    """Decoder layers whose output is changed, from 0; empty: all."""
+    positions: int = 0
+    """Only the first so many tokens of a row; 0: all."""
+
+
+class GaloreConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """GaLore (arXiv:2403.03507, algorithm 2), with galore-torch's names and defaults."""
+
+    rank: Annotated[int, msgspec.Meta(ge=1)] = 128
+    update_proj_gap: Annotated[int, msgspec.Meta(ge=1)] = 200
+    """Optimizer steps between two projections."""
+    scale: float = 0.25
+
+
+class ApolloConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """APOLLO (arXiv:2412.05270, algorithm 1), with apollo-torch's names and defaults."""
+
+    rank: Annotated[int, msgspec.Meta(ge=1)] = 256
+    update_proj_gap: Annotated[int, msgspec.Meta(ge=1)] = 200
+    scale: float = 1.0
+
+
+OWN_BLOCKS: dict[str, type[msgspec.Struct]] = {
+    struct.__name__: struct
+    for struct in (LoraPlusConfig, FreezeConfig, LisaConfig, LoreftConfig, GaloreConfig, ApolloConfig)
+}
+"""Settings that no library has a class for, under names of our own."""
+
+
+class Method(msgspec.Struct, kw_only=True, frozen=True):
+    """A line of the table."""
+
+    name: str
+    summary: str
+    paper: str
+    """Where it is described; empty where it needs no paper."""
+    kind: Kind = "adapter"
+    block: str = "LoraConfig"
+    """The class that takes its settings: peft's, or one of ours."""
+    settings: dict[str, Any] = {}
+    """What they are where a recipe does not say."""
+    also: dict[str, dict[str, Any]] = {}
+    """Settings of further blocks."""
+    rate: float = 1.0
+    """A learning rate that suits it, as a multiple of LoRA's."""
+    optim: str = ""
+    """The optimizer it is, where it is one."""
+    unmergeable: str = ""
+    """Why it can't be merged; empty where it can."""
+    nf4: bool = False
+    """Whether it trains on a base in 4 bits."""
+    common: bool = False
+    """Whether the menu offers it before it is asked for."""
+
+    @property
+    def blocks(self) -> dict[str, dict[str, Any]]:
+        """Every block that it takes, with its defaults."""
+        return ({self.block: self.settings} if self.block else {}) | self.also
+
+
+ALL = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+HIDDEN = N_("it changes hidden states, not weights")
+
+METHODS = (
+    Method(name="lora", summary=N_("LoRA: two small matrices beside each weight"), paper="arXiv:2106.09685",
+           nf4=True, common=True),
+    Method(name="qlora", summary=N_("LoRA over a base in 4 bits"), paper="arXiv:2305.14314", nf4=True, common=True),
+    Method(name="full", summary=N_("All weights"), paper="", kind="weights", block="", rate=0.05, common=True),
+    Method(name="dora", summary=N_("LoRA that learns direction and length apart"), paper="arXiv:2402.09353",
+           settings={"use_dora": True}, nf4=True, common=True),
+    Method(name="rslora", summary=N_("LoRA scaled by the root of its rank, for large ranks"), paper="arXiv:2312.03732",
+           settings={"use_rslora": True}, rate=0.5, nf4=True, common=True),
+    Method(name="lora+", summary=N_("LoRA whose B learns faster than its A"), paper="arXiv:2402.12354",
+           also={"LoraPlusConfig": {"loraplus_lr_ratio": 16}}, rate=0.25, nf4=True, common=True),
+    Method(name="pissa", summary=N_("LoRA that begins with the largest singular values"), paper="arXiv:2404.02948",
+           settings={"init_lora_weights": "pissa"}, rate=0.5, common=True),
+    Method(name="olora", summary=N_("LoRA that begins with orthonormal matrices"), paper="arXiv:2406.01775",
+           settings={"init_lora_weights": "olora"}, rate=0.1),
+    Method(name="lora-fa", summary=N_("LoRA with A frozen: fewer activations are kept"), paper="arXiv:2308.03303",
+           rate=2, nf4=True),
+    Method(name="adalora", summary=N_("LoRA that gives rank to the weights that need it"), paper="arXiv:2303.10512",
+           block="AdaLoraConfig", settings={**ALL, "init_r": 12, "target_r": 8}, rate=5, nf4=True, common=True),
+    Method(name="oft", summary=N_("Weights turned by blocks of a rotation"), paper="arXiv:2306.07280",
+           block="OFTConfig", settings={**ALL, "oft_block_size": 32}, nf4=True, common=True),
+    Method(name="boft", summary=N_("Weights turned by butterfly factors"), paper="arXiv:2311.06243",
+           block="BOFTConfig", settings={**ALL, "boft_block_size": 8, "boft_n_butterfly_factor": 1}, rate=2),
+    Method(name="vera", summary=N_("Vectors that scale two random matrices shared by all layers"),
+           paper="arXiv:2310.11454", block="VeraConfig", settings={**ALL, "r": 256}, rate=10, nf4=True),
+    Method(name="ia3", summary=N_("Vectors that scale keys, values, inner activations"), paper="arXiv:2205.05638",
+           block="IA3Config", settings={"task_type": "CAUSAL_LM"}, rate=10, nf4=True, common=True),
+    Method(name="loha", summary=N_("Hadamard product of two low-rank matrices"), paper="arXiv:2108.06098",
+           block="LoHaConfig", settings={**ALL, "r": 8, "alpha": 16}, rate=2),
+    Method(name="lokr", summary=N_("Kronecker product of small matrices"), paper="arXiv:2309.14859",
+           block="LoKrConfig", settings={**ALL, "r": 8, "alpha": 16}, rate=2),
+    Method(name="fourierft", summary=N_("A few frequencies of each weight's spectrum"), paper="arXiv:2405.03003",
+           block="FourierFTConfig", settings={**ALL, "n_frequency": 1000}, rate=20),
+    Method(name="waveft", summary=N_("A few wavelet coefficients of each weight"), paper="arXiv:2505.12532",
+           block="WaveFTConfig", settings=ALL),
+    Method(name="miss", summary=N_("Blocks of a weight that share one update"), paper="arXiv:2409.15371",
+           block="MissConfig", settings={**ALL, "r": 64}, rate=0.5),
+    Method(name="shira", summary=N_("A few entries of each weight, at random places"), paper="arXiv:2406.13175",
+           block="ShiraConfig", settings={**ALL, "r": 32, "random_seed": 42}, rate=0.5),
+    Method(name="hra", summary=N_("Householder reflections of each weight"), paper="arXiv:2405.17484",
+           block="HRAConfig", settings={**ALL, "r": 8}),
+    Method(name="randlora", summary=N_("A full-rank sum of scaled random matrices"), paper="arXiv:2502.00987",
+           block="RandLoraConfig", settings={**ALL, "r": 32}, nf4=True),
+    Method(name="hira", summary=N_("LoRA multiplied with the weight itself"), paper="OpenReview TwJrTz9cRS",
+           block="HiraConfig", settings={**ALL, "r": 32}, rate=5, nf4=True),
+    Method(name="vblora", summary=N_("LoRA put together from one bank of vectors"), paper="arXiv:2405.15179",
+           block="VBLoRAConfig", settings={**ALL, "num_vectors": 90, "vector_length": 64}, rate=5),
+    Method(name="c3a", summary=N_("Circular convolutions by blocks"), paper="arXiv:2407.19342",
+           block="C3AConfig", settings={**ALL, "block_size": 64}, rate=10),
+    Method(name="road", summary=N_("Pairs of outputs turned and scaled"), paper="arXiv:2409.00119",
+           block="RoadConfig", settings=ALL, rate=5, nf4=True),
+    Method(name="delora", summary=N_("LoRA that learns strength and direction apart"), paper="arXiv:2503.18225",
+           block="DeloraConfig", settings={**ALL, "r": 8}),
+    Method(name="gralora", summary=N_("LoRA by blocks of each weight"), paper="arXiv:2505.20355",
+           block="GraloraConfig", settings={**ALL, "r": 32}),
+    Method(name="psoft", summary=N_("A rotation in the principal subspace of each weight"), paper="arXiv:2505.11235",
+           block="PsoftConfig", settings={**ALL, "r": 32}),
+    Method(name="ln", summary=N_("The norms of all layers"), paper="arXiv:2312.11420",
+           block="LNTuningConfig", settings={"task_type": "CAUSAL_LM"}, rate=5),
+    Method(name="loreft", summary=N_("Edits of hidden states in a low-rank subspace"), paper="arXiv:2404.03592",
+           kind="loreft", block="LoreftConfig", settings={"r": 4}, unmergeable=HIDDEN, nf4=True, common=True),
+    Method(name="freeze", summary=N_("The last layers only"), paper="", kind="weights", block="FreezeConfig",
+           settings={"layers": 2}, rate=0.1, common=True),
+    Method(name="lisa", summary=N_("All weights, a few random layers at a time"), paper="arXiv:2403.17919",
+           kind="weights", block="LisaConfig", settings={"layers": 2, "interval_steps": 5}, rate=0.1, common=True),
+    Method(name="galore", summary=N_("All weights, with gradients projected to a low rank"), paper="arXiv:2403.03507",
+           kind="weights", block="GaloreConfig", settings={"rank": 128, "update_proj_gap": 200, "scale": 0.25},
+           rate=0.2, optim="galore_adamw"),
+    Method(name="apollo", summary=N_("All weights, with memory as for gradient descent"), paper="arXiv:2412.05270",
+           kind="weights", block="ApolloConfig", settings={"rank": 256, "update_proj_gap": 200, "scale": 1.0},
+           rate=0.05, optim="apollo_adamw"),
+)  # fmt: skip
+"""Defaults are the papers' or peft's own; rates were tried on the embedded model (scripts/tuners.py)."""
+
+_BY_NAME = {method.name: method for method in METHODS}
+PEFT_FOLDERS = {
+    "LoraConfig": "lora", "AdaLoraConfig": "adalora", "OFTConfig": "oft", "BOFTConfig": "boft", "VeraConfig": "vera",
+    "IA3Config": "ia3", "LoHaConfig": "loha", "LoKrConfig": "lokr", "FourierFTConfig": "fourierft",
+    "WaveFTConfig": "waveft", "MissConfig": "miss", "ShiraConfig": "shira", "HRAConfig": "hra",
+    "RandLoraConfig": "randlora", "HiraConfig": "hira", "VBLoRAConfig": "vblora", "C3AConfig": "c3a",
+    "RoadConfig": "road", "DeloraConfig": "delora", "GraloraConfig": "gralora", "PsoftConfig": "psoft",
+    "LNTuningConfig": "ln_tuning",
+}  # fmt: skip
+"""The folder of peft's `tuners/` that defines each class."""
+
+
+def find(name: str) -> Method:
+    """The method of that name. Raises InputError naming what is near, else what there is."""
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=3, cutoff=0.5)
+    remedy = _("Did you mean {name}?").format(name=_(" or ").join(near)) if near else ""
+    raise InputError(
+        _("There is no method {name!r}.").format(name=name),
+        remedy or _("Methods: {names}.").format(names=", ".join(_BY_NAME)),
+    )
+
+
+class Configured(Protocol):
+    """A recipe or a plan."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def LoraConfig(self) -> dict[str, Any]: ...
+    @property
+    def blocks(self) -> dict[str, dict[str, Any]]: ...
+
+
+def settings(of: Configured, block: str = "") -> dict[str, Any]:
+    """What `of` says for the class `block`; without one, for its method's own."""
+    block = block or find(of.method).block
+    return of.LoraConfig if block == "LoraConfig" else of.blocks.get(block, {})
+
+
+def own(of: Configured, block: str) -> Any:
+    """The settings of one of our own classes, checked. Raises InputError where a value can't be."""
+    try:
+        return msgspec.convert(settings(of, block), OWN_BLOCKS[block])
+    except msgspec.ValidationError as error:
+        raise InputError(
+            _("{block} can't be used: {reason}.").format(block=block, reason=str(error).rstrip(".")),
+            _("Known keys: {keys}.").format(keys=", ".join(OWN_BLOCKS[block].__struct_fields__)),
+        ) from None
+
+
+def trained_weights(name: str) -> bool:
+    """Whether a method changes the model's own weights, so that it leaves a model and no adapter."""
+    return find(name).kind == "weights"
+
+
+LOREFT = "LOREFT"
+"""The `peft_type` of our own adapters, of which peft knows nothing."""
+
+
+def kind_of_adapter(folder: Path) -> str:
+    """The `peft_type` in a folder's adapter_config.json; empty where there is none."""
+    config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}
+    return str(config.get("peft_type", ""))
+
+
+def refuse_unmergeable(folder: Path) -> None:
+    """Raise InputError where the adapter in `folder` can't become weights, saying why."""
+    if kind_of_adapter(folder) == LOREFT:
+        raise InputError(
+            _("{path} can't be merged: {reason}.").format(path=folder, reason=_(find("loreft").unmergeable)),
+            _("Use it on its base model: evaluate and chat take both."),
+        )

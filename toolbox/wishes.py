@@ -1,0 +1,87 @@
+"""What a person said about a fine-tuning (`finetune`, `plan`), and what it makes of a recipe."""
+
+from typing import Literal
+
+import msgspec
+
+from toolbox import methods
+from toolbox import recipe as recipes
+from toolbox.errors import InputError
+from toolbox.i18n import _
+from toolbox.recipe import Recipe
+
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+"""`BitsAndBytesConfig` where a recipe has none: as QLoRA's paper (arXiv:2305.14314)."""
+
+
+class Wishes(msgspec.Struct, kw_only=True, frozen=True):
+    """What a person said about a fine-tuning; None, empty and "auto": the recipe decides."""
+
+    method: str = "auto"
+    """A name of `methods.METHODS`, or "auto"."""
+    quantization: Literal["auto", "none", "nf4"] = "auto"
+    recipe: str = ""
+    max_length: int | None = None
+    num_train_epochs: float | None = None
+    learning_rate: float | None = None
+    per_device_train_batch_size: int | None = None
+    settings: list[str] = []
+    """KEY=VALUE, as `recipe.change` takes them."""
+    seed: int = 42
+
+
+def agreed(wishes: Wishes) -> Wishes:
+    """The wishes with method and quantization in accord. Raises InputError where they can't be."""
+    if wishes.method == "auto":
+        return msgspec.structs.replace(wishes, method="qlora") if wishes.quantization == "nf4" else wishes
+    method = methods.find(wishes.method)
+    if (method.name, wishes.quantization) == ("qlora", "none"):
+        raise InputError(_("qlora without 4 bits is lora."), _("Take --method lora."))
+    if method.name == "qlora" or (method.name == "lora" and wishes.quantization == "nf4"):
+        return msgspec.structs.replace(wishes, method="qlora", quantization="nf4")
+    return wishes
+
+
+def nearest(known: list[Recipe], wishes: Wishes) -> list[Recipe]:
+    """The recipes of the wished method; where it has none of its own, those of the method that is most like it."""
+    like = "full" if methods.trained_weights(wishes.method) else "qlora" if wishes.quantization == "nf4" else "lora"
+    for name in (wishes.method, like):
+        if found := [recipe for recipe in known if recipe.method == name]:
+            return found
+    return known
+
+
+def granted(recipe: Recipe, wishes: Wishes) -> Recipe:
+    """`recipe` for the wished method, with or without 4 bits. Raises InputError where the method can't have them."""
+    method, quantization = wishes.method, wishes.quantization
+    if method == "auto":
+        method = "lora" if (recipe.method, quantization) == ("qlora", "none") else recipe.method
+    if quantization == "auto":
+        quantization = recipe.quantization if method == recipe.method else "none"
+    _refuse_rounded(method, quantization)
+    blocks = {**NF4, **recipe.BitsAndBytesConfig} if quantization == "nf4" else {}
+    return msgspec.structs.replace(
+        recipes.by_method(recipe, method), quantization=quantization, BitsAndBytesConfig=blocks
+    )
+
+
+def refuse_unheeded(recipe: Recipe, wishes: Wishes) -> None:
+    """Raise InputError for a setting of a class that the recipe's method has no use for."""
+    heeded = methods.find(recipe.method).blocks
+    for setting in wishes.settings:
+        block = setting.partition("=")[0].strip().rpartition(".")[0]
+        if block.endswith("Config") and block not in ("BitsAndBytesConfig", *heeded):
+            raise InputError(
+                _("--set {setting}: {method} has no use for {block}.").format(
+                    setting=setting, method=recipe.method, block=block
+                ),
+                _("It takes {names}.").format(names=", ".join(heeded) or "training"),
+            )
+
+
+def _refuse_rounded(method: str, quantization: str) -> None:
+    if quantization == "nf4" and not methods.find(method).nf4:
+        raise InputError(
+            _("{method} can't be trained on a base in 4 bits.").format(method=method),
+            _("These can: {names}.").format(names=", ".join(other.name for other in methods.METHODS if other.nf4)),
+        )
