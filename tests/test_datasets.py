@@ -92,7 +92,7 @@ def test_broken_row_57_is_named_with_its_beginning(tmp_path: Path, resolve: Reso
 def test_a_broken_element_of_a_list_is_named_by_its_place(tmp_path: Path, resolve: Resolve) -> None:
     path = tmp_path / "data.json"
     path.write_text("[" + ",\n".join([json.dumps(ALPACA)] * 3) + ', {"instruction": oops}]')
-    with pytest.raises(InputError, match="Row 4 .*oops"):
+    with pytest.raises(InputError, match=r"Row 4 .*oops"):
         resolve(path)
 
 
@@ -135,8 +135,8 @@ def test_a_row_that_can_not_be_used_is_told_in_one_sentence(
 
 def test_wrong_columns_name_those_found_and_those_looked_for(tmp_path: Path, resolve: Resolve) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text(lines({"text": "a", "url": "b"}))
-    with pytest.raises(InputError, match="found: text, url") as error:
+    path.write_text(lines({"title": "a", "url": "b"}))
+    with pytest.raises(InputError, match="found: title, url") as error:
         resolve(path)
     assert "messages" in error.value.remedy
     assert "instruction" in error.value.remedy
@@ -183,23 +183,29 @@ def test_the_embedded_data_sets_are_found(resolve: Resolve) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"), [("alpaca_en_demo.json", 999), ("alpaca_zh_demo.json", 1000), ("identity.json", 91)]
-)
-def test_real_files_are_read(shared_data: Any, resolve: Resolve, name: str, rows: int) -> None:
-    spec = resolve(shared_data(f"instruct/{name}"))
-    assert (spec.format, spec.rows) == ("alpaca", rows)
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "format", "kind", "rows"),
     [
-        ("c4_demo.jsonl", "found: text"),
-        ("dpo_zh_demo.json", "preferences"),
-        ("kto_en_demo.json", "preferences"),
-        ("glaive_toolcall_en_demo.json", "function_call"),
-        ("dataset_info.json", "found: identity"),
+        ("alpaca_en_demo.json", "alpaca", "sft", 999),
+        ("alpaca_zh_demo.json", "alpaca", "sft", 1000),
+        ("identity.json", "alpaca", "sft", 91),
+        ("glaive_toolcall_en_demo.json", "sharegpt", "sft", 300),
+        ("dpo_en_demo.json", "preference", "preference", 300),
+        ("dpo_zh_demo.json", "preference", "preference", 300),
+        ("kto_en_demo.json", "messages", "kto", 300),
+        ("c4_demo.jsonl", "text", "text", 300),
+        ("dataset_info.json:glaive_toolcall_en_demo", "sharegpt", "sft", 300),
     ],
 )
-def test_real_files_of_other_kinds_are_refused(shared_data: Any, resolve: Resolve, name: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        resolve(shared_data(f"instruct/{name}"))
+def test_real_files_are_read_whole_without_a_hint(
+    shared_data: Any, resolve: Resolve, name: str, format: str, kind: str, rows: int
+) -> None:
+    folder = shared_data("instruct")
+    spec = resolve(f"{folder}/{name}")
+    assert (spec.format, spec.kind, spec.rows, spec.skipped) == (format, kind, rows, 0)
+    assert len(datasets.load(spec)) == rows
+
+
+def test_an_index_asks_which_of_its_data_sets_is_meant(shared_data: Any, resolve: Resolve) -> None:
+    with pytest.raises(NotFoundError, match="index of 104 data sets") as error:
+        resolve(shared_data("instruct/dataset_info.json"))
+    assert "dataset_info.json:identity" in error.value.remedy
