@@ -13,6 +13,7 @@ from toolbox.training import rows, seeds
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop
 from toolbox.training.meter import Meter
+from toolbox.training.stages import Stage, stage_for
 from toolbox.training.step import Forward
 from toolbox.training.tuner import tuner_for
 
@@ -30,27 +31,33 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     device = loading.torch_device(plan.device.kind, plan.device.index)
     tokenizer = loading.tokenizer(plan.model.path)
     reporter.phase(_("Reading the data"))
-    encoded = _encode(plan, tokenizer)
+    stage = stage_for(plan)
+    encoded = _encode(plan, stage, tokenizer)
     samples, held_out = _split(encoded.samples, plan)
     reporter.phase(_("Loading the model"))
     tuner, meter = tuner_for(plan), Meter(device)
     seeds.set_seed(plan.seed)
     model = tuner.load(device)
-    pad_token_id = tokenizer.pad_token_id or 0
-    forward = choose(Forward(model, pad_token_id, device, plan.dtype), samples, reporter)
-    loop = Loop(plan, run, reporter, forward, tuner, samples, held_out, meter)
+    stage.extend(model)
+    sequences = [sequence for item in encoded.samples for sequence in item.sequences]
+    forward = choose(Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype), sequences, reporter)
+    stage.prepare(forward, encoded.samples, run, reporter)
+    loop = Loop(plan, run, reporter, forward, tuner, stage, samples, held_out, meter)
     state = loop.train()
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
-    exported = tuner.export(model, tokenizer, run)
+    exported = {**tuner.export(model, tokenizer, run), **stage.export(model, run)}
     return {
         "run": run.id,
         "state": "done",
+        "stage": plan.stage,
         **exported,
         "steps": state.step,
-        "train_loss": state.loss_sum / state.label_tokens,
-        "eval_loss": state.eval_loss,
-        "eval_loss_before": state.eval_loss_before,
+        "train_loss": state.loss_sum / state.weight,
+        "eval_loss": state.evaluated.get("eval_loss"),
+        "eval_loss_before": state.before.get("eval_loss"),
+        "eval": state.evaluated,
+        "eval_before": state.before,
         "peak_bytes": peak_bytes,
         "predicted_peak_bytes": plan.estimate.peak_bytes,
         "rows": len(samples),
@@ -63,9 +70,10 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def _encode(plan: FinetunePlan, tokenizer: "PreTrainedTokenizerBase") -> rows.Encoded:
-    """All rows of the plan's data sets as samples, and how many were cut and dropped, said aloud."""
-    parts = [rows.encode(spec.name, datasets.load(spec), tokenizer, plan.training.max_length) for spec in plan.datasets]
+def _encode(plan: FinetunePlan, stage: Stage, tokenizer: "PreTrainedTokenizerBase") -> rows.Encoded:
+    """All rows of the plan's data sets as the stage takes them, and how many were cut and dropped, said aloud."""
+    longest = plan.training.max_length
+    parts = [stage.encode(spec.name, datasets.load(spec), tokenizer, longest) for spec in plan.datasets]
     encoded = rows.Encoded(
         [sample for part in parts for sample in part.samples],
         sum(part.cut for part in parts),
@@ -86,7 +94,7 @@ def _encode(plan: FinetunePlan, tokenizer: "PreTrainedTokenizerBase") -> rows.En
     return encoded
 
 
-def _split(samples: list[rows.Sample], plan: FinetunePlan) -> tuple[list[rows.Sample], list[rows.Sample]]:
+def _split(samples: list[rows.Item], plan: FinetunePlan) -> tuple[list[rows.Item], list[rows.Item]]:
     """(training, held-out) rows: the last `eval_rows` of the shuffled data are held out, but never all."""
     shuffled = list(samples)
     random.Random(plan.seed).shuffle(shuffled)

@@ -3,13 +3,16 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 
 from toolbox.recipe import Training
-from toolbox.training.rows import IGNORED, Sample
+from toolbox.training.rows import IGNORED, Item, Sample
+
+SomeItem = TypeVar("SomeItem", bound=Item)
 
 
 class Batch(msgspec.Struct):
@@ -35,7 +38,7 @@ def epoch_steps(rows: int, training: Training) -> int:
     return math.ceil(rows / _effective(training))
 
 
-def of_step(samples: Sequence[Sample], step: int, training: Training, seed: int) -> list[list[Sample]]:
+def of_step(samples: Sequence[SomeItem], step: int, training: Training, seed: int) -> list[list[SomeItem]]:
     """The micro-batches of optimizer step `step`, from 0: a pure function, so resuming needs nothing else.
 
     An epoch is a fair shuffle; only within a step are rows ordered by length, so that micro-batches are even.
@@ -45,7 +48,7 @@ def of_step(samples: Sequence[Sample], step: int, training: Training, seed: int)
     random.Random(f"{seed}/{epoch}").shuffle(order)
     effective, micro = _effective(training), training.per_device_train_batch_size
     chosen = [samples[index] for index in order[place * effective : (place + 1) * effective]]
-    chosen.sort(key=lambda sample: len(sample.input_ids))
+    chosen.sort(key=lambda sample: sample.size)
     return [chosen[begin : begin + micro] for begin in range(0, len(chosen), micro)]
 
 
@@ -78,6 +81,15 @@ def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         "attention_mask": torch.tensor([[1] * len(sample.input_ids) + [0] * n for sample, n in pairs]),
     }
     return Batch(inputs, _targets(samples), torch.tensor([_kept(sample) + [False] * n for sample, n in pairs]))
+
+
+def at_ends(batch: Batch) -> Batch:
+    """`batch` with logits at the last token of each sample, and only there."""
+    if "row_lengths" in batch.inputs:
+        ends = torch.tensor(list(accumulate(batch.inputs["row_lengths"]))) - 1
+        return Batch({**batch.inputs, "logits_to_keep": ends}, batch.targets)
+    mask = batch.inputs["attention_mask"]
+    return Batch(batch.inputs, batch.targets, mask.bool() & (mask.cumsum(1) == mask.sum(1, keepdim=True)))
 
 
 Layout = Callable[[Sequence[Sample], int], Batch]

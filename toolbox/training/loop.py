@@ -1,4 +1,4 @@
-"""The training loop: one for all methods; every decision is in the plan, every state in a checkpoint."""
+"""The training loop: one for all methods and stages; every decision is in the plan, every state in a checkpoint."""
 
 import math
 import time
@@ -15,8 +15,9 @@ from toolbox.runs import Reporter, Run
 from toolbox.training import batches, checkpoints, optim, state
 from toolbox.training.board import Board
 from toolbox.training.meter import Meter
-from toolbox.training.rows import Sample
-from toolbox.training.step import Forward, Stepper, diverged
+from toolbox.training.rows import Item
+from toolbox.training.stages import Stage
+from toolbox.training.step import Forward, Stepper, diverged, means
 from toolbox.training.tuner import Tuner
 
 
@@ -30,15 +31,16 @@ class Loop:
         reporter: Reporter,
         forward: Forward,
         tuner: Tuner,
-        samples: Sequence[Sample],
-        held_out: Sequence[Sample],
+        stage: Stage,
+        samples: Sequence[Item],
+        held_out: Sequence[Item],
         meter: Meter,
     ) -> None:
-        self.plan, self.run, self.reporter, self.tuner = plan, run, reporter, tuner
+        self.plan, self.run, self.reporter, self.tuner, self.stage = plan, run, reporter, tuner, stage
         self.forward, self.samples, self.held_out, self.meter = forward, samples, held_out, meter
         self.steps = total_steps(plan.training, len(samples))
         self.stepper = Stepper(
-            forward, optim.make(forward.model.parameters(), plan.training), plan.training.max_grad_norm
+            forward, stage, optim.make(forward.model.parameters(), plan.training), plan.training.max_grad_norm
         )
         self.state = state.State()
         self._saved_step = 0
@@ -49,30 +51,34 @@ class Loop:
         now, training = self.state, self.plan.training
         with Board(self.plan.tensorboard or self.run.path / "tensorboard", now.step) as board:
             if now.step == 0 and self.held_out:
-                now.eval_loss_before = now.eval_loss = self.evaluate()
-                self._report(board, {"eval_loss": now.eval_loss})
+                now.before = now.evaluated = self.evaluate()
+                self._report(board, now.evaluated)
             self.reporter.phase(_("Training"))
             while now.step < self.steps:
                 self._heed_stop()
                 metrics = self._step()
                 if self.held_out and (now.step % training.eval_steps == 0 or now.step == self.steps):
-                    metrics["eval_loss"] = now.eval_loss = self.evaluate()
+                    now.evaluated = self.evaluate()
+                    metrics |= now.evaluated
                 self._report(board, metrics)
                 if now.step % training.save_steps == 0 or now.step == self.steps:
                     self._save()
         return now
 
-    def evaluate(self) -> float:
-        """The mean loss over the label tokens of the held-out rows."""
+    def evaluate(self) -> dict[str, float]:
+        """The stage's mean loss over the held-out rows, as `eval_loss`, and its figures, as `eval_…`."""
         size = self.plan.training.per_device_train_batch_size
-        rows = sorted(self.held_out, key=lambda sample: len(sample.input_ids))
+        rows = sorted(self.held_out, key=lambda item: item.size)
+        micro_batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
         self.forward.model.eval()
         with torch.no_grad():
-            total = sum(float(self.forward.loss_sum(rows[i : i + size])) for i in range(0, len(rows), size))
+            totals = self.stage.totals(self.forward, micro_batches)
+            outcomes = [self.stage.loss(self.forward, items, totals) for items in micro_batches]
         self.forward.model.train()
-        if not math.isfinite(total):
+        loss = sum(float(outcome.loss) for outcome in outcomes)
+        if not math.isfinite(loss):
             raise diverged(self.state.step, [rows])
-        return total / batches.label_tokens(rows)
+        return {"eval_loss": loss, **{f"eval_{name}": value for name, value in means(outcomes).items()}}
 
     def _step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
@@ -80,22 +86,30 @@ class Loop:
         micro_batches = batches.of_step(self.samples, now.step, training, self.plan.seed)
         rate = optim.learning_rate(training, now.step, self.steps)
         try:
-            loss_sum, grad_norm = self.stepper.step(micro_batches, now.step + 1, rate)
+            made = self.stepper.step(micro_batches, now.step + 1, rate)
         except DivergedError:
             self._save()
             raise
-        tokens = sum(len(sample.input_ids) for samples in micro_batches for sample in samples)
-        labels = sum(batches.label_tokens(samples) for samples in micro_batches)
+        tokens = sum(item.size for items in micro_batches for item in items)
+        weight = self._weight(micro_batches)
         elapsed_s = time.monotonic() - begun
-        now.step, now.tokens, now.label_tokens = now.step + 1, now.tokens + tokens, now.label_tokens + labels
-        now.loss_sum, now.elapsed_s = now.loss_sum + loss_sum, now.elapsed_s + elapsed_s
+        now.step, now.tokens, now.weight = now.step + 1, now.tokens + tokens, now.weight + weight
+        now.loss_sum, now.elapsed_s = now.loss_sum + made.loss * weight, now.elapsed_s + elapsed_s
         return {
-            "loss": loss_sum / labels,
+            "loss": made.loss,
+            **made.figures,
             "learning_rate": rate,
-            **({"grad_norm": grad_norm} if math.isfinite(grad_norm) else {}),  # float16: a step that was skipped
+            **({"grad_norm": made.grad_norm} if math.isfinite(made.grad_norm) else {}),  # float16: a step was skipped
             "tokens_per_s": round(tokens / elapsed_s, 1),
             "memory_bytes": self.meter.peak_bytes(),
         }
+
+    def _weight(self, micro_batches: Sequence[Sequence[Item]]) -> int:
+        """What a step counts in the training's mean loss."""
+        items = [item for micro_batch in micro_batches for item in micro_batch]
+        if self.stage.weighed_by == "rows":
+            return len(items)
+        return batches.label_tokens([item.sequences[0] for item in items])
 
     def _report(self, board: Board, metrics: dict[str, float]) -> None:
         self.reporter.progress(self.state.step, self.steps, **metrics)

@@ -1,7 +1,7 @@
 """Rows as token ids, with the loss on the assistant's answers only."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -24,19 +24,59 @@ class Sample(msgspec.Struct, frozen=True):
     input_ids: list[int]
     labels: list[int]
 
+    @property
+    def size(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def sequences(self) -> "list[Sample]":
+        return [self]
+
+    def cut(self, max_length: int) -> "Sample":
+        return Sample(self.dataset, self.number, self.input_ids[:max_length], self.labels[:max_length])
+
+    @property
+    def teaches(self) -> bool:
+        return any(label != IGNORED for label in self.labels[1:])
+
+
+class Item(Protocol):
+    """What a row has become for its stage: one sequence, or a few that belong together."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def size(self) -> int:
+        """Tokens that the model sees."""
+
+    @property
+    def sequences(self) -> list[Sample]: ...
+    def cut(self, max_length: int) -> Self:
+        """With the first `max_length` tokens of each sequence."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether each sequence has a label left."""
+
 
 class Encoded(msgspec.Struct):
-    """The samples made from some rows. `cut`: were longer than max_length. `dropped`: had no answer left after that."""
+    """The items made from some rows. `cut`: were longer than max_length. `dropped`: had no answer left after that."""
 
-    samples: list[Sample]
+    samples: list[Any]
     cut: int = 0
     dropped: int = 0
 
 
 def encode(
-    dataset: str, rows: Iterable[Conversation | Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    dataset: str,
+    rows: Iterable[Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    make: Callable[[str, Any, "PreTrainedTokenizerBase"], Item] | None = None,
 ) -> Encoded:
-    """Rows as samples of at most `max_length` tokens.
+    """Rows as items whose sequences have at most `max_length` tokens; `make` is the stage's, by default `encode_row`.
 
     Raises InputError where the chat template is missing, or doesn't say where answers begin.
     """
@@ -47,14 +87,14 @@ def encode(
         )
     encoded = Encoded([])
     for row in rows:
-        sample = encode_row(dataset, row, tokenizer)
-        if len(sample.input_ids) > max_length:
-            sample = Sample(dataset, row.number, sample.input_ids[:max_length], sample.labels[:max_length])
+        item = (make or encode_row)(dataset, row, tokenizer)
+        if any(len(sequence.input_ids) > max_length for sequence in item.sequences):
+            item = item.cut(max_length)
             encoded.cut += 1
-        if all(label == IGNORED for label in sample.labels[1:]):
+        if not item.teaches:
             encoded.dropped += 1
             continue
-        encoded.samples.append(sample)
+        encoded.samples.append(item)
     return encoded
 
 

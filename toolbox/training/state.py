@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from toolbox import files
 from toolbox.training import optim, seeds
+from toolbox.training.stages import scoring
 from toolbox.training.step import Stepper
 from toolbox.training.tuner import Tuner
 
@@ -15,21 +16,26 @@ STATE, TENSORS = "state.json", "state.safetensors"
 
 
 class State(msgspec.Struct, kw_only=True):
-    """How far a training is. Sums are over its optimizer steps; losses are means over label tokens."""
+    """How far a training is. Sums are over its optimizer steps."""
 
     step: int = 0
     tokens: int = 0
-    label_tokens: int = 0
+    weight: int = 0
+    """Of all steps, what the stage weighs them by: label tokens or rows."""
     loss_sum: float = 0.0
+    """Each step's mean loss by its weight."""
     elapsed_s: float = 0.0
-    eval_loss_before: float | None = None
-    eval_loss: float | None = None
+    before: dict[str, float] = {}
+    """The evaluation before the first step: its loss and the stage's figures."""
+    evaluated: dict[str, float] = {}
+    """The newest evaluation."""
 
 
 def write(folder: Path, state: State, stepper: Stepper, tuner: Tuner) -> None:
     """The trained weights, the optimizer, the loss scaler, the random generators, and `state`."""
     forward = stepper.forward
     tuner.save(forward.model, folder)
+    scoring.save(forward.model, folder)
     tensors: dict[str, torch.Tensor] = {}
     live = {"optimizer": stepper.optimizer.state_dict(), "generators": seeds.snapshot(forward.device)}
     kept = optim.split(live, tensors)
@@ -43,6 +49,7 @@ def read(folder: Path, stepper: Stepper, tuner: Tuner) -> State:
     kept = msgspec.json.decode((folder / STATE).read_bytes())
     live = optim.join(kept["tensors"], load_file(folder / TENSORS))
     tuner.restore(forward.model, folder)
+    scoring.restore(forward.model, folder)
     stepper.optimizer.load_state_dict(live["optimizer"])
     stepper.scaler.load_state_dict(kept["scaler"])
     seeds.restore(live["generators"], forward.device)

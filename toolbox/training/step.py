@@ -1,10 +1,10 @@
-"""One optimizer step: forward, backward, clip, update; and the loss that it and the evaluation share."""
+"""One optimizer step: forward, backward, clip, update; whatever the stage, whose loss it takes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,19 @@ import torch.nn.functional as F
 from toolbox.errors import DivergedError
 from toolbox.i18n import _
 from toolbox.training import batches, optim
-from toolbox.training.rows import Sample
+from toolbox.training.rows import Item, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from toolbox.training.stages import Stage
 
 SHOWN_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Forward:
-    """How a loss is computed: the model, the layout of its batches, and the arithmetic."""
+    """What a stage computes its loss from: the model, the layout of its batches, and the arithmetic."""
 
     model: "PreTrainedModel"
     pad_token_id: int
@@ -35,12 +37,37 @@ class Forward:
         logits, targets = self.logits(samples)
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
+    def token_logps(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, ...]:
+        """The log-probabilities of each sample's label tokens, [labels] for each, in float32."""
+        logits, targets = self.logits(samples)
+        logps = -F.cross_entropy(logits.float(), targets, reduction="none")
+        return logps.split([batches.label_tokens([sample]) for sample in samples])
+
+    def logps(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """The log-probability of each sample's label tokens together, [samples], in float32."""
+        return torch.stack([tokens.sum() for tokens in self.token_logps(samples)])
+
     def logits(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         """(logits [labels, vocabulary], targets [labels]) where a label is, and nowhere else."""
         batch = self.layout(samples, self.pad_token_id).to(self.device)
+        return self._run(batch), batch.targets
+
+    def last_hidden(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """What the language head sees at each sample's last token, [samples, hidden_size], in float32."""
+        seen: list[torch.Tensor] = []
+        head: Any = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        batch = batches.at_ends(self.layout(samples, self.pad_token_id)).to(self.device)
+        try:
+            self._run(batch)
+        finally:
+            hook.remove()
+        return (seen[0][0] if batch.kept is None else seen[0][batch.kept]).float()
+
+    def _run(self, batch: batches.Batch) -> torch.Tensor:
         with self._autocast():
             logits = self.model(**batch.inputs, use_cache=False).logits
-        return (logits[0] if batch.kept is None else logits[batch.kept]), batch.targets
+        return logits[0] if batch.kept is None else logits[batch.kept]
 
     def _autocast(self) -> AbstractContextManager[None]:
         """The adapter's float32 weights take part in the plan's dtype."""
@@ -48,29 +75,53 @@ class Forward:
         return torch.autocast(self.device.split(":")[0], getattr(torch, self.dtype) if mixed else None, enabled=mixed)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made of a micro-batch.
+
+    `loss`: its share of the effective batch's mean loss, a scalar with a gradient: the shares of all micro-batches add
+    up to it. `figures`: values of single rows, [any number] each, to be averaged over the effective batch.
+    """
+
+    loss: torch.Tensor
+    figures: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """An optimizer step that was made: the effective batch's mean loss, the gradients' norm before clipping, and the
+    stage's figures, averaged."""
+
+    loss: float
+    grad_norm: float
+    figures: dict[str, float]
+
+
 class Stepper:
     """Makes optimizer steps; holds the state that must outlive a process: the optimizer's and the loss scaler's."""
 
-    def __init__(self, forward: Forward, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
-        self.forward = forward
+    def __init__(
+        self, forward: Forward, stage: "Stage", optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> None:
+        self.forward, self.stage = forward, stage
         self._max_grad_norm = max_grad_norm
         self.optimizer = optimizer
         self.scaler = torch.amp.GradScaler(forward.device.split(":")[0], enabled=forward.dtype == "float16")
 
-    def step(self, micro_batches: Sequence[Sequence[Sample]], number: int, rate: float) -> tuple[float, float]:
-        """(summed loss, norm of the gradients before clipping) of optimizer step `number`.
+    def step(self, micro_batches: Sequence[Sequence[Item]], number: int, rate: float) -> Stepped:
+        """Make optimizer step `number`.
 
-        The gradient is that of the mean over all label tokens of the effective batch, however it is divided.
+        The gradient is that of the mean over the effective batch, however it is divided.
         Raises DivergedError before any weight is changed.
         """
-        labels = sum(batches.label_tokens(samples) for samples in micro_batches)
-        losses = []
-        for samples in micro_batches:
-            loss = self.forward.loss_sum(samples)
-            self.scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
-            losses.append(loss.detach())
-        values = torch.stack(losses).tolist()
-        if bad := [samples for samples, value in zip(micro_batches, values, strict=True) if not math.isfinite(value)]:
+        totals = self.stage.totals(self.forward, micro_batches)
+        outcomes = []
+        for items in micro_batches:
+            outcome = self.stage.loss(self.forward, items, totals)
+            self.scaler.scale(outcome.loss).backward()  # type: ignore[no-untyped-call]
+            outcomes.append(Outcome(outcome.loss.detach(), outcome.figures))
+        values = torch.stack([outcome.loss for outcome in outcomes]).tolist()
+        if bad := [items for items, value in zip(micro_batches, values, strict=True) if not math.isfinite(value)]:
             raise diverged(number, bad)
         grad_norm = self._clip()
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
@@ -79,7 +130,7 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return sum(values), grad_norm
+        return Stepped(sum(values), grad_norm, means(outcomes))
 
     def _clip(self) -> float:
         self.scaler.unscale_(self.optimizer)
@@ -87,8 +138,21 @@ class Stepper:
         return float(torch.nn.utils.clip_grad_norm_(trained, self._max_grad_norm))
 
 
-def diverged(number: int, micro_batches: Sequence[Sequence[Sample]]) -> DivergedError:
-    rows = [f"{sample.dataset}:{sample.number}" for samples in micro_batches for sample in samples]
+def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The figures of all micro-batches, averaged; one without any value is left out.
+
+    Where the rewards of both sides are known, so is their margin.
+    """
+    names = {name: None for outcome in outcomes for name in outcome.figures}
+    values = {name: torch.cat([outcome.figures[name].detach() for outcome in outcomes]) for name in names}
+    found = {name: float(value.float().mean()) for name, value in values.items() if len(value)}
+    if {"rewards/chosen", "rewards/rejected"} <= set(found):
+        found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
+    return found
+
+
+def diverged(number: int, micro_batches: Sequence[Sequence[Item]]) -> DivergedError:
+    rows = [f"{item.dataset}:{item.number}" for items in micro_batches for item in items]
     shown = ", ".join(rows[:SHOWN_ROWS]) + (" …" if len(rows) > SHOWN_ROWS else "")
     return DivergedError(
         _("The loss is no finite number any more at step {step}; its rows: {rows}.").format(step=number, rows=shown),

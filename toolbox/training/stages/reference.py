@@ -1,0 +1,94 @@
+"""Log-probabilities by the model as it comes, computed once before the training and kept in the run."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from toolbox import files
+from toolbox.errors import Interrupted
+from toolbox.i18n import _
+from toolbox.plan import FinetunePlan
+from toolbox.runs import Reporter, Run
+from toolbox.training.rows import Sample
+from toolbox.training.step import Forward
+
+FILE = "reference.safetensors"
+
+
+class Reference:
+    """The reference model's log-probability of each sequence's answer.
+
+    The model before the first step is the reference, whatever the tuner: no second model is loaded, and no step pays
+    for a second forward pass.
+    """
+
+    def __init__(self, plan: FinetunePlan) -> None:
+        self._plan = plan
+        self._known: dict[bytes, float] = {}
+
+    def prepare(self, forward: Forward, sequences: Sequence[Sample], run: Run, reporter: Reporter) -> None:
+        """Compute all, or read what an earlier start of the run has computed from the same model and rows.
+
+        Raises Interrupted where a stop is asked for; then nothing is kept.
+        """
+        unique = list({_key(sample): sample for sample in sequences}.items())
+        keys, path = [key for key, _sample in unique], run.path / FILE
+        fingerprint = self._fingerprint(keys)
+        values = read(path, fingerprint)
+        if values is None:
+            reporter.phase(_("Computing what the model finds likely before the training"))
+            values = self._compute(forward, [sample for _key, sample in unique], reporter)
+            write(path, values, fingerprint)
+        self._known = dict(zip(keys, values.tolist(), strict=True))
+
+    def logps(self, samples: Sequence[Sample], like: torch.Tensor) -> torch.Tensor:
+        """Those of `samples`, [samples], where and in the type that `like` is."""
+        return torch.tensor([self._known[_key(sample)] for sample in samples], dtype=like.dtype, device=like.device)
+
+    def _compute(self, forward: Forward, samples: list[Sample], reporter: Reporter) -> torch.Tensor:
+        size = 2 * self._plan.training.per_device_train_batch_size  # as many as a step's pairs have
+        order = sorted(range(len(samples)), key=lambda index: samples[index].size)
+        values = torch.zeros(len(samples))
+        forward.model.eval()
+        with torch.no_grad():
+            for begin in range(0, len(order), size):
+                if reporter.stopping:
+                    raise Interrupted(_("Stopped before the first step."), _("Start it again."))
+                chosen = order[begin : begin + size]
+                values[chosen] = forward.logps([samples[index] for index in chosen]).cpu()
+        forward.model.train()
+        return values
+
+    def _fingerprint(self, keys: Sequence[bytes]) -> str:
+        """Tells whether model, arithmetic and sequences are the same as they were."""
+        plan = self._plan
+        facts = msgspec.json.encode([plan.model, plan.dtype, plan.quantization, plan.BitsAndBytesConfig, plan.seed])
+        return hashlib.sha256(facts + b"".join(keys)).hexdigest()
+
+
+def write(path: Path, values: torch.Tensor, fingerprint: str) -> None:
+    metadata = {"fingerprint": fingerprint, "sha256": _digest(values)}
+    files.write_bytes(path, save({"logps": values}, metadata))
+
+
+def read(path: Path, fingerprint: str) -> torch.Tensor | None:
+    """What `write` wrote for the same fingerprint; None where it is absent, torn, or of something else."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, values = file.metadata() or {}, file.get_tensor("logps")
+    except (OSError, SafetensorError):
+        return None
+    return values if metadata == {"fingerprint": fingerprint, "sha256": _digest(values)} else None
+
+
+def _digest(values: torch.Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def _key(sample: Sample) -> bytes:
+    return hashlib.sha256(msgspec.json.encode((sample.input_ids, sample.labels))).digest()
