@@ -14,9 +14,11 @@ from toolbox.ui import Terminal
 
 SHORT = ("finetune", "--dataset", "demo-persona", "--set", "max_steps=2", "save_steps=2", "eval_steps=2", "--yes")
 
+SECRETS = {"HF_TOKEN": "hf_CanaryOfHuggingFace", "MODELSCOPE_API_TOKEN": "ms-canary", "YCDY_SERVE_API_KEY": "sk-canary"}
+
 
 def test_a_run_from_plan_to_adapter(toolbox_cli: Cli, home: Path) -> None:
-    answer = toolbox_cli(*SHORT, "--json").done()
+    answer = toolbox_cli(*SHORT, "--json", env=SECRETS).done()
     result = answer.json
     wanted = {"run", "state", "adapter", "steps", "train_loss", "eval_loss", "peak_bytes", "predicted_peak_bytes"}
     assert wanted <= set(result)
@@ -28,6 +30,10 @@ def test_a_run_from_plan_to_adapter(toolbox_cli: Cli, home: Path) -> None:
     assert isinstance(made, plan.FinetunePlan)
     assert (made.recipe, made.training.max_steps) == ("cpu-tiny", 2)
     assert made.estimate.peak_bytes == result["predicted_peak_bytes"]
+    for path in home.rglob("*"):
+        assert not path.is_file() or not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
+        assert home / "runs" not in path.parents or path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
+    assert not any(secret in answer.out + answer.err for secret in SECRETS.values())
 
 
 def test_in_the_background_it_returns_at_once(toolbox_cli: Cli, home: Path) -> None:

@@ -13,9 +13,12 @@ import pexpect
 import pytest
 from conftest import Cli
 from plans import finetune_plan, finetune_run
+from serving_help import plan as serve_plan
 
 from toolbox import files, runs
+from toolbox.commands import runs as commands
 from toolbox.runs import Run, Status
+from toolbox.ui import Terminal
 
 Make = Callable[..., Run]
 
@@ -287,6 +290,19 @@ def test_reproduce_refuses_changed_data(home: Path, tmp_path: Path, toolbox_cli:
     answer = toolbox_cli("runs", "reproduce", run.id)
     assert answer.status == 2
     assert "has changed since the plan was made" in answer.err
+
+
+def test_reproduce_lets_no_plan_choose_which_program_runs(make: Make, tmp_path: Path, toolbox_cli: Cli) -> None:
+    run = make("count", start=False)
+    elsewhere = tmp_path / "from somebody else" / "plan.yaml"
+    elsewhere.parent.mkdir()
+    shutil.copy(run.plan_path, elsewhere)
+    answer = toolbox_cli("runs", "reproduce", str(elsewhere))
+    assert answer.status == 2
+    assert "'tests.jobs:count', which is no work of this toolbox" in answer.err
+    session = Terminal.open(str(run.path.parent.parent))
+    trusted = commands.trusted(serve_plan(tmp_path / "evil"), Run(elsewhere.parent), session)
+    assert trusted.python == Path(sys.executable)
 
 
 def test_reproduce_refuses_a_torn_plan(make: Make, toolbox_cli: Cli) -> None:

@@ -172,7 +172,7 @@ class Run:
         status.state, status.error, status.pid, status.started_at = "running", None, 0, time.time()
         self.write_status(status)
         try:
-            with self.log_path.open("ab") as log:
+            with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
                 child = subprocess.Popen(
                     [sys.executable, "-P", "-m", "toolbox.job", str(self.path)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], start_new_session=True,

@@ -207,7 +207,7 @@ def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
 
     path = Path(options.plan)
     old = Run(path.parent.resolve()) if path.is_file() else runs.find(session.home.runs, options.plan)
-    again = _verified(plan.load(path if path.is_file() else old.plan_path), session)
+    again = _verified(trusted(plan.load(path if path.is_file() else old.plan_path), old, session), session)
     if isinstance(again, plan.MergePlan):
         again.output = files.free_path(again.output)
     if session.dry_run:
@@ -226,6 +226,28 @@ def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
             ],
         )
     return {**_outcome(run), "compared": compared}
+
+
+def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
+    """The plan without a say in which program runs: it may come from somebody else.
+
+    Raises InputError where a plan from elsewhere asks for more than the work of this toolbox.
+    """
+    from toolbox import engines, plan
+
+    if old.path.parent != session.home.runs.resolve() and not planned.entry.startswith("toolbox."):
+        raise InputError(
+            _("The plan in {path} asks for {entry}, which is no work of this toolbox.").format(
+                path=old.path, entry=repr(planned.entry)
+            ),
+            _("Read it: a plan from somebody else may hold anything."),
+        )
+    if isinstance(planned, plan.ServePlan):
+        python = engines.ENGINES[planned.engine].interpreter(session.home)
+        if python is None:
+            raise InputError(_("The engine {name} is not installed.").format(name=planned.engine))
+        planned.python = python
+    return planned
 
 
 def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
