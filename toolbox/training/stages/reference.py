@@ -65,9 +65,10 @@ class Reference:
         return values
 
     def _fingerprint(self, keys: Sequence[bytes]) -> str:
-        """Tells whether model, arithmetic and sequences are the same as they were."""
+        """Tells whether the model as it comes, the arithmetic and the sequences are the same as they were."""
         plan = self._plan
-        facts = msgspec.json.encode([plan.model, plan.dtype, plan.quantization, plan.BitsAndBytesConfig, plan.seed])
+        model = [plan.model, plan.method, plan.dtype, plan.quantization, plan.LoraConfig, plan.blocks, plan.seed]
+        facts = msgspec.json.encode([*model, plan.BitsAndBytesConfig], enc_hook=str)
         return hashlib.sha256(facts + b"".join(keys)).hexdigest()
 
 
