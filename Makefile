@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python -P
 UV ?= uv
 IMAGE ?= localhost/yichuidingyin:dev
 
-.PHONY: setup test lint demo bench image locks messages
+.PHONY: setup test lint demo bench image locks messages docs
 
 setup:  ## the environment, with what tests and linters need on top
 	@bash yichuidingyin.sh --prepare dev
@@ -30,6 +30,9 @@ image:
 
 messages: setup  ## the catalogue brought up to date with the source, and compiled
 	$(PYTHON) scripts/messages.py
+
+docs: setup  ## the pages that are made from the code
+	$(PYTHON) scripts/reference.py
 
 # Needs uv. The CPU lock needs a folder (or index) that offers the CPU build of torch: pip's own setting, or LINKS=DIR.
 LINKS ?= $(shell pip config get global.find-links 2>/dev/null)

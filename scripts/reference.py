@@ -9,37 +9,38 @@ sys.path.insert(0, str(ROOT))
 from toolbox import i18n, options  # noqa: E402
 from toolbox.cli import COMMON  # noqa: E402
 from toolbox.commands import VERBS, Command, Verb  # noqa: E402
-from toolbox.i18n import N_, _  # noqa: E402
+from toolbox.i18n import _  # noqa: E402
 
 PAGES = {"zh": ROOT / "docs" / "commands.md", "en": ROOT / "docs" / "commands.en.md"}
-TITLE = N_("Every verb and its options")
-COLUMNS = (N_("option"), N_("takes"), N_("default"), N_("what it does"))
+WORDS = {
+    "zh": ("每个命令和它的选项", "每个命令还接受：", "。", ("选项", "取值", "默认", "做什么")),
+    "en": ("Every verb and its options", "Every verb also takes:", ".", ("option", "takes", "default", "what it does")),
+}
+"""Title, introduction, full stop and columns: words of these pages only, which the program never says."""
 
 
 def page(language: str) -> str:
     """The reference in one language, as Markdown."""
     i18n.use(language)
-    lines = [f"# {_(TITLE)}", "", "<!-- make docs -->", "", _("Every verb also takes:"), ""]
+    title, introduction, stop, columns = WORDS[language]
+    lines = [f"# {title}", "", "<!-- make docs -->", "", introduction, ""]
     lines += [f"- `{field.flag}` {_(field.help)}" for field in COMMON]
     for verb in VERBS:
-        lines += ["", f"## {verb.name}", "", _number(verb) + _(verb.summary) + _("."), *_commands(verb)]
+        number = f"[{verb.number}] " if verb.number else ""
+        lines += ["", f"## {verb.name}", "", number + _(verb.summary) + stop, *_commands(verb, stop, columns)]
     return "\n".join(lines) + "\n"
 
 
-def _number(verb: Verb) -> str:
-    return f"[{verb.number}] " if verb.number else ""
-
-
-def _commands(verb: Verb) -> list[str]:
+def _commands(verb: Verb, stop: str, columns: tuple[str, ...]) -> list[str]:
     lines: list[str] = []
     for command in verb.commands():
         if command.name != verb.name:
-            lines += ["", f"### {command.name}", "", _(command.summary) + _(".")]
-        lines += _table(command)
+            lines += ["", f"### {command.name}", "", _(command.summary) + stop]
+        lines += _table(command, columns)
     return lines
 
 
-def _table(command: Command) -> list[str]:
+def _table(command: Command, columns: tuple[str, ...]) -> list[str]:
     fields = options.fields(command.options)
     if not fields:
         return []
@@ -52,7 +53,7 @@ def _table(command: Command) -> list[str]:
         )
         for field in fields
     ]
-    header = "| " + " | ".join(_(column) for column in COLUMNS) + " |"
+    header = "| " + " | ".join(columns) + " |"
     return ["", header, "|---|---|---|---|", *("| " + " | ".join(row) + " |" for row in rows)]
 
 
