@@ -1,9 +1,13 @@
 """Checkpoints: complete or absent, torn ones left out, never a pickle, a full disk leaves the one before."""
 
 import errno
+import itertools
 import os
 import pickle
+import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +51,42 @@ def test_a_torn_checkpoint_is_left_out_for_the_one_before(tmp_path: Path, name: 
     assert checkpoints.newest(tmp_path) == older
 
 
+@pytest.mark.parametrize("step", [4, 2], ids=["the next step", "the same step again"])
+def test_a_kill_at_every_file_operation_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path, step: int) -> None:
+    """The n-th life ends, by kill -9, just before its n-th file operation; the last one comes through."""
+    for life in itertools.count(1):
+        folder = tmp_path / str(life)
+        checkpoints.save(folder, 2, lambda scratch: scratch.joinpath("state.json").write_text('{"step": 2}') and None)
+        child = os.fork()
+        if child == 0:
+            die_before(life)
+            checkpoints.save(folder, step, lambda scratch: scratch.joinpath("state.json").write_text("{}") and None)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        found = checkpoints.newest(folder)
+        assert found is not None
+        assert checkpoints.complete(found)
+        assert checkpoints.step_of(found) in (2, step)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert life > (20 if step == 4 else 2)
+    assert checkpoints.step_of(found) == step
+
+
+def die_before(operation: int) -> None:
+    """Kill this process where it is about to touch the file system for the `operation`-th time."""
+    left = [operation]
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
 def spoil(path: Path, damage: str) -> None:
     data = path.read_bytes()
     if damage == "delete":
@@ -86,7 +126,8 @@ def small_disk(tmp_path: Path) -> Any:
     """A disk of 3 MiB; skips where none may be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder]).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no file system may be mounted here")
     yield folder
     subprocess.run(["umount", folder], check=True)

@@ -28,6 +28,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     """
     destination = folder / f"checkpoint-{step}"
     if destination.exists():
+        if complete(destination):  # of a run that was stopped again before its next step: it may be the only one
+            return destination
         _discard(destination)
     try:
         with files.whole_folder(destination) as scratch:
