@@ -9,6 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from toolbox import methods
+from toolbox.errors import InputError
+from toolbox.i18n import _
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,11 +46,27 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
 
 
 def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = False) -> "PreTrainedModel":
-    """`model` with the PEFT adapter in the folder `adapter` on top."""
+    """`model` with the adapter in the folder `adapter` on top: peft's, or LoReFT's interventions."""
+    if methods.kind_of_adapter(adapter) == methods.LOREFT:
+        from toolbox import loreft
+
+        return loreft.load(model, adapter)
     from peft import PeftModel
 
     tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
     return tuned
+
+
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """The decoder's layers, in order. Raises InputError where they are in no one list."""
+    count = model.config.get_text_config().num_hidden_layers
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) == count]
+    if not lists:
+        raise InputError(
+            _("The layers of {model} can't be told apart.").format(model=type(model).__name__),
+            _("Take another method, as lora or full."),
+        )
+    return list(lists[0])
 
 
 def torch_device(kind: str, index: int = 0) -> str:

@@ -16,7 +16,7 @@ from toolbox.i18n import _
 from toolbox.memory import Estimate, Load, estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Recipe, Training
-from toolbox.stages import AnyOptions, StageName
+from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, StageName
 from toolbox.units import size
 from toolbox.wishes import Wishes
 
@@ -164,10 +164,11 @@ def plan_finetune(
     `must_fit` false the plan that does not fit is returned.
     """
     _refuse_untunable(model)
-    wishes = wishing.agreed(wishes)
+    stage = wishing.stage(wishes, datasets)
+    wishes = msgspec.structs.replace(wishing.agreed(wishes), stage=stage)
     rows = sum(spec.rows for spec in datasets)
     eval_rows = min(EVAL_ROWS, rows // EVAL_SHARE)
-    load = _load(datasets, eval_rows)
+    load = _load(datasets, eval_rows, stage)
     choices = [
         _settle(candidate, model, device, load, wishes) for candidate in _candidates(model, device, wishes, home)
     ]
@@ -178,6 +179,8 @@ def plan_finetune(
     wishing.refuse_unheeded(chosen, wishes)
     return FinetunePlan(
         entry="toolbox.training:run",
+        stage=stage,
+        options=recipes.stage_options(chosen, stage),
         model=model,
         device=device,
         seed=wishes.seed,
@@ -198,8 +201,8 @@ def plan_finetune(
 
 def alternatives(plan: FinetunePlan, wishes: Wishes, home: Home) -> list[Alternative]:
     """The other recipes for this kind of device, with what they would have taken."""
-    load = _load(plan.datasets, plan.eval_rows)
-    wishes = msgspec.structs.replace(wishes, method="auto", quantization="auto")
+    load = _load(plan.datasets, plan.eval_rows, plan.stage)
+    wishes = msgspec.structs.replace(wishes, method="auto", quantization="auto", stage=plan.stage)
     others = [
         recipe
         for recipe in recipes.every(home)
@@ -235,16 +238,20 @@ def _refuse_untunable(model: ModelFacts) -> None:
         )
 
 
-def _load(datasets: list[DatasetSpec], eval_rows: int) -> Load:
-    """What the data do to a step; without data, rows as long as they may get, and no time."""
+def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
+    """What data and stage do to a step; without data, rows as long as they may get, and no time."""
+    sequences = SEQUENCES.get(stage, 1)
     if not datasets:
-        return Load(rows=0, longest_tokens=1 << 40, mean_tokens=0)
+        return Load(rows=0, longest_tokens=1 << 40, mean_tokens=0, sequences=sequences)
     rows = sum(spec.rows for spec in datasets)
     size = sum(spec.path.stat().st_size for spec in datasets)
     return Load(
         rows=max(1, rows - eval_rows),
         longest_tokens=max(spec.longest_chars for spec in datasets) + TEMPLATE_TOKENS,
         mean_tokens=size / BYTES_PER_TOKEN / max(1, rows),
+        sequences=sequences,
+        scored=stage == "rm",
+        passes_before=PASSES_BEFORE.get(stage, 0),
     )
 
 
@@ -278,7 +285,7 @@ def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, b
 
 def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
     """The recipe with every wish in it, its types settled, and its batch sized for the device."""
-    recipe = recipes.change(wishing.granted(recipe, wishes), [*_settings(wishes), *wishes.settings])
+    recipe = recipes.change(recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage), [*_settings(wishes), *wishes.settings])
     recipe = _typed(recipe, model, device)
     fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
     sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]

@@ -1,15 +1,24 @@
 """What a person said about a fine-tuning (`finetune`, `plan`), and what it makes of a recipe."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
-from toolbox import methods
+from toolbox import datasets, methods, stages
 from toolbox import recipe as recipes
+from toolbox.datasets import DatasetSpec
 from toolbox.errors import InputError
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
 from toolbox.recipe import Recipe
+from toolbox.stages import StageName
 
+KINDS = {
+    "sft": N_("conversations"),
+    "preference": N_("preferences"),
+    "kto": N_("answers labelled as wanted or not"),
+    "text": N_("plain texts"),
+}
+"""What rows of a kind are, in words."""
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 """`BitsAndBytesConfig` where a recipe has none: as QLoRA's paper (arXiv:2305.14314)."""
 
@@ -28,6 +37,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     settings: list[str] = []
     """KEY=VALUE, as `recipe.change` takes them."""
     seed: int = 42
+    stage: Literal["auto", StageName] = "auto"
+    """auto: the one that the data are made for."""
 
 
 def agreed(wishes: Wishes) -> Wishes:
@@ -40,6 +51,25 @@ def agreed(wishes: Wishes) -> Wishes:
     if method.name == "qlora" or (method.name == "lora" and wishes.quantization == "nf4"):
         return msgspec.structs.replace(wishes, method="qlora", quantization="nf4")
     return wishes
+
+
+def stage(wishes: Wishes, specs: list[DatasetSpec]) -> StageName:
+    """The wished stage, or the one that all data are made for; without data, supervised fine-tuning.
+
+    Raises InputError where some data do not fit it.
+    """
+    fitting = [[name for name in stages.NAMES if name in datasets.STAGES[spec.kind]] for spec in specs]
+    meant = [datasets.STAGES[spec.kind][0] for spec in specs]
+    wished = wishes.stage if wishes.stage != "auto" else meant[0] if meant else "sft"
+    for spec, names in zip(specs, fitting, strict=True):
+        if wished not in names:
+            raise InputError(
+                _("{dataset} holds {kind}; the stage {stage} can't learn from that.").format(
+                    dataset=spec.name, kind=_(KINDS[spec.kind]), stage=wished
+                ),
+                _("These stages can: {names}.").format(names=", ".join(names)),
+            )
+    return cast(StageName, wished)
 
 
 def nearest(known: list[Recipe], wishes: Wishes) -> list[Recipe]:
@@ -70,6 +100,13 @@ def refuse_unheeded(recipe: Recipe, wishes: Wishes) -> None:
     heeded = methods.find(recipe.method).blocks
     for setting in wishes.settings:
         block = setting.partition("=")[0].strip().rpartition(".")[0]
+        if block in stages.OPTIONS and block != wishes.stage:
+            raise InputError(
+                _("--set {setting}: the stage is {stage}, which has no use for {block}.").format(
+                    setting=setting, stage=wishes.stage, block=block
+                ),
+                _("Take --stage {block}, or leave it out.").format(block=block),
+            )
         if block.endswith("Config") and block not in ("BitsAndBytesConfig", *heeded):
             raise InputError(
                 _("--set {setting}: {method} has no use for {block}.").format(

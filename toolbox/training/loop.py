@@ -40,7 +40,7 @@ class Loop:
         self.forward, self.samples, self.held_out, self.meter = forward, samples, held_out, meter
         self.steps = total_steps(plan.training, len(samples))
         self.stepper = Stepper(
-            forward, stage, optim.make(forward.model.parameters(), plan.training), plan.training.max_grad_norm
+            forward, stage, optim.make(forward.model.named_parameters(), plan), plan.training.max_grad_norm
         )
         self.state = state.State()
         self._saved_step = 0
@@ -48,6 +48,7 @@ class Loop:
     def train(self) -> state.State:
         """Raises Interrupted once a stop was asked for and saved, DivergedError where the loss is no number."""
         self._resume()
+        self.tuner.follow(self.forward.model, self.stepper.optimizer, self.state.step, self.steps)
         now, training = self.state, self.plan.training
         with Board(self.plan.tensorboard or self.run.path / "tensorboard", now.step) as board:
             if now.step == 0 and self.held_out:
@@ -124,7 +125,7 @@ class Loop:
         )
         raise Interrupted(
             told if self.state.step else _("Stopped before the first step."),
-            _("Go on with: runs resume {run}").format(run=self.run.id),
+            _("Go on with: {command}").format(command=self.run.command("runs", "resume")),
         )
 
     def _save(self) -> None:

@@ -1,29 +1,67 @@
 """The optimizer, its learning rate as a pure function of the step, and its state without pickles."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import torch
 
+from toolbox import methods
+from toolbox.plan import FinetunePlan
 from toolbox.recipe import Training
+from toolbox.training.projected import ProjectedAdamW
 
 TENSOR = "$tensor"
+PROJECTED = {"galore_adamw": "GaloreConfig", "apollo_adamw": "ApolloConfig"}
+"""The optimizers that project gradients, and their settings."""
+IN_LAYER = re.compile(r"\.\d+\.")
+"""The name of a weight within a numbered layer: embeddings and head are not projected."""
 
 
-def make(parameters: Iterable[torch.nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101); vectors and scalars (norms, biases) are not decayed."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    groups = [
-        {"params": [weight for weight in trained if weight.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [weight for weight in trained if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if training.optim == "paged_adamw_8bit":
-        from bitsandbytes.optim import PagedAdamW8bit
+def make(named: Iterable[tuple[str, torch.nn.Parameter]], plan: FinetunePlan) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), or what the plan's `optim` names; vectors and scalars (norms, biases) are not decayed.
 
-        return PagedAdamW8bit(groups, lr=training.learning_rate)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=trained[0].device.type != "mps")
+    `named`: names and weights of the model; those without a gradient are left out. A group's `rate` multiplies the
+    learning rate of the step.
+    """
+    trained = [(name, weight) for name, weight in named if weight.requires_grad]
+    groups = _groups(trained, plan)
+    training, kind = plan.training, plan.training.optim
+    if kind in PROJECTED:
+        return ProjectedAdamW(groups, lr=training.learning_rate, seed=plan.seed)
+    if kind in ("adamw_8bit", "paged_adamw_8bit"):
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
+
+        return (AdamW8bit if kind == "adamw_8bit" else PagedAdamW8bit)(groups, lr=training.learning_rate)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=trained[0][1].device.type != "mps")
+
+
+def _groups(trained: Sequence[tuple[str, torch.nn.Parameter]], plan: FinetunePlan) -> list[dict[str, Any]]:
+    """The weights by what they have in common: decay, rate, projection."""
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
+    ratio = methods.own(plan, "LoraPlusConfig").loraplus_lr_ratio if "LoraPlusConfig" in plan.blocks else 1.0
+    projection = _projection(plan)
+    for name, weight in trained:
+        decayed, rate = weight.ndim >= 2, ratio if "lora_B" in name else 1.0
+        projected = bool(projection) and weight.ndim == 2 and bool(IN_LAYER.search(name))
+        new: dict[str, Any] = {
+            "params": [],
+            "weight_decay": plan.training.weight_decay if decayed else 0.0,
+            "rate": rate,
+        }
+        group = groups.setdefault((decayed, rate, projected), new | (projection if projected else {}))
+        group["params"].append(weight)
+    return list(groups.values())
+
+
+def _projection(plan: FinetunePlan) -> dict[str, Any]:
+    """What a projected group says beside its weights; empty where gradients are not projected."""
+    block = PROJECTED.get(plan.training.optim)
+    if not block:
+        return {}
+    return {"projection": plan.training.optim.split("_")[0], **msgspec.to_builtins(methods.own(plan, block))}
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
@@ -38,7 +76,7 @@ def learning_rate(training: Training, step: int, steps: int) -> float:
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("rate", 1.0)
 
 
 def split(value: Any, tensors: dict[str, torch.Tensor], name: str = "optimizer") -> Any:

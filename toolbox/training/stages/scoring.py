@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 
-from toolbox import files
+from toolbox import files, methods
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Run
 
@@ -48,7 +48,7 @@ def restore(model: "PreTrainedModel", folder: Path) -> None:
 
 def export(model: "PreTrainedModel", run: Run, plan: FinetunePlan) -> dict[str, str]:
     """Make what the tuner exported a model for sequence classification; done again, it changes nothing."""
-    if plan.method == "full":
+    if methods.trained_weights(plan.method):
         _name_model(run.path / "model", model)
     else:
         _complete_adapter(run.adapter, model)
