@@ -203,6 +203,7 @@ def test_torn_answers_are_forgotten(toolbox_cli: Cli, home: Path, torn: str) -> 
     home.mkdir()
     (home / "answers.json").write_text(torn)
     answer = toolbox_cli(input="10\n2\nnope\n0\n").done()
+    assert "answers.json can't be read" in answer.out + answer.err
     assert "There is no single run 'nope'" in answer.err
 
 

@@ -124,6 +124,8 @@ class _Menu:
     def _ask(self, command: Command) -> Any:
         home = self._session.home
         answers = home.load_answers()
+        if not answers and (kept := home.path / "answers.json").exists():
+            self._session.say(_("{path} can't be read; earlier answers are forgotten.").format(path=kept))
         texts = Questions(self.prompts, home, self._session.say).ask(command, answers.get(command.name, {}))
         home.save_answers({**answers, command.name: remembered(command, texts)})
         self._session.say(_("The same in one line: {command}").format(
