@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -56,6 +56,30 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> s
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
+
+
+@contextmanager
+def whole_file(destination: Path, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """A scratch file beside `destination` that becomes it on success and vanishes on failure, for what is streamed.
+
+    Raises FileExistsError when something stands at `destination` already: nothing is overwritten.
+    """
+    if destination.exists():
+        raise FileExistsError(str(destination))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{destination.name}.", suffix=".tmp", dir=destination.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)
+        if destination.exists():
+            raise FileExistsError(str(destination))
+        os.replace(name, destination)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def sync_tree(folder: Path) -> None:

@@ -31,6 +31,7 @@ VERBS = (
     Verb("evaluate", 5, N_("Evaluate: what it knows, what it learnt, which way it leans")),
     Verb("chat", 6, N_("Chat with a model in the terminal")),
     Verb("plan", 7, N_("Plan: will it fit, and how long will it take")),
+    Verb("data", 9, N_("Data: check, preview, clean, list, add")),
     Verb("runs", 10, N_("Runs: list, show, follow, stop, resume, report")),
     Verb("doctor", 11, N_("Check this machine and this installation")),
     Verb("demo", 12, N_("Demo: the whole way on the embedded model")),
@@ -65,6 +66,9 @@ class Session(Protocol):
 
     def write(self, text: str) -> None:
         """Text as it comes, without a line's end: streamed answers."""
+
+    def painted(self, pieces: Sequence[tuple[str, str]]) -> None:
+        """A text of pieces (style, text): "learnt" and "special" stand out, by colour or by marks; "" does not."""
 
     def transfer(self, title: str, total_bytes: int) -> Callable[[int], None]:
         """A progress bar of bytes; the function returned is told each piece's size. Safe to call from threads."""

@@ -19,7 +19,7 @@ from toolbox.i18n import _
 
 __all__ = [
     "STAGES", "Conversation", "DatasetSpec", "Fault", "Kind", "Labelled", "Messages", "NotDownloadedError",
-    "Preference", "Row", "Text", "known", "load", "resolve", "stream",
+    "Preference", "Row", "Text", "conversations", "known", "load", "resolve", "stream",
 ]  # fmt: skip
 
 LISTED = 200
@@ -102,6 +102,11 @@ def resolve(name: str, home: Home, columns: Mapping[str, str] | None = None, ski
 def load(spec: DatasetSpec) -> list[Row]:
     """The rows of a data set that was resolved before. Raises InputError where the file has changed since."""
     return list(stream(spec))
+
+
+def conversations(spec: DatasetSpec) -> Iterator[Messages]:
+    """The rows as conversations that end with an answer: of a preference the chosen side, of plain text none."""
+    return (row.messages for row in stream(spec) if not isinstance(row, Text))
 
 
 def stream(spec: DatasetSpec) -> Iterator[Row]:

@@ -172,7 +172,7 @@ def _check_task(name: str, task: str) -> None:
 
 
 def _write(name: str, home: Home) -> Named:
-    """The rows of a registered function as a file in HOME: a job is another process, which knows no function of ours."""
+    """The rows of a registered function as a file in HOME: a job is another process and knows no function of ours."""
     function, task = _made[key(name)]
     path = home.prepare().datasets / ".made" / f"{key(name)}.jsonl"
     lines = b"".join(msgspec.json.encode(row) + b"\n" for row in function())

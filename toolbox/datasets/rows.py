@@ -12,8 +12,8 @@ Kind = Literal["sft", "preference", "kto", "text"]
 """What all rows of a data set are: Conversation, Preference, Labelled, Text."""
 
 STAGES: dict[Kind, tuple[str, ...]] = {
-    "sft": ("sft", "ppo", "grpo"),
-    "preference": ("dpo", "rm", "orpo", "simpo", "cpo", "ppo", "grpo", "sft"),
+    "sft": ("sft",),
+    "preference": ("dpo", "rm", "orpo", "simpo", "cpo", "sft"),
     "kto": ("kto",),
     "text": ("pt",),
 }

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,8 @@ def tolerance(plan: MergePlan, reference: Reference) -> float:
 def reference(plan: MergePlan) -> Reference:
     """Run base and adapter, unmerged and as they were in training, on the proof's rows and prompts."""
     tokenizer = _trained_tokenizer(plan)
-    specs = plan.datasets or [datasets.resolve(FALLBACK, find_home())]
-    conversations = [row.messages for spec in specs for row in datasets.load(spec)[:ROWS]][:ROWS]
+    specs = [spec for spec in plan.datasets if spec.kind != "text"] or [datasets.resolve(FALLBACK, find_home())]
+    conversations = [turns for spec in specs for turns in islice(datasets.conversations(spec), ROWS)][:ROWS]
     rows = [_encode(tokenizer, messages, False)[:TOKENS] for messages in conversations]
     prompts = [_encode(tokenizer, messages[:-1], True)[-TOKENS:] for messages in conversations[:PROMPTS]]
     model = loading.with_adapter(weights.base(plan), plan.adapter).eval()

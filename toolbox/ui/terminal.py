@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import msgspec
 
@@ -15,6 +15,7 @@ from toolbox.i18n import _
 from toolbox.options import NO, YES
 from toolbox.runs import Run, Status
 from toolbox.ui import following
+from toolbox.ui.text import cells
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -109,7 +110,9 @@ class Terminal:
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(columns))
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-            shown.add_column(Text(plain(column)), justify="right" if numeric else "left", overflow="fold")
+            whole = index == 0 and 2 * max((cells(row[0]) for row in rows), default=0) <= self.console.width
+            justify: Literal["left", "right"] = "right" if numeric else "left"
+            shown.add_column(Text(plain(column)), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
             shown.add_row(*(Text(plain(cell)) for cell in row))
         if title:
@@ -151,6 +154,15 @@ class Terminal:
         self.stream.write(plain(text))
         self.stream.flush()
 
+    def painted(self, pieces: Sequence[tuple[str, str]]) -> None:
+        self._settle()
+        if not self.console.is_terminal or self.console.no_color:
+            return self.say("".join(f"⟦{text}⟧" if style == "learnt" else text for style, text in pieces))
+        from rich.text import Text
+
+        styles = {"learnt": "black on green", "special": "magenta"}
+        self.console.print(Text.assemble(*((plain(text), styles.get(style, "")) for style, text in pieces)))
+
     def transfer(self, title: str, total_bytes: int) -> Callable[[int], None]:
         return self._transfers.add(plain(title), total_bytes)
 
@@ -159,7 +171,7 @@ class Terminal:
         with following.Asking(run, self.say) as asking:
             if run.status().verb != "serve" and not self._told_of_tail:
                 self._told_of_tail = True
-                again = f"bash yichuidingyin.sh runs tail {run.id}"
+                again = run.command("runs", "tail")
                 self.say(
                     _("The job goes on if this window is closed; to see it again: {command}").format(command=again)
                 )

@@ -1,0 +1,125 @@
+"""`data check|preview|clean|list|add`: what is in a data set, what is wrong with it, and a copy without that."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from toolbox.commands import Command, Session
+from toolbox.i18n import N_
+from toolbox.options import option
+
+COLUMNS_HELP = N_("Column of a key where it has another name, as response=answer")
+
+
+class DataOptions(msgspec.Struct, kw_only=True):
+    """What every action on one data set takes."""
+
+    dataset: Annotated[
+        str,
+        option(
+            N_("Data set: a file, a name, or [hf|ms]::NAME:SUBSET#ROWS"),
+            ask=True, positional=True, choices="datasets", metavar="DATASET",
+        ),
+    ]  # fmt: skip
+    columns: Annotated[list[str], option(COLUMNS_HELP, metavar="KEY=COLUMN")] = msgspec.field(default_factory=list)
+
+
+class SearchOptions(DataOptions, kw_only=True):
+    """What `data check` and `data clean` take."""
+
+    against: Annotated[str, option(N_("Test set whose rows should not be in the data"), metavar="DATASET")] = ""
+    near: Annotated[bool, option(N_("Also look for rows that are nearly the same"))] = True
+
+
+class CheckOptions(SearchOptions, kw_only=True):
+    """What `data check` takes."""
+
+    model: Annotated[
+        str, option(N_("Model whose tokenizer counts lengths; none: in characters"), ask=True, choices="models")
+    ] = ""
+    max_length: Annotated[int | None, option(N_("Longest row that is no problem, in tokens or characters"), ge=1)] = (
+        None
+    )
+
+
+class CleanOptions(SearchOptions, kw_only=True):
+    """What `data clean` takes."""
+
+    output: Annotated[str, option(N_("File to write; a new one beside the old where none is named"))] = ""
+
+
+class PreviewOptions(DataOptions, kw_only=True):
+    """What `data preview` takes."""
+
+    model: Annotated[str, option(N_("Model that is to see it"), ask=True, choices="models")] = "demo"
+    row: Annotated[list[int], option(N_("Rows to show, by line or place; none: the first"), ask=True)] = msgspec.field(
+        default_factory=list
+    )
+    max_length: Annotated[int, option(N_("Tokens a row; longer rows are cut"), ge=16)] = 2048
+
+
+class ListOptions(msgspec.Struct, kw_only=True):
+    """What `data list` takes."""
+
+    words: Annotated[
+        list[str],
+        option(
+            N_("Part of a name, a language or a task; none: all"), ask=True, positional=True, metavar="WORD"
+        ),
+    ] = msgspec.field(default_factory=list)  # fmt: skip
+
+
+class AddOptions(msgspec.Struct, kw_only=True):
+    """What `data add` takes."""
+
+    name: Annotated[str, option(N_("Name for the data set"), ask=True, positional=True, metavar="NAME")]
+    file: Annotated[str, option(N_("Its file or folder on this machine"), ask=True)] = ""
+    modelscope: Annotated[str, option(N_("Its id on ModelScope"), metavar="OWNER/NAME")] = ""
+    huggingface: Annotated[str, option(N_("Its id on Hugging Face"), metavar="OWNER/NAME")] = ""
+    columns: Annotated[list[str], option(COLUMNS_HELP, metavar="KEY=COLUMN")] = msgspec.field(default_factory=list)
+    task: Annotated[Literal["sft", "pretrain", "preference", "kto"], option(N_("What it is for"))] = "sft"
+    language: Annotated[str, option(N_("Its language, as zh or en"))] = ""
+
+
+def check(options: CheckOptions, session: Session) -> dict[str, Any]:
+    """Go through a data set and say all that is wrong with it; exit status 2 where training would refuse it."""
+    from toolbox.commands.data import checking
+
+    return checking.run(options, session)
+
+
+def preview(options: PreviewOptions, session: Session) -> dict[str, Any]:
+    """Rows as the model sees them, with what is learnt from in colour."""
+    from toolbox.commands.data import previewing
+
+    return previewing.run(options, session)
+
+
+def clean(options: CleanOptions, session: Session) -> dict[str, Any]:
+    """Write a new file without what `check` finds, and a record of what was left out."""
+    from toolbox.commands.data import cleaning
+
+    return cleaning.run(options, session)
+
+
+def show(options: ListOptions, session: Session) -> dict[str, Any]:
+    """The named data sets, a person's own first."""
+    from toolbox.commands.data import naming
+
+    return naming.show(options, session)
+
+
+def add(options: AddOptions, session: Session) -> dict[str, Any]:
+    """Give a data set of one's own a name."""
+    from toolbox.commands.data import naming
+
+    return naming.add(options, session)
+
+
+COMMANDS = (
+    Command("data check", N_("Find what is wrong: broken rows, duplicates, a test set inside"), CheckOptions, check),
+    Command("data preview", N_("Show rows as the model sees them, with what is learnt from"), PreviewOptions, preview),
+    Command("data clean", N_("Write a copy without broken rows and duplicates, and a record"), CleanOptions, clean),
+    Command("data list", N_("Named data sets, searched by name, language or task"), ListOptions, show),
+    Command("data add", N_("Give a data set of your own a name"), AddOptions, add),
+)
