@@ -1,0 +1,114 @@
+"""Data larger than memory: peak resident memory and rows a second on a generated JSONL file, `python bench/data.py`.
+
+    python bench/data.py [--gigabytes 2] [--folder DIR] [--also-check]
+
+Each measurement runs in a process of its own: json.loads on every line and msgspec on every line, which only read; then
+what this toolbox does: `resolve` (hash, encoding, format, every row read and checked), `stream` (every row handed out),
+and with --also-check `data check` (duplicates, near duplicates and lengths too).
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+WORDS = 4000
+MEASURES = {
+    "json.loads, nothing kept": """
+import json
+for number, line in enumerate(open(PATH, encoding="utf-8"), 1):
+    json.loads(line)
+print(number)
+""",
+    "json.loads, kept in a list": """
+import json
+print(len([json.loads(line) for line in open(PATH, encoding="utf-8")]))
+""",
+    "msgspec, nothing kept": """
+import msgspec
+for number, line in enumerate(open(PATH, "rb"), 1):
+    msgspec.json.decode(line)
+print(number)
+""",
+    "resolve": """
+from pathlib import Path
+from toolbox import datasets
+from toolbox.config import Home
+print(datasets.resolve(PATH, Home(Path("none"))).rows)
+""",
+    "stream": """
+from pathlib import Path
+from toolbox.datasets import contents, reading
+held = contents.look([Path(PATH)], {})
+print(sum(1 for row in held.rows()))
+""",
+}
+CHECK = """
+from pathlib import Path
+from toolbox.datasets import checking, contents
+found = []
+tally = checking.examine(contents.look([Path(PATH)], {}), checking.Wanted(), lambda finding: None)
+print(tally.values)
+"""
+MEASURED = """
+import os, resource, sys, time
+PATH = sys.argv[1]
+begun = time.perf_counter()
+{code}
+cpu = resource.getrusage(resource.RUSAGE_SELF)
+print(time.perf_counter() - begun, cpu.ru_utime + cpu.ru_stime, cpu.ru_maxrss * 1024)
+"""
+
+
+def generate(path: Path, size: int) -> int:
+    """Write conversations of made-up words until the file has `size` bytes; one row in a hundred repeats another."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 9))) for _ in range(WORDS)]
+    rows, written, line = 0, 0, b""
+    with path.open("wb") as file:
+        while written < size:
+            if rows % 100 or not line:
+                question, answer = (" ".join(generator.choices(words, k=count)) for count in (40, 200))
+                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                line = msgspec.json.encode({"messages": turns}) + b"\n"
+            rows, written = rows + 1, written + file.write(line)
+    return rows
+
+
+def measure(name: str, code: str, path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED.format(code=code), str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(f"{name:<28} {done.stderr.strip().rpartition(chr(10))[2]}")
+        return
+    rows, figures = done.stdout.strip().split("\n")[-2:]
+    elapsed, cpu, peak = (float(figure) for figure in figures.split())
+    rate = int(rows) / elapsed
+    print(f"{name:<28} {rate:>10,.0f} {elapsed:>8.1f} {cpu:>8.1f} {peak / 2**20:>9,.0f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--gigabytes", type=float, default=2)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--also-check", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
+        path = Path(folder) / "rows.jsonl"
+        begun = time.perf_counter()
+        rows = generate(path, int(given.gigabytes * 1e9))
+        print(f"{path.stat().st_size / 1e9:.2f} GB, {rows:,} rows, made in {time.perf_counter() - begun:.0f} s")
+        print(f"{'':<28} {'rows/s':>10} {'s':>8} {'CPU s':>8} {'peak MiB':>9}")
+        for name, code in (MEASURES | ({"data check": CHECK} if given.also_check else {})).items():
+            measure(name, code, path)
+
+
+if __name__ == "__main__":
+    main()
