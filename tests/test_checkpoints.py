@@ -59,9 +59,12 @@ def test_a_kill_at_every_file_operation_of_a_save_leaves_a_whole_checkpoint(tmp_
         checkpoints.save(folder, 2, lambda scratch: scratch.joinpath("state.json").write_text('{"step": 2}') and None)
         child = os.fork()
         if child == 0:
-            die_before(life)
-            checkpoints.save(folder, step, lambda scratch: scratch.joinpath("state.json").write_text("{}") and None)
-            os._exit(0)
+            try:
+                die_before(life)
+                checkpoints.save(folder, step, lambda scratch: scratch.joinpath("state.json").write_text("{}") and None)
+                os._exit(0)
+            finally:  # whatever happens, this process is no second pytest
+                os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         found = checkpoints.newest(folder)
         assert found is not None

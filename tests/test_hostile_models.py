@@ -113,6 +113,19 @@ def test_a_model_that_can_not_be_trusted_is_refused_by_every_verb(
         assert not canary.exists()
 
 
+@pytest.mark.parametrize("config", ["{", "[]", '{"megatron_config": {"a": 1}, "megatron_core": "antigravity"}'])
+def test_an_adapter_that_can_not_be_trusted_is_refused_by_every_verb(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    for words in (["evaluate"], ["merge"], ["serve", "--port", "0"], ["chat"]):
+        assert cli.main([*words, "--model", "demo", "--adapter", str(tmp_path)]) in (1, 2)
+        said = capsys.readouterr()
+        assert str(tmp_path) in said.err
+        assert len(said.err.splitlines()) == 2
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_code_and_pickles_beside_a_model_are_never_run_from_download_to_chat(

@@ -7,7 +7,7 @@ import msgspec
 
 from toolbox import files, models, plan, runs
 from toolbox.config import Home
-from toolbox.errors import InputError, NotFoundError
+from toolbox.errors import CorruptError, InputError, NotFoundError
 from toolbox.i18n import _
 from toolbox.models import ModelFacts
 from toolbox.runs import Run
@@ -75,6 +75,17 @@ def _checked(folder: Path) -> Path:
                 _("{path} is not an adapter: it has no {name}.").format(path=folder, name=name),
                 _("Name the folder that a finetune run calls adapter/."),
             )
+    config = files.read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict):
+        raise CorruptError(
+            _("{path} is torn or not JSON.").format(path=folder / "adapter_config.json"),
+            _("Copy the folder again from where it came."),
+        )
+    if config.get("megatron_config"):  # peft imports whatever module stands beside it
+        raise InputError(
+            _("{path} names a module to be imported, which is never done here.").format(path=folder),
+            _("Take an adapter that was made without Megatron."),
+        )
     return folder
 
 
