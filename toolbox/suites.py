@@ -14,12 +14,12 @@ from toolbox.i18n import N_, _
 Kind = Literal["perplexity", "exact_match", "gender"]
 
 METRICS = {
-    "perplexity": (N_("perplexity (lower is better)"), False),
-    "exact_match": (N_("exact match (higher is better)"), True),
-    "likelihood_bias": (N_("gender bias by likelihood (lower is better)"), False),
-    "generated_bias": (N_("gender bias in generated text (lower is better)"), False),
+    "perplexity": (N_("perplexity ↓"), False),
+    "exact_match": (N_("exact match ↑"), True),
+    "likelihood_bias": (N_("gender bias by likelihood ↓"), False),
+    "generated_bias": (N_("gender bias in generated text ↓"), False),
 }
-"""Each metric: its name for people, and whether more of it is better."""
+"""Each metric: its name for people, and whether more of it is better, which its arrow says too."""
 
 
 class Suite(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +101,11 @@ def _kind(path: Path) -> Kind:
 
 def _check(suite: Suite, home: Home) -> None:
     if suite.kind == "perplexity":
-        datasets.resolve(str(suite.path), home)
+        if datasets.resolve(str(suite.path), home).kind == "text":
+            raise InputError(
+                _("{path} holds plain text, and what is measured are answers.").format(path=suite.path),
+                _("Take a file of conversations, or of questions and answers."),
+            )
     elif not (questions(suite) if suite.kind == "exact_match" else portraits(suite)):
         raise InputError(_("{path} holds no rows.").format(path=suite.path), _("Put at least one row into it."))
 

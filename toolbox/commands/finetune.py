@@ -55,7 +55,7 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
 
     from toolbox import device, plan
 
-    datasets = resolve_datasets(options.dataset, session)
+    datasets = resolve_datasets(options, session, fetch=True)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
     model = find_model(options.model, session)
@@ -128,8 +128,13 @@ def start(plan: "FinetunePlan", session: Session) -> "Run":
 
 def say_next(run: "Run", session: Session) -> None:
     """What can be done with the result."""
+    if run.status().stage == "rm":
+        session.say(
+            _("Done. The reward model scores answers; transformers reads it from {path}.").format(path=run.path)
+        )
+        return
     lines = [
-        f"{SCRIPT} {verb} --run {run.id}"
+        run.command(verb, "--run")
         for verb in ("chat", "evaluate", "merge", "serve")
         if verb != "merge" or run.adapter.is_dir()
     ]

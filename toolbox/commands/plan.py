@@ -8,8 +8,10 @@ from toolbox.commands import Command, Session
 from toolbox.errors import DONE, REFUSED
 from toolbox.i18n import N_, _
 from toolbox.options import option
+from toolbox.stages import StageName
 
 if TYPE_CHECKING:
+    from toolbox.datasets import DatasetSpec
     from toolbox.plan import Alternative, FinetunePlan, Wishes
 
 PARTS = {
@@ -28,13 +30,19 @@ class TuningOptions(msgspec.Struct, kw_only=True):
         list[str],
         option(N_("Data sets: demo-persona, JSON or JSONL files, or downloaded ones"), ask=True, choices="datasets"),
     ] = msgspec.field(default_factory=list)
-    stage: Annotated[Literal["sft"], option(N_("Stage of training: supervised fine-tuning"))] = "sft"
+    columns: Annotated[
+        list[str], option(N_("Column of a key where it has another name, as response=answer"), metavar="KEY=COLUMN")
+    ] = msgspec.field(default_factory=list)
+    skip_broken: Annotated[bool, option(N_("Leave out rows that can't be used, counted and listed"))] = False
+    stage: Annotated[
+        Literal["auto", StageName], option(N_("Stage of training; auto: what the data are made for"), ask=True)
+    ] = "auto"
     method: Annotated[
         str, option(N_("Method of tuning, as lora or dora; auto: by hardware and model"), ask=True, choices="methods")
     ] = "auto"
-    quantization: Annotated[
-        Literal["auto", "none", "nf4"], option(N_("Bits of the frozen base: nf4 is 4 of them"))
-    ] = "auto"
+    quantization: Annotated[Literal["auto", "none", "nf4"], option(N_("Bits of the frozen base: nf4 is 4 of them"))] = (
+        "auto"
+    )
     max_length: Annotated[int | None, option(N_("Tokens a row; longer rows are cut"), ge=16)] = None
     epochs: Annotated[float | None, option(N_("Times all rows are gone through"), ge=0.01, le=1000)] = None
     learning_rate: Annotated[float | None, option(N_("Learning rate, as 2e-4"), ge=1e-9, le=10)] = None
@@ -52,7 +60,12 @@ class Options(TuningOptions, kw_only=True):
     """What `plan` takes."""
 
     assume_device: Annotated[
-        str, option(N_('Plan for hardware that is not here, as "NVIDIA A10:24GiB"'), ask=True, metavar="NAME:MEMORY")
+        str,
+        option(
+            N_('Plan for hardware that is not here, as "NVIDIA A10:24GiB"; empty: this machine'),
+            ask=True,
+            metavar="NAME:MEMORY",
+        ),
     ] = ""
 
 
@@ -62,7 +75,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
 
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)
-    datasets = resolve_datasets(options.dataset, session)
+    datasets = resolve_datasets(options, session)
     asked = wishes(options)
     made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False)
     others = plan.alternatives(made, asked, session.home)
@@ -80,6 +93,7 @@ def wishes(options: TuningOptions) -> "Wishes":
     from toolbox.plan import Wishes
 
     return Wishes(
+        stage=options.stage,
         method=options.method,
         quantization=options.quantization,
         recipe=options.recipe,
@@ -92,10 +106,11 @@ def wishes(options: TuningOptions) -> "Wishes":
     )
 
 
-def resolve_datasets(names: list[str], session: Session) -> list[Any]:
-    from toolbox import datasets
+def resolve_datasets(options: TuningOptions, session: Session, fetch: bool = False) -> "list[DatasetSpec]":
+    """The data sets of the options; `fetch`: one that a hub has is downloaded, if the person agrees."""
+    from toolbox.commands.data import choosing
 
-    return [datasets.resolve(name, session.home) for name in names]
+    return choosing.resolve(options.dataset, options.columns, options.skip_broken, session, fetch)
 
 
 def summary(plan: "FinetunePlan") -> dict[str, Any]:
@@ -103,6 +118,7 @@ def summary(plan: "FinetunePlan") -> dict[str, Any]:
     training, estimate = plan.training, plan.estimate
     return {
         "model": plan.model.id, "device": plan.device.name, "recipe": plan.recipe, "why": plan.why,
+        "stage": plan.stage, "options": msgspec.to_builtins(plan.options),
         "method": plan.method, "dtype": plan.dtype, "quantization": plan.quantization,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps, "max_length": training.max_length,
@@ -126,6 +142,7 @@ def show(plan: "FinetunePlan", session: Session) -> None:
         (_("Data sets"), ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.datasets) or "—"),
         (_("Device"), f"{plan.device.name} ({units.size(plan.device.memory_total_bytes)})"),
         (_("Recipe"), plan.recipe),
+        (_("Stage"), _stage(plan)),
         (_("Method"), " ".join(filter(None, [plan.method, _rank(plan)]))),
         (_("Precision"), plan.dtype if plan.quantization == "none" else f"{plan.dtype}, {plan.quantization}"),
         (_("Batch"), f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"),
@@ -138,9 +155,9 @@ def show(plan: "FinetunePlan", session: Session) -> None:
     session.table(_("Plan"), ("", ""), rows)
     parts = [(_(PARTS[name]), units.size(size)) for name, size in estimate.parts_bytes.items() if size]
     fits = _("fits") if estimate.fits else _("does not fit")
-    peak = f"{units.size(estimate.peak_bytes)} / {units.size(estimate.device_bytes)}: {fits}"
+    peak = f"{units.size(estimate.peak_bytes)} / {units.size(estimate.device_bytes)} · {fits}"
     session.table(_("Predicted peak of memory"), ("", ""), [*parts, (_("Sum / free"), peak)])
-    session.say(plan.why)
+    session.say(plan.why + "\n")
 
 
 def show_alternatives(others: "list[Alternative]", session: Session) -> None:
@@ -160,6 +177,13 @@ def show_alternatives(others: "list[Alternative]", session: Session) -> None:
         for other in others
     ]
     session.table(_("What else there is"), (_("Recipe"), _("Method"), _("Batch"), _("Peak"), ""), rows)
+
+
+def _stage(plan: "FinetunePlan") -> str:
+    """The stage, and where it takes options, all of them: `dpo (beta=0.1, …)`."""
+    options = msgspec.structs.asdict(plan.options) if plan.options else {}
+    told = ", ".join(f"{name}={value}" for name, value in options.items())
+    return f"{plan.stage} ({told})" if told else plan.stage
 
 
 def _rank(plan: "FinetunePlan") -> str:

@@ -30,9 +30,14 @@ STATES = {
 LICENSE = re.compile(r"^license(?:_name)?:\s*([\w.+ -]+?)\s*$", re.MULTILINE)
 
 
+FAULTS_SHOWN = 50
+"""Rows left out that a report lists for a data set."""
+
+
 def header(facts: Facts) -> str:
     """Title, state with its reason, and when."""
-    title = f"# {_(VERBS.get(facts.verb, facts.verb)) or _('Run')}: {plain(facts.model.get('id') or facts.run.id)}"
+    verb, name = _(VERBS.get(facts.verb, facts.verb)) or _("Run"), facts.status.model_name or facts.run.id
+    title = _("# {verb}: {name}").format(verb=verb, name=plain(name))
     status = facts.status
     lines = [f"**{_(STATES.get(status.state, status.state))}**"]
     if status.error:
@@ -103,20 +108,33 @@ def _datasets(facts: Facts) -> str:
     counted = {
         "rows": _("rows trained on"),
         "rows_held_out": _("held out for evaluation"),
+        "rows_skipped": _("left out, as they can't be used"),
         "rows_cut": _("cut to max_length"),
         "rows_dropped": _("dropped, without an answer to learn"),
         "tokens": _("tokens"),
     }
     result = facts.result if facts.verb == "finetune" else {}
     told = [f"{name}: {numbers.number(result[key])}" for key, name in counted.items() if key in result]
-    return "\n\n".join(part for part in (table, " · ".join(told)) if part)
+    return "\n\n".join(part for part in (table, " · ".join(told), _left_out(specs)) if part)
+
+
+def _left_out(specs: list[dict[str, Any]]) -> str:
+    """The rows that could not be used, with their places, as far as the plan lists them."""
+    rows = [
+        (code(fault.get("file", "")), str(fault.get("number", "")), plain(str(fault.get("reason", ""))))
+        for spec in specs
+        for fault in (spec.get("faults") or [])[:FAULTS_SHOWN]
+    ]
+    return markdown.table((_("Left out of"), _("Row"), _("Why")), rows) if rows else ""
 
 
 def parameters(facts: Facts) -> str:
     """The numbers that mattered, as a table, with the libraries' own names."""
     blocks = []
-    for name in ("training", "LoraConfig", "BitsAndBytesConfig"):
-        values = facts.plan.get(name)
+    others = facts.plan.get("blocks")
+    plan = {**(others if isinstance(others, dict) else {}), **facts.plan}
+    for name in ("training", "LoraConfig", *(others or {}), "BitsAndBytesConfig"):
+        values = plan.get(name)
         if isinstance(values, dict) and values:
             rows = [(code(key), code(_value(value))) for key, value in values.items()]
             blocks.append(f"**{name}**\n\n" + markdown.table((_("Parameter"), _("Value")), rows))

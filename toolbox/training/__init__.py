@@ -62,6 +62,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         "predicted_peak_bytes": plan.estimate.peak_bytes,
         "rows": len(samples),
         "rows_held_out": len(held_out),
+        "rows_skipped": sum(spec.skipped for spec in plan.datasets),
         "rows_cut": encoded.cut,
         "rows_dropped": encoded.dropped,
         "tokens": state.tokens,
