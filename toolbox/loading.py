@@ -42,12 +42,27 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True, **SAFE
     )
+    if quantization:
+        _keep_as_stored(model)
     return model
+
+
+def _keep_as_stored(model: torch.nn.Module) -> None:
+    """Keep 4-bit weights as they are through evaluations.
+
+    On processors with avx512_bf16, bitsandbytes repacks them for inference at the first forward in eval mode, for good:
+    gradients through them are silently lost from then on, and DoRA, which reads the weights, answers nonsense
+    (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = False) -> "PreTrainedModel":
     """`model` with the adapter in the folder `adapter` on top: peft's, or LoReFT's interventions."""
-    if methods.kind_of_adapter(adapter) == methods.LOREFT:
+    method = methods.of_adapter(adapter)
+    if method and method.kind == "loreft":
         from toolbox import loreft
 
         return loreft.load(model, adapter)

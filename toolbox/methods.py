@@ -67,6 +67,8 @@ class ApolloConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     scale: float = 1.0
 
 
+LOREFT = "LOREFT"
+"""The `peft_type` of our own adapters, of which peft knows nothing."""
 OWN_BLOCKS: dict[str, type[msgspec.Struct]] = {
     struct.__name__: struct
     for struct in (LoraPlusConfig, FreezeConfig, LisaConfig, LoreftConfig, GaloreConfig, ApolloConfig)
@@ -94,6 +96,8 @@ class Method(msgspec.Struct, kw_only=True, frozen=True):
     """The optimizer it is, where it is one."""
     unmergeable: str = ""
     """Why it can't be merged; empty where it can."""
+    served: bool = True
+    """Whether `transformers serve` answers with it, unmerged, as it was trained."""
     nf4: bool = False
     """Whether it trains on a base in 4 bits."""
     common: bool = False
@@ -239,20 +243,38 @@ def trained_weights(name: str) -> bool:
     return find(name).kind == "weights"
 
 
-LOREFT = "LOREFT"
-"""The `peft_type` of our own adapters, of which peft knows nothing."""
-
-
-def kind_of_adapter(folder: Path) -> str:
-    """The `peft_type` in a folder's adapter_config.json; empty where there is none."""
+def of_adapter(folder: Path) -> Method | None:
+    """The method that made the adapter in `folder`, by its adapter_config.json; None where no method here does."""
     config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}
-    return str(config.get("peft_type", ""))
+    kind = str(config.get("peft_type", "")).replace("_", "").upper()
+    if kind == "LORA":
+        return find("dora" if config.get("use_dora") else "lora")
+    blocks = {method.block.removesuffix("Config").upper(): method for method in METHODS if method.kind != "weights"}
+    return blocks.get(kind)
 
 
 def refuse_unmergeable(folder: Path) -> None:
     """Raise InputError where the adapter in `folder` can't become weights, saying why."""
-    if kind_of_adapter(folder) == LOREFT:
+    method = of_adapter(folder)
+    if method and method.unmergeable:
         raise InputError(
-            _("{path} can't be merged: {reason}.").format(path=folder, reason=_(find("loreft").unmergeable)),
-            _("Use it on its base model: evaluate and chat take both."),
+            _("{path} can't be merged: {reason}.").format(path=folder, reason=_(method.unmergeable)),
+            _("Use it on its base model: evaluate takes both."),
         )
+
+
+def refuse_unserved(folder: Path, plain_only: bool) -> None:
+    """Raise InputError where engines would not answer as the adapter in `folder` was trained to.
+
+    `plain_only`: the engine takes nothing but LoRA.
+    """
+    method = of_adapter(folder)
+    if not method or (method.served and not (plain_only and method.name != "lora")):
+        return
+    remedy = _("Merge it first: merge --adapter {path}").format(path=folder)
+    raise InputError(
+        _("{path} ({method}) can't be served unmerged: engines load it otherwise than it was trained.").format(
+            path=folder, method=method.name
+        ),
+        _("Measure it with evaluate.") if method.unmergeable else remedy,
+    )

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolbox import files
+from toolbox import files, methods
 from toolbox.errors import InputError, Interrupted, ToolboxError
 from toolbox.i18n import _
 from toolbox.merging import proof, weights
@@ -31,6 +31,7 @@ def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = Non
             _("{path} holds no adapter in safetensors.").format(path=plan.adapter),
             _("Name the folder of a PEFT adapter."),
         )
+    methods.refuse_unmergeable(plan.adapter)
     reporter.phase(_("Asking base model and adapter"))
     reference = proof.reference(plan)
     _stop_if_asked(reporter)

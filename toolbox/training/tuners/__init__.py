@@ -18,17 +18,6 @@ def ready(model: Any, plan: FinetunePlan) -> Any:
     return model.train()
 
 
-def keep_trainable(model: Any) -> None:
-    """Keep 4-bit weights as they are through evaluations.
-
-    On processors with avx512_bf16, bitsandbytes repacks them for inference at the first forward in eval mode, for good,
-    and gradients through them are silently lost from then on (bitsandbytes 0.50.2, nn/modules.py, Linear4bit.forward).
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
 def save_exactly(tensors: dict[str, torch.Tensor], folder: Path, name: str = WEIGHTS) -> None:
     save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, folder / name)
 

@@ -13,7 +13,7 @@ from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Run
-from toolbox.training.tuners import WEIGHTS, adalora, keep_trainable, ready, restore_exactly, save_exactly
+from toolbox.training.tuners import WEIGHTS, adalora, ready, restore_exactly, save_exactly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +37,6 @@ class AdapterTuner:
         plan = self._plan
         quantization = plan.BitsAndBytesConfig if plan.quantization != "none" else None
         base = loading.base_model(plan.model.path, plan.dtype, device, quantization)
-        keep_trainable(base)
         model = self._adapted(base)
         if plan.method == "lora-fa":
             _freeze_a(model)

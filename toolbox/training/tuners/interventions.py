@@ -8,7 +8,7 @@ import torch
 from toolbox import files, loading, loreft, methods
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Run
-from toolbox.training.tuners import keep_trainable, ready, restore_exactly, save_exactly
+from toolbox.training.tuners import ready, restore_exactly, save_exactly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +24,6 @@ class LoreftTuner:
         plan = self._plan
         quantization = plan.BitsAndBytesConfig if plan.quantization != "none" else None
         model = loading.base_model(plan.model.path, plan.dtype, device, quantization)
-        keep_trainable(model)
         model.requires_grad_(False)
         loreft.attach(model, methods.own(plan, "LoreftConfig"))
         return ready(model, plan)
