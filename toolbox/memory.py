@@ -94,6 +94,12 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
     longest_tokens: int
     """Of the longest row, an upper bound, before it is cut to `max_length`."""
     mean_tokens: float
+    sequences: int = 1
+    """That a row becomes, each up to `max_length`."""
+    scored: bool = False
+    """Whether logits are made at the end of each sequence only."""
+    passes_before: int = 0
+    """Forward passes over all rows before the first step."""
 
 
 class Estimate(msgspec.Struct, kw_only=True, frozen=True):
@@ -132,10 +138,11 @@ def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> E
 def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> dict[str, int]:
     """The peak by parts, in bytes."""
     training = recipe.training
-    tokens = training.per_device_train_batch_size * min(training.max_length, load.longest_tokens)
+    sequences = training.per_device_train_batch_size * load.sequences
+    tokens = sequences * min(training.max_length, load.longest_tokens)
     width = DTYPE_BYTES[recipe.dtype]
     trained = parameters.trained(model, recipe)
-    logits = tokens * model.vocab_size * (width + LOSS_BYTES)
+    logits = (sequences if load.scored else tokens) * model.vocab_size * (width + LOSS_BYTES)
     activations = _activations(model, recipe, tokens, logits)
     gradients: float = 4 * trained
     if training.gradient_accumulation_steps == 1:
@@ -219,10 +226,13 @@ def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> fl
     batches = math.ceil(load.rows * training.num_train_epochs / training.per_device_train_batch_size)
     if training.max_steps >= 0:
         batches = training.max_steps * training.gradient_accumulation_steps
-    tokens = batches * training.per_device_train_batch_size * min(load.mean_tokens, training.max_length)
+    row_tokens = min(load.mean_tokens, training.max_length * load.sequences)
+    tokens = batches * training.per_device_train_batch_size * row_tokens
+    before = 2 * load.passes_before * load.rows * row_tokens
     passes = (6 if methods.trained_weights(recipe.method) else 4) + (2 if training.gradient_checkpointing else 0)
     slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
-    return passes * model.parameters * tokens * slowdown / speed + batches * BATCH_OVERHEAD_S[device.kind]
+    work = (passes * tokens + before) * model.parameters * slowdown
+    return work / speed + batches * BATCH_OVERHEAD_S[device.kind]
 
 
 def _speed(device: Device, dtype: str) -> float:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 import yaml
@@ -18,7 +18,7 @@ try:
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
-from toolbox import methods
+from toolbox import methods, stages
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
@@ -87,9 +87,15 @@ class Recipe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     BitsAndBytesConfig: dict[str, Any] = {}
     blocks: dict[str, dict[str, Any]] = {}
     """What other classes take, by their names; a file has each as a block of its own, as `OFTConfig:`."""
+    stage: stages.StageName = "sft"
+    """What the learning rate is meant for; at other stages it is scaled."""
+    stages: dict[str, dict[str, Any]] = {}
+    """What stages take, by their names; a file has each as a block of its own, as `dpo:`."""
 
 
 _OTHER_BLOCKS = (*(block for block in methods.PEFT_FOLDERS if block != "LoraConfig"), *methods.OWN_BLOCKS)
+_ALL_BLOCKS = (*_OTHER_BLOCKS, *stages.OPTIONS)
+_GATHERED = ("blocks", "stages")
 
 
 class _Loader(SafeLoader):
@@ -128,14 +134,15 @@ def load(path: Path) -> Recipe:
     if not isinstance(values, dict):
         raise _bad(path, _("it is not a list of keys and values"))
     _refuse_unknown(
-        path, "", values, [*(name for name in Recipe.__struct_fields__ if name != "blocks"), *_OTHER_BLOCKS]
+        path, "", values, [*(name for name in Recipe.__struct_fields__ if name not in _GATHERED), *_ALL_BLOCKS]
     )
     for block, struct in (("match", Match), ("training", Training)):
         _refuse_unknown(path, block, values.get(block), struct.__struct_fields__)
-    for block in ("BitsAndBytesConfig", "LoraConfig", *_OTHER_BLOCKS):
+    for block in ("BitsAndBytesConfig", "LoraConfig", *_ALL_BLOCKS):
         if block in values:
             _refuse_unknown(path, block, values[block], _known(block))
     values["blocks"] = {block: values.pop(block) for block in _OTHER_BLOCKS if block in values}
+    values["stages"] = {stage: values.pop(stage) for stage in stages.OPTIONS if stage in values}
     try:
         return _checked(msgspec.convert(values, Recipe))
     except msgspec.ValidationError as error:
@@ -187,13 +194,14 @@ def change(recipe: Recipe, settings: Iterable[str]) -> Recipe:
                 _("Write KEY=VALUE, as learning_rate=1e-4 or LoraConfig.r=16."),
             )
         _refuse_unknown(f"--set {setting}", block, {name: text}, known)
-        into = values["blocks"].setdefault(block, {}) if block in _OTHER_BLOCKS else values[block]
+        gathered = "blocks" if block in _OTHER_BLOCKS else "stages" if block in stages.OPTIONS else ""
+        into = values[gathered].setdefault(block, {}) if gathered else values[block]
         try:
             into[name] = parse(text)
         except yaml.YAMLError:
             into[name] = text
     try:
-        return msgspec.convert(values, Recipe)
+        return _checked(msgspec.convert(values, Recipe))
     except msgspec.ValidationError as error:
         raise _bad("--set", str(error)) from None
 
@@ -242,15 +250,32 @@ def _known(block: str) -> Collection[str]:
     """The keys that `--set` can change in a block; none where there is no such block."""
     if block == "training":
         return Training.__struct_fields__
+    if block in stages.OPTIONS:
+        return stages.OPTIONS[block].__struct_fields__
     if block in methods.OWN_BLOCKS:
         return methods.OWN_BLOCKS[block].__struct_fields__
     return library_keys(block) if block in LIBRARY_BLOCKS else ()
 
 
 def _checked(recipe: Recipe) -> Recipe:
-    """Itself. Raises InputError where it names no method there is."""
+    """Itself. Raises InputError where it names no method there is, ValidationError where a stage can't be so."""
     methods.find(recipe.method)
+    for stage in recipe.stages:
+        stage_options(recipe, stage)
     return recipe
+
+
+def stage_options(recipe: Recipe, stage: str) -> stages.AnyOptions | None:
+    """What the recipe says of a stage, on top of its defaults; None where the stage takes nothing."""
+    kind = stages.OPTIONS.get(stage)
+    return msgspec.convert({"stage": stage, **recipe.stages.get(stage, {})}, kind) if kind else None
+
+
+def for_stage(recipe: Recipe, stage: str) -> Recipe:
+    """`recipe` with a learning rate that suits `stage` as its own suits the stage it is meant for."""
+    rate = recipe.training.learning_rate * stages.LEARNING_RATE[stage] / stages.LEARNING_RATE[recipe.stage]
+    training = msgspec.structs.replace(recipe.training, learning_rate=float(f"{rate:.3g}"))
+    return msgspec.structs.replace(recipe, training=training, stage=cast(Any, stage))
 
 
 def _refuse_unknown(where: object, block: str, values: object, known: Collection[str]) -> None:

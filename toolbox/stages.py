@@ -83,5 +83,7 @@ LEARNING_RATE = {
 }  # fmt: skip
 """Share of the rate for supervised fine-tuning: with LoRA's 2e-4, DPO gets the usual 5e-6; with 1e-5 for all weights,
 2.5e-7 (the DPO and SimPO papers' are 5e-7 to 1e-6)."""
-SEQUENCES = {"rm": 2, "dpo": 2, "kto": 2, "orpo": 2, "simpo": 2, "cpo": 2}
-"""Sequences that a row becomes in the forward pass, where it is not one."""
+SEQUENCES = {"rm": 2, "dpo": 2, "orpo": 2, "simpo": 2, "cpo": 2}
+"""Sequences that a row becomes in a step, where it is not one."""
+PASSES_BEFORE = {"dpo": 1, "kto": 2}
+"""Forward passes over all rows before the first step, for the reference."""

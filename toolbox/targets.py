@@ -57,6 +57,11 @@ def _last(home: Home, with_adapter: bool) -> Target:
 def _made_by(run: Run, home: Home) -> Target:
     """An adapter on its base, a fully tuned model, or a merged one."""
     made = plan.load(run.plan_path)
+    if isinstance(made, plan.FinetunePlan) and made.stage == "rm":
+        raise InputError(
+            _("{run} made a reward model: it scores answers and writes none.").format(run=run.id),
+            _("Train a model that writes with the stage sft, or dpo."),
+        )
     if isinstance(made, plan.FinetunePlan) and made.method != "full" and run.adapter.is_dir():
         return Target(model=made.model, adapter=run.adapter, run=run.id)
     folder = made.output if isinstance(made, plan.MergePlan) else run.path / "model"
