@@ -98,6 +98,7 @@ def test_an_unknown_key_is_refused_and_the_known_ones_named(tmp_path: Path, text
     [
         "!!python/object/apply:os.system ['touch {canary}']",
         LEAST + "LoraConfig: !!python/object/new:os.system ['touch {canary}']",
+        LEAST + "LoraConfig: {r: &a [1, 1], lora_alpha: &b [*a, *a], lora_dropout: [*b, *b]}",
         "a: [",
         "- a\n- b",
         "",

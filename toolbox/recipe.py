@@ -120,7 +120,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """YAML text as plain values. Raises yaml.YAMLError; nothing in it can make a Python object."""
+    """YAML text as plain values. Raises yaml.YAMLError; nothing in it can make a Python object.
+
+    An alias is an error too: a few lines of them stand for more values than any memory holds.
+    """
+    if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, _Loader)):
+        raise yaml.YAMLError(_("an alias, as *name"))
     return yaml.load(text, _Loader)
 
 
