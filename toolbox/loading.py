@@ -47,7 +47,7 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
     return model
 
 
-def _keep_as_stored(model: torch.nn.Module) -> None:
+def _keep_as_stored(model: Any) -> None:
     """Keep 4-bit weights as they are through evaluations.
 
     On processors with avx512_bf16, bitsandbytes repacks them for inference at the first forward in eval mode, for good:

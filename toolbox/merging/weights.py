@@ -217,5 +217,6 @@ def _merge_by_peft(plan: MergePlan, folder: Path) -> None:
         for key in ("quantization_config", "_pre_quantization_dtype"):
             if hasattr(model.config, key):
                 delattr(model.config, key)
+        model.is_loaded_in_4bit = False  # peft's IA3 asks this flag, not the weights
     adapted: Any = loading.with_adapter(model, plan.adapter)
     adapted.merge_and_unload(safe_merge=True).save_pretrained(folder, max_shard_size="4GB")

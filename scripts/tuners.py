@@ -1,0 +1,283 @@
+"""Measures every method of tuning on the embedded model and writes docs/tuners.json and docs/tuners.md.
+
+python scripts/tuners.py            measure all, write both (minutes)
+python scripts/tuners.py --page     write the page anew from the figures that are there
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from toolbox import methods  # noqa: E402
+
+PAGE, FIGURES = ROOT / "docs" / "tuners.md", ROOT / "docs" / "tuners.json"
+STEPS, STOP = 4, 2
+"""Optimizer steps of a short run, and after how many of them the interrupted one stops."""
+SAME, MERGED = 2e-5, 5e-5
+"""The largest difference of a logit that is rounding in float32, where logits go up to 11: reloaded, and merged."""
+
+
+class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a method did. Differences are of logits, the largest; None: not tried."""
+
+    method: str
+    quantization: str = "none"
+    weights: int
+    """Trained weights of the embedded model."""
+    loss_before: float
+    loss_after: float
+    """On held-out rows, before the first and after the last of the short run's steps."""
+    reload_diff: float
+    resumed_equal: bool | None = None
+    """A stopped and resumed run leaves the very weights of a straight one."""
+    merge_diff: float | None = None
+    engine_diff: float | None = None
+    """As `transformers serve` loads it, unmerged."""
+    engine_error: str = ""
+
+
+def measure(method: str, quantization: str, home: Path, merge: bool = True) -> Figures:
+    """Train, stop, resume, reload, merge and load as an engine does, through the toolbox's own jobs."""
+    from toolbox import plan as plans
+
+    straight, model, result = _train(method, quantization, home)
+    expected = _logits(model)
+    made: Any = plans.load(straight.plan_path)
+    adapter = straight.adapter if straight.adapter.is_dir() else None
+    reloaded = _reloaded(made, adapter, Path(result.get("model", ".")))
+    figures = Figures(
+        method=method, quantization=quantization, reload_diff=_difference(_logits(reloaded), expected),
+        weights=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        loss_before=result["eval_loss_before"], loss_after=result["eval_loss"],
+    )  # fmt: skip
+    if quantization == "none" or method == "qlora":
+        figures.resumed_equal = _same_files(straight.path, _stopped(method, quantization, home).path)
+    if adapter and quantization == "none":
+        figures.engine_diff, figures.engine_error = _as_engine(made, adapter, home / "view", expected)
+    if adapter and merge and not methods.find(method).unmergeable:
+        figures.merge_diff = _merged(made, adapter, home / "merged")
+    return figures
+
+
+def _plan(method: str, quantization: str, home: Path) -> Any:
+    from plans import CPU, demo_facts
+
+    from toolbox import datasets
+    from toolbox.config import Home
+    from toolbox.plan import Wishes, plan_finetune
+
+    settings = [
+        f"max_steps={STEPS}", f"save_steps={STOP}", "eval_steps=100", "per_device_train_batch_size=4",
+        "gradient_accumulation_steps=1", "max_length=128",
+    ]  # fmt: skip
+    wishes: Any = Wishes(method=method, quantization=quantization, recipe="cpu-tiny", settings=settings)
+    made = plan_finetune(
+        demo_facts(), [datasets.resolve("demo-persona", Home(home))], CPU, wishes, Home(home), must_fit=False
+    )
+    made.eval_rows = 8
+    return made
+
+
+def _train(method: str, quantization: str, home: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """(the run, the model as it was when it ended, what the job returned) of a straight run."""
+    from toolbox import runs, training
+    from toolbox.runs import Silent
+
+    made = _plan(method, quantization, home)
+    run = runs.create(home / "runs", "straight", made)
+    with _caught() as models:
+        result = training.run(made, run, Silent())
+    return run, models[0], result
+
+
+def _stopped(method: str, quantization: str, home: Path) -> Any:
+    """A run of the same plan that was asked to stop, and resumed."""
+    from toolbox import runs, training
+    from toolbox.errors import Interrupted
+    from toolbox.runs import Silent
+
+    class Stopping(Silent):
+        done = 0
+
+        def progress(self, step: int, steps: int, **metrics: float) -> None:
+            self.done = step
+
+        @property
+        def stopping(self) -> bool:  # type: ignore[override]
+            return self.done >= STOP
+
+    made = _plan(method, quantization, home)
+    run = runs.create(home / "runs", "stopped", made)
+    try:
+        training.run(made, run, Stopping())
+    except Interrupted:
+        training.run(made, run, Silent())
+    return run
+
+
+@contextmanager
+def _caught() -> Iterator[list[Any]]:
+    """The models that tuners load meanwhile."""
+    from toolbox import training
+
+    found: list[Any] = []
+    original = training.tuner_for
+
+    def tuner_for(plan: Any) -> Any:
+        tuner = original(plan)
+        load = tuner.load
+
+        def loaded(device: str) -> Any:
+            found.append(load(device))
+            return found[-1]
+
+        tuner.load = loaded  # type: ignore[method-assign]
+        return tuner
+
+    training.tuner_for = tuner_for
+    try:
+        yield found
+    finally:
+        training.tuner_for = original
+
+
+def _reloaded(made: Any, adapter: Path | None, model: Path) -> Any:
+    from toolbox import loading
+
+    if adapter is None:
+        return loading.base_model(model, made.model.dtype, "cpu")
+    base = loading.base_model(made.model.path, made.dtype, "cpu", made.BitsAndBytesConfig or None)
+    return loading.with_adapter(base, adapter)
+
+
+def _as_engine(made: Any, adapter: Path, view: Path, expected: Any) -> tuple[float | None, str]:
+    """(difference, "") of the model as an engine of transformers loads it, or (None, why it does not)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from toolbox.serving import view as views
+
+    served, _tuned = views.make(view, made.model.path, adapter, apart=False)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(view / served, dtype=torch.float32)
+        return _difference(_logits(model), expected), ""
+    except Exception as error:  # whatever a library says is the result
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+
+
+def _merged(made: Any, adapter: Path, output: Path) -> float:
+    """The proof's largest difference. Raises ToolboxError where the merge is no good."""
+    from toolbox import merging
+    from toolbox.plan import MergePlan
+
+    plan = MergePlan(
+        entry="toolbox.merging:run", model=made.model, device=made.device, adapter=adapter, output=output,
+        dtype="float32", quantization=made.quantization, BitsAndBytesConfig=made.BitsAndBytesConfig,
+    )  # fmt: skip
+    return float(merging.run(plan)["max_abs_diff"])
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    tokens = torch.randint(5, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
+    model.eval()
+    text = model.config.get_text_config()
+    attention, text._attn_implementation = text._attn_implementation, "sdpa"
+    try:
+        with torch.no_grad():
+            return model(input_ids=tokens, use_cache=False).logits.float()
+    finally:
+        text._attn_implementation = attention
+
+
+def _difference(some: Any, others: Any) -> float:
+    return float((some - others).abs().max())
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    """Whether two runs left the same weights, byte for byte."""
+    made = sorted(path for folder in ("adapter", "model") for path in (one / folder).glob("*.safetensors"))
+    return bool(made) and all(path.read_bytes() == (other / path.relative_to(one)).read_bytes() for path in made)
+
+
+def every() -> Iterator[tuple[str, str]]:
+    """(method, quantization) of all that is measured."""
+    for method in methods.METHODS:
+        if method.name != "qlora":
+            yield method.name, "none"
+        if method.nf4 and method.name != "lora":
+            yield method.name, "nf4"
+
+
+def page(figures: list[Figures]) -> str:
+    """docs/tuners.md."""
+    plain = {figure.method: figure for figure in figures if figure.quantization == "none"}
+    rounded = {figure.method: figure for figure in figures if figure.quantization == "nf4"}
+    lines = [
+        "# Methods of tuning",
+        "",
+        "<!-- Written by scripts/tuners.py from toolbox/methods.py and docs/tuners.json; a test compares them. -->",
+        "",
+        f"Each was trained for {STEPS} steps on the embedded model through the toolbox's own job, in float32 on a",
+        "processor; figures are largest differences of logits. *Resumed*: stopped after half of the steps and resumed,",
+        "it left the very bytes of a straight run. *Served*: loaded unmerged as `transformers serve` loads it.",
+        "",
+        "| `--method` | what | paper | settings | weights | resumed | reload | merge | served | 4 bits |",
+        "|---|---|---|---|--:|---|--:|--:|--:|---|",
+    ]
+    for method in methods.METHODS:
+        if found := plain.get(method.name) or rounded.get(method.name):
+            lines.append(_row(method, found, rounded.get(method.name)))
+    merged = [method for method in methods.METHODS if method.unmergeable]
+    unmergeable = [f"`{method.name}` does not merge: {method.unmergeable}." for method in merged]
+    return "\n".join([*lines, "", *unmergeable]) + "\n"
+
+
+def _row(method: methods.Method, found: Figures, rounded: Figures | None) -> str:
+    own = methods.find(method.name).kind == "weights"
+    merge = "a model" if own else "no" if method.unmergeable else f"{found.merge_diff or 0:.0e}"
+    served = "a model" if own else "no" if found.engine_diff is None else f"{found.engine_diff:.0e}"
+    four = "—" if not rounded else f"{rounded.reload_diff:.0e}"
+    cells = [
+        f"`{method.name}`", method.summary, method.paper or "—", f"`{method.block}`" if method.block else "—",
+        f"{found.weights:,}", "equal" if found.resumed_equal else "—", f"{found.reload_diff:.0e}", merge, served, four,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def read() -> list[Figures]:
+    return msgspec.json.decode(FIGURES.read_bytes(), type=list[Figures])
+
+
+def keep(figures: Figures) -> None:
+    """Put `figures` in the place of what was measured of that method before."""
+    known = {(old.method, old.quantization): old for old in (read() if FIGURES.exists() else [])}
+    known[figures.method, figures.quantization] = figures
+    ordered = [known[pair] for pair in every() if pair in known]
+    FIGURES.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
+
+
+def main(arguments: list[str]) -> int:
+    if arguments != ["--page"]:
+        for method, quantization in every():
+            if not arguments or method in arguments:
+                begun = time.monotonic()
+                with tempfile.TemporaryDirectory() as home:
+                    keep(measure(method, quantization, Path(home)))
+                print(f"{method} {quantization}: {time.monotonic() - begun:.1f} s", flush=True)
+    PAGE.write_text(page(read()), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
