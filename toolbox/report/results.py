@@ -6,12 +6,16 @@ from typing import Any
 from xml.sax.saxutils import unescape
 
 from toolbox import files, units
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
 from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
 from toolbox.suites import METRICS
+
+TITLES = {"base": N_("base"), "tuned": N_("tuned"), "difference": N_("Difference")}
+ROLES = {"base": N_("Base model"), "adapter": N_("Adapter"), "output": N_("Output")}
+"""What the columns of an evaluation and the weights of a merge are called."""
 
 
 def results(facts: Facts) -> str:
@@ -27,6 +31,9 @@ def _finetune(facts: Facts) -> list[str]:
         (_("Steps"), f"{facts.status.step} / {facts.status.steps}" if facts.status.steps else ""),
         (_("Training loss"), _from_to(losses)),
         (_("Evaluation loss"), _from_to(facts.curve("eval_loss"))),
+        (_("Reward margin"), _from_to(facts.curve("rewards/margins"))),
+        (_("Reward margin, held-out rows"), _from_to(facts.curve("eval_rewards/margins"))),
+        (_("Held-out pairs told apart"), _from_to(facts.curve("eval_rewards/accuracies"))),
         (_("Tokens per second"), _mean(facts.curve("tokens_per_s"))),
         (_("Adapter"), code(result["adapter"]) if result.get("adapter") else ""),
     ]
@@ -75,7 +82,7 @@ def _hashes(hashes: Any) -> str:
     if not isinstance(hashes, dict):
         return ""
     rows = [
-        (plain(role), code(name), code(digest))
+        (_(ROLES.get(role, plain(role))), code(name), code(digest))
         for role, digests in hashes.items()
         if isinstance(digests, dict)
         for name, digest in digests.items()
@@ -93,7 +100,11 @@ def _evaluate(facts: Facts) -> list[str]:
         (plain(suite), plain(_(METRICS.get(metric, (metric,))[0])), *(by_model.get(model, "") for model in models))
         for (suite, metric), by_model in cells.items()
     ]
-    return [markdown.table((_("Suite"), _("Metric"), *map(plain, models)), lines) if lines else ""]
+    return [
+        markdown.table((_("Suite"), _("Metric"), *(plain(_(TITLES.get(model, model))) for model in models)), lines)
+        if lines
+        else ""
+    ]
 
 
 def _measured(row: dict[str, Any]) -> str:
@@ -121,13 +132,17 @@ def curves(facts: Facts) -> str:
 
 
 def _drawn(facts: Facts) -> list[tuple[str, str]]:
-    losses, held_out = facts.curve("loss"), facts.curve("eval_loss")
     rates = facts.curve("learning_rate")
     drawn = []
-    if losses or held_out:
-        train = [Series(_("training"), _smooth(losses)), Series("", losses, faint=True)]
-        series = [*train, Series(_("evaluation"), held_out, dots=True)]
-        drawn.append(("loss", line_chart(_("Loss"), series, _("step"), _("loss"))))
+    for file, title, axis, metric in (
+        ("loss", _("Loss"), _("loss"), "loss"),
+        ("margin", _("Reward margin"), _("chosen − rejected"), "rewards/margins"),
+    ):
+        trained, held_out = facts.curve(metric), facts.curve(f"eval_{metric}")
+        if trained or held_out:
+            train = [Series(_("training"), _smooth(trained)), Series("", trained, faint=True)]
+            series = [*train, Series(_("evaluation"), held_out, dots=True)]
+            drawn.append((file, line_chart(title, series, _("step"), axis)))
     if rates:
         chart = line_chart(_("Learning rate"), [Series(_("learning rate"), rates)], _("step"), _("learning rate"))
         drawn.append(("learning_rate", chart))

@@ -133,7 +133,7 @@ def parameters(facts: Facts) -> str:
     blocks = []
     others = facts.plan.get("blocks")
     plan = {**(others if isinstance(others, dict) else {}), **facts.plan}
-    for name in ("training", "LoraConfig", *(others or {}), "BitsAndBytesConfig"):
+    for name in ("training", "options", "LoraConfig", *(others or {}), "BitsAndBytesConfig"):
         values = plan.get(name)
         if isinstance(values, dict) and values:
             rows = [(code(key), code(_value(value))) for key, value in values.items()]
@@ -185,10 +185,14 @@ def command_line(facts: Facts) -> str:
     if facts.verb == "finetune":
         training = plan.get("training") or {}
         words += ["--dataset", *(str(spec.get("name")) for spec in plan.get("datasets") or [])]
+        words += ["--stage", str(plan["stage"])] if plan.get("stage", "sft") != "sft" else []
         words += ["--method", str(plan.get("method", "auto"))]
         words += ["--max-length", str(training["max_length"])] if "max_length" in training else []
         steps = training.get("max_steps", -1)
-        words += ["--set", f"max_steps={steps}"] if steps > 0 else []
+        options = plan.get("options") or {}
+        settings = [f"max_steps={steps}"] if steps > 0 else []
+        settings += [f"{options['stage']}.{name}={value}" for name, value in options.items() if name != "stage"]
+        words += ["--set", *settings] if settings else []
         words += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
         words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
     words += ["--suite", *map(str, plan["suites"])] if facts.verb == "evaluate" and plan.get("suites") else []
