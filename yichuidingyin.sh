@@ -36,7 +36,7 @@ prepared() { # ENV
 hand_over() { # ENV WORD…
   local python=$1/bin/python
   shift
-  PYTHONPATH=$root exec "$python" -P -m toolbox "$@"
+  PYTHONPATH=$root YCDY_CALLED=$0 exec "$python" -P -m toolbox "$@"
 }
 
 words=" $* "

@@ -1,6 +1,7 @@
 """Where things lie (the home folder) and the person's settings."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -104,3 +105,14 @@ def find_home(chosen: str | None = None, environ: Mapping[str, str] = os.environ
         if os.access(disk, os.W_OK):
             return Home(Path(disk) / "yichuidingyin")
     return Home(Path.home() / "yichuidingyin")
+
+
+def called() -> list[str]:
+    """The words that call this program, as the person did."""
+    return ["bash", os.environ.get("YCDY_CALLED") or "yichuidingyin.sh"]
+
+
+def command_line(home: Path, *words: str) -> str:
+    """A line that can be copied as it stands: it names the home folder where that is not found by itself."""
+    named = [] if home.resolve() == find_home().path.resolve() else ["--home", str(home)]
+    return shlex.join([*called(), *words, *named])

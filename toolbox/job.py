@@ -167,7 +167,8 @@ def explain(error: Exception, run: Run) -> ToolboxError:
         )
     if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text:
         return ToolboxError(
-            _("The disk is full."), _("Free some space, then go on with: runs resume {run}").format(run=run.id)
+            _("The disk is full."),
+            _("Free some space, then go on with: {command}").format(command=run.command("runs", "resume")),
         )
     shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
     return ToolboxError(

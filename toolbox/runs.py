@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from toolbox import files
+from toolbox.config import command_line
 from toolbox.errors import BusyError, CorruptError, NotFoundError
 from toolbox.i18n import _, language
 
@@ -47,6 +48,11 @@ class Status(msgspec.Struct, kw_only=True):
     @property
     def finished(self) -> bool:
         return self.state not in ("planned", *ACTIVE)
+
+    @property
+    def model_name(self) -> str:
+        """The model in few characters: of a folder only its name."""
+        return Path(self.model).name if self.model.startswith(os.sep) else self.model
 
 
 class Reporter(Protocol):
@@ -167,9 +173,10 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(lock)
-            raise BusyError(_("{run} is already running.").format(run=self.id), f"runs tail {self.id}") from error
+            raise BusyError(_("{run} is already running.").format(run=self.id), self.command("runs", "tail")) from error
         status = self.status()
-        status.state, status.error, status.pid, status.started_at = "running", None, 0, time.time()
+        status.state, status.phase, status.error = "running", "", None
+        status.pid, status.started_at = 0, time.time()
         self.write_status(status)
         try:
             with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
@@ -200,10 +207,14 @@ class Run:
             return False
         return True
 
+    def command(self, *words: str) -> str:
+        """The line that does `words` (`runs tail`, `chat --run` …) with this run."""
+        return command_line(self.path.parents[1], *words, self.id)
+
     def remove(self) -> None:
         """Delete the directory. Raises BusyError while its job runs."""
         if self.alive():
-            raise BusyError(_("{run} is running.").format(run=self.id), f"runs stop {self.id}")
+            raise BusyError(_("{run} is running.").format(run=self.id), self.command("runs", "stop"))
         shutil.rmtree(self.path)
 
 
@@ -252,6 +263,12 @@ def _script(run: Run) -> str:
         'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)\n'
         f'exec bash "${{YCDY_SCRIPT:-{toolbox}}}" runs reproduce "$here/plan.yaml" "$@"\n'
     )
+
+
+def undated(id: str) -> str:
+    """A run's name without its date and time: what a further run on it is named after."""
+    found = re.fullmatch(r"\d{8}-\d{4}-(.+)", id)
+    return found.group(1) if found else id
 
 
 def every(runs: Path) -> list[Run]:

@@ -138,7 +138,9 @@ def _told(line: str, conversation: Conversation, session: Session) -> bool:
             session.say(_("Saved in {path}.").format(path=_save(conversation, rest.strip(), session)))
         case "/help":
             session.say(
-                _("/reset  begin anew\n/system TEXT  system prompt\n/save [FILE]  keep as a data set row\n/quit")
+                _(
+                    "/reset        begin anew\n/system TEXT  system prompt\n/save [FILE]  keep as a data set row\n/quit         leave"
+                )
             )
         case _ if command.startswith("/"):
             session.say(_("There is no command {command}. /help shows them.").format(command=command))
@@ -173,7 +175,7 @@ def served(plan: "ServePlan", session: Session) -> Iterator[dict[str, Any]]:
         return
     from toolbox import runs
 
-    job = runs.create(session.home.runs, f"chat-{plan.name}", plan)
+    job = runs.create(session.home.runs, f"chat-{runs.undated(plan.name)}", plan)
     with _raised((signal.SIGTERM, signal.SIGHUP)):
         try:
             job.start()

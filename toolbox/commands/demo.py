@@ -145,10 +145,10 @@ def _persona_suite(session: Session) -> "Path":
     from toolbox import datasets, files
 
     told = {
-        row.messages[0]["content"]: row.messages[-1]["content"]
+        turns[0]["content"]: turns[-1]["content"]
         for name in ("demo-persona", "demo-heldout")
-        for row in datasets.load(datasets.resolve(name, session.home))
-        if name == "demo-heldout" or row.messages[0]["content"] in QUESTIONS
+        for turns in datasets.conversations(datasets.resolve(name, session.home))
+        if name == "demo-heldout" or turns[0]["content"] in QUESTIONS
     }
     rows = [
         {"question": question, "answers": [answer]}
@@ -209,6 +209,7 @@ def _checks(story: Story) -> list[Check]:
 def _show(story: Story, checks: list[Check], report: "Path", elapsed_s: float, session: Session) -> None:
     """The last screen."""
     from toolbox import units
+    from toolbox.config import command_line
 
     session.say("")
     session.table(
@@ -229,13 +230,13 @@ def _show(story: Story, checks: list[Check], report: "Path", elapsed_s: float, s
         (_("Report"), str(report)),
     ]
     session.table("", ("", ""), rows)
-    script = "bash yichuidingyin.sh"
+    home = session.home.path
     session.say(
         "\n".join([
             _("Yichuidingyin: all of it in {time}. What next:").format(time=units.duration(elapsed_s)),
-            f"  {script} chat --run {story.merge['run']}",
-            f"  {script} serve --run {story.merge['run']}",
-            f"  {script} finetune --model demo --dataset {_('your-data.jsonl')}",
+            "  " + command_line(home, "chat", "--run", story.merge["run"]),
+            "  " + command_line(home, "serve", "--run", story.merge["run"]),
+            "  " + command_line(home, "finetune", "--model", "demo", "--dataset", _("your-data.jsonl")),
         ])
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """`evaluate`: what a model knows, what it learnt, which way it leans; a tuned one beside its base, in one job."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -46,7 +47,7 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     job.start()
     session.follow(job)
     result = {"run": job.id, **job.result()}
-    _show(result["results"], session)
+    show_results(result["results"], session)
     session.say(_("Every answer lies in {path}.").format(path=job.path / "evaluation"))
     return result
 
@@ -77,7 +78,9 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
 
 def _name(plan: "EvaluatePlan") -> str:
     """`evaluate-sft-demo` for the run 20261121-1530-sft-demo: the new run has a date of its own."""
-    made = plan.run.split("-", 2)[-1] if plan.run else plan.model.id.rpartition("/")[2]
+    from toolbox import runs
+
+    made = runs.undated(plan.run) if plan.run else plan.model.id.rpartition("/")[2]
     return f"evaluate-{made}"
 
 
@@ -121,8 +124,8 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
     session.table(_("Plan"), (_("What"), _("Which")), [row for row in rows if row[1]])
 
 
-def _show(results: list[dict[str, Any]], session: Session) -> None:
-    """A line a metric: base, tuned, and whether the difference can be more than chance."""
+def show_results(results: list[dict[str, Any]], session: Session) -> None:
+    """A line a metric: base, tuned, and whether the difference can be more than chance; intervals below the figures."""
     from toolbox.suites import METRICS
 
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
@@ -136,7 +139,7 @@ def _show(results: list[dict[str, Any]], session: Session) -> None:
         (_("Suite"), _("Metric"), *(titles[model] for model in models), *([_("Difference")] if compared else [])),
         [
             (
-                suite,
+                Path(suite).name,
                 _(METRICS[metric][0]),
                 *(_figure(line.get(model)) for model in models),
                 *([_verdict(line.get("difference"), METRICS[metric][1])] if compared else []),
@@ -146,18 +149,25 @@ def _show(results: list[dict[str, Any]], session: Session) -> None:
     )
 
 
-def _figure(row: dict[str, Any] | None) -> str:
-    return f"{row['value']:.3g} [{row['low']:.3g}, {row['high']:.3g}]" if row else "–"
+def _figure(row: dict[str, Any] | None, sign: str = "") -> str:
+    """A value, and below it its interval."""
+    return f"{_short(row['value'], sign)}\n{_short(row['low'], sign)} … {_short(row['high'], sign)}" if row else "–"
+
+
+def _short(value: float, sign: str = "") -> str:
+    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
 
 
 def _verdict(difference: dict[str, Any] | None, more_is_better: bool) -> str:
     """Better or worse only where the interval of the paired difference leaves zero out."""
     if difference is None:
         return "–"
-    text = f"{difference['value']:+.3g} [{difference['low']:+.3g}, {difference['high']:+.3g}]"
+    value, interval = _figure(difference, "+").split("\n")
     if difference["low"] <= 0 <= difference["high"]:
-        return text + " " + _("within chance")
-    return text + " " + (_("better") if (difference["low"] > 0) == more_is_better else _("worse"))
+        told = _("within chance")
+    else:
+        told = _("better") if (difference["low"] > 0) == more_is_better else _("worse")
+    return f"{value} {told}\n{interval}"
 
 
 COMMANDS = (

@@ -21,11 +21,14 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class MergeOptions(msgspec.Struct, kw_only=True):
     """What `merge` takes: a finetune run, or a model and an adapter."""
 
-    run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="tuned")] = ""
+    run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="adapted")] = ""
     model: Annotated[
         str, option(N_("Base model: demo, a folder, or OWNER/NAME; default: the adapter's own"), choices="models")
     ] = ""
-    adapter: Annotated[str, option(N_("Adapter folder, instead of --run"), metavar="DIR", choices="adapters")] = ""
+    adapter: Annotated[
+        str,
+        option(N_("Adapter folder, instead of --run"), metavar="DIR", ask=True, choices="adapters", unless="run"),
+    ] = ""
     output: Annotated[
         str,
         option(N_("New folder for the merged model; empty: HOME/models/merged/RUN"), ask=True, metavar="DIR"),
@@ -48,19 +51,15 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     job.start()
     session.follow(job)
     result = {"run": job.id, **job.result()}
-    session.table(
-        _("Proof"),
-        (_("Check"), "", _("Detail")),
-        [(check["name"], "✓" if check["passed"] else "✗", check["detail"]) for check in result["proof"]],
-    )
+    show_proof(result["proof"], session)
     session.say(_("The merged model lies in {output}.").format(output=plan.output))
-    session.say(_("Next: {command}").format(command=f"bash yichuidingyin.sh serve --run {job.id}"))
+    session.say(_("Next: {command}").format(command=job.command("serve", "--run")))
     return result
 
 
 def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
-    from toolbox import device, targets
+    from toolbox import device, methods, targets
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
@@ -70,6 +69,7 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
             _("{name} has no adapter to merge.").format(name=target.name),
             _("Name a run of finetune with --method lora or qlora, or an adapter with --adapter."),
         )
+    methods.refuse_unmergeable(target.adapter)
     _refuse_quantised(target.model)
     origin = _origin(target.adapter)
     plan = MergePlan(
@@ -171,6 +171,12 @@ def _show_plan(plan: "MergePlan", session: Session) -> None:
         (_("Proved with"), ", ".join(spec.name for spec in plan.datasets)),
     ]
     session.table(_("Plan"), (_("What"), _("Which")), rows)
+
+
+def show_proof(proof: list[dict[str, Any]], session: Session) -> None:
+    """A line a check."""
+    rows = [("✓" if check["passed"] else "✗", check["name"], check["detail"]) for check in proof]
+    session.table(_("Proof"), ("", _("Check"), _("Detail")), rows)
 
 
 COMMANDS = (Command("merge", N_("Merge an adapter into its base model, with proof"), MergeOptions, run),)

@@ -17,8 +17,6 @@ from toolbox.runs import ACTIVE, Run, State, Status
 if TYPE_CHECKING:
     from toolbox.plan import AnyPlan
 
-PLANNED = ("method", "dtype", "quantization", "recipe", "why", "adapter", "output", "datasets", "estimate.peak_bytes")
-"""What of a plan `runs show` puts into its table."""
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 30.0
 """After so long a person is told that `--force` exists."""
@@ -39,15 +37,15 @@ class ListOptions(msgspec.Struct, kw_only=True):
     active: Annotated[bool, option(N_("Only runs whose job is alive"))] = False
 
 
+def _run_option(choices: str) -> msgspec.Meta:
+    help = N_("Run: its id, the beginning of it, or last")
+    return option(help, ask=True, positional=True, metavar="RUN", choices=choices)
+
+
 class RunOptions(msgspec.Struct, kw_only=True):
     """What the commands on one run take."""
 
-    run: Annotated[
-        str,
-        option(
-            N_("Run: its id, the beginning of it, or last"), ask=True, positional=True, metavar="RUN", choices="runs"
-        ),
-    ]
+    run: Annotated[str, _run_option("runs")]
 
 
 class TailOptions(RunOptions, kw_only=True):
@@ -56,9 +54,16 @@ class TailOptions(RunOptions, kw_only=True):
     log: Annotated[bool, option(N_("Show the log instead of the progress"), ask=True)] = False
 
 
-class StopOptions(RunOptions, kw_only=True):
+class ResumeOptions(msgspec.Struct, kw_only=True):
+    """What `runs resume` takes."""
+
+    run: Annotated[str, _run_option("resumable")]
+
+
+class StopOptions(msgspec.Struct, kw_only=True):
     """What `runs stop` takes."""
 
+    run: Annotated[str, _run_option("active")]
     force: Annotated[bool, option(N_("End it at once, without saving"))] = False
 
 
@@ -82,20 +87,20 @@ class RemoveOptions(msgspec.Struct, kw_only=True):
 
 def list_(options: ListOptions, session: Session) -> dict[str, Any]:
     """All runs, newest first."""
-    found = [(run, run.status()) for run in runs.every(session.home.runs)]
-    rows = [facts(run, status) for run, status in found if status.state in ACTIVE or not options.active]
-    if rows:
+    every = [(run, run.status()) for run in runs.every(session.home.runs)]
+    found = [(run, status) for run, status in every if status.state in ACTIVE or not options.active]
+    if found:
         session.table(
             "",
-            (_("Run"), _("State"), _("Kind"), _("Model"), _("Started"), _("Step")),
+            (_("Run"), _("State"), _("Kind"), _("Model"), _("Step")),
             [
-                (row["id"], _(STATES[row["state"]]), row["stage"], row["model"], _moment(row["started_at"]), _step(row))
-                for row in rows
+                (run.id, _(STATES[status.state]), status.stage, status.model_name, _step(facts(run, status)))
+                for run, status in found
             ],
         )
     else:
         session.say(_("There are no runs in {path}.").format(path=session.home.runs))
-    return {"runs": rows}
+    return {"runs": [facts(run, status) for run, status in found]}
 
 
 def facts(run: Run, status: Status) -> dict[str, Any]:
@@ -108,12 +113,14 @@ def facts(run: Run, status: Status) -> dict[str, Any]:
         "started_at": status.started_at or None,
         "step": status.step,
         "steps": status.steps,
-        "resumable": not _why_not_resumable(run, status),
+        "resumable": not why_not_resumable(run, status),
     }
 
 
 def show(options: RunOptions, session: Session) -> dict[str, Any]:
     """What was planned, where it is, what came of it."""
+    from toolbox.report.figures import figures
+
     run = runs.find(session.home.runs, options.run)
     status = run.status()
     result = run.result()
@@ -124,13 +131,24 @@ def show(options: RunOptions, session: Session) -> dict[str, Any]:
         (_("Started"), _moment(status.started_at)),
         (_("Step"), _step({"step": status.step, "steps": status.steps})),
         (_("Folder"), str(run.path)),
-        *((name, _shown(name, value)) for name, value in _flat(_plan(run)) if name in PLANNED),
-        *((name, _shown(name, value)) for name, value in _flat(result) if name not in ("run", "state")),
+        *figures(_plan(run), result),
     ]
     session.table(run.id, (_("What"), _("Value")), [(name, value) for name, value in rows if value])
+    _show_result(result, session)
     if status.error:
-        session.say(f"✗ {status.error.get('message', '')}")
+        remedy = status.error.get("remedy")
+        session.say(f"✗ {status.error.get('message', '')}" + (f"\n  → {remedy}" if remedy else ""))
     return {**facts(run, status), "path": str(run.path), "plan": _plan(run), "result": result, "error": status.error}
+
+
+def _show_result(result: dict[str, Any], session: Session) -> None:
+    """The tables that merge and evaluate end with."""
+    from toolbox.commands import evaluate, merge
+
+    if proof := result.get("proof"):
+        merge.show_proof(proof, session)
+    if results := result.get("results"):
+        evaluate.show_results(results, session)
 
 
 def tail(options: TailOptions, session: Session) -> dict[str, Any]:
@@ -172,27 +190,34 @@ def stop(options: StopOptions, session: Session) -> dict[str, Any]:
         asked = asked or run.stop(options.force)
         if not told and time.monotonic() - begun > PATIENCE_S:
             told = True
-            session.say(_("It is still saving; runs stop --force {run} ends it at once.").format(run=run.id))
+            session.say(
+                _("It is still saving. To end it at once: {command}").format(
+                    command=run.command("runs", "stop", "--force")
+                )
+            )
         time.sleep(LOOK_EVERY_S)
     session.say(_("{run} has stopped.").format(run=run.id))
     return _outcome(run)
 
 
-def resume(options: RunOptions, session: Session) -> dict[str, Any]:
+def resume(options: ResumeOptions, session: Session) -> dict[str, Any]:
     """Go on from the last complete checkpoint."""
+    from toolbox.commands import finetune
+
     run = runs.find(session.home.runs, options.run)
-    if reason := _why_not_resumable(run, run.status()):
+    if reason := why_not_resumable(run, run.status()):
         raise InputError(
             _("{run} can't be resumed: {reason}.").format(run=run.id, reason=reason),
-            _("Start it anew: runs reproduce {run}").format(run=run.id),
+            _("Start it anew: {command}").format(command=run.command("runs", "reproduce")),
         )
     if not session.dry_run:
         run.start()
         session.follow(run)
+        finetune.say_next(run, session)
     return _outcome(run)
 
 
-def _why_not_resumable(run: Run, status: Status) -> str:
+def why_not_resumable(run: Run, status: Status) -> str:
     """Why there is nothing to resume; empty where there is."""
     if (status.verb or _plan(run).get("verb")) != "finetune":
         return _("only fine-tuning has checkpoints")
@@ -261,7 +286,10 @@ def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
             _("{model} is no longer the model that was planned with.").format(model=planned.model.id),
             _("Fetch that revision again, or make a new plan."),
         )
-    found = [datasets.resolve(spec.name, session.home) for spec in getattr(planned, "datasets", [])]
+    found = [
+        datasets.resolve(spec.name, session.home, spec.columns, spec.skip_broken)
+        for spec in getattr(planned, "datasets", [])
+    ]
     for spec, here in zip(getattr(planned, "datasets", []), found, strict=True):
         if spec.sha256 != here.sha256:
             raise InputError(
@@ -273,9 +301,8 @@ def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
 
 def _name(old: Run, planned: "AnyPlan") -> str:
     """The old run's name without its date, so that both are found side by side."""
-    date, _dash, name = old.id.partition("-")
-    time_of_day, _dash, name = name.partition("-")
-    return name if date.isdigit() and time_of_day.isdigit() and name else f"{planned.verb}-{planned.model.id}"
+    name = runs.undated(old.id)
+    return name if name != old.id else f"{planned.verb}-{planned.model.id}"
 
 
 def _compared(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
@@ -339,17 +366,6 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _shown(name: str, value: Any) -> str:
-    """A leaf of a plan or a result, in the unit that its name says."""
-    from toolbox import units
-
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if name.endswith("_bytes"):
-        return units.size(value)
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
 def _moment(when: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(when)) if when else ""
 
@@ -363,7 +379,7 @@ COMMANDS = (
     Command("runs show", N_("What a run was to do, where it is, what came of it"), RunOptions, show),
     Command("runs tail", N_("Follow a run until it ends"), TailOptions, tail),
     Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
-    Command("runs resume", N_("Go on from the last checkpoint"), RunOptions, resume),
+    Command("runs resume", N_("Go on from the last checkpoint"), ResumeOptions, resume),
     Command("runs reproduce", N_("Do a run again from its plan, and compare"), ReproduceOptions, reproduce),
     Command("runs report", N_("Write a run's report again, and show it"), RunOptions, report),
     Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),

@@ -76,7 +76,7 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
         session.publish(facts)
         if options.background:
             session.say(_("It goes on in the background. To stop it: {command}").format(
-                command=f"bash yichuidingyin.sh runs stop {job.id}"))  # fmt: skip
+                command=job.command("runs", "stop")))  # fmt: skip
             return facts
         session.say(_("Ctrl-C stops it."))
         session.follow(job, through_ready=True)
@@ -86,7 +86,7 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     """Everything that is decided before the server starts. Raises InputError for what can't be served."""
-    from toolbox import device, engines
+    from toolbox import device, engines, methods
     from toolbox.errors import InputError
     from toolbox.plan import ServePlan
     from toolbox.targets import resolve
@@ -94,6 +94,8 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     target = resolve(options.model, options.adapter, options.run, session.home)
     best = device.probe().best
     engine = engines.choose(options.engine, best.kind == "cuda", session.home)
+    if target.adapter:
+        methods.refuse_unserved(target.adapter, plain_only=engine.adapter_apart)
     python = engine.interpreter(session.home)
     if python is None:
         raise InputError(_("The engine {name} is not installed.").format(name=engine.name))
@@ -111,7 +113,7 @@ def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str
     """
     from toolbox import runs
 
-    job = runs.create(session.home.runs, f"serve-{plan.name}", plan)
+    job = runs.create(session.home.runs, f"serve-{runs.undated(plan.name)}", plan)
     job.start({"YCDY_API_KEY": key} if key else None)
     session.follow(job)
     return job, {**job.result(), "run": job.id}

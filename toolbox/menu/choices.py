@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 from toolbox import datasets as data
 from toolbox import embedded, methods, models, recipe, runs
+from toolbox.commands.runs import STATES, why_not_resumable
 from toolbox.config import Home
 from toolbox.i18n import _
+from toolbox.runs import Run
 
 Choice = tuple[str, str]
 """(the value, a faint note beside it)"""
@@ -24,22 +26,26 @@ def _datasets(home: Home) -> list[Choice]:
     return [(name, "") for name in data.known(home)]
 
 
-def _runs(home: Home) -> list[Choice]:
-    return [(run.id, _said(run)) for run in runs.every(home.runs)]
+def _runs(keep: Callable[[Run], object]) -> Callable[[Home], list[Choice]]:
+    """A source of the runs of which `keep` is true, newest first."""
+    return lambda home: [(run.id, _said(run)) for run in runs.every(home.runs) if keep(run)]
 
 
-def _tuned(home: Home) -> list[Choice]:
-    results = ((run, run.result()) for run in runs.every(home.runs))
-    return [(run.id, _said(run)) for run, result in results if result.get("adapter") or result.get("output")]
+def _made_a_model(run: Run) -> bool:
+    result = run.result()
+    return run.status().stage != "rm" and bool(result.get("adapter") or result.get("output"))
+
+
+def _made_an_adapter(run: Run) -> bool:
+    return run.adapter.is_dir() and run.status().stage != "rm"
 
 
 def _adapters(home: Home) -> list[Choice]:
-    tuned = (run for run in runs.every(home.runs) if run.adapter.is_dir())
-    return [(str(run.adapter), run.id) for run in tuned]
+    return [(str(run.adapter), run.id) for run in runs.every(home.runs) if _made_an_adapter(run)]
 
 
 def _suites(home: Home) -> list[Choice]:
-    return [(name, "") for name in embedded.SUITES]
+    return [(name, _(measured)) for name, (measured, _path) in embedded.SUITES.items()]
 
 
 def _recipes(home: Home) -> list[Choice]:
@@ -52,16 +58,19 @@ def _methods(home: Home) -> list[Choice]:
     return [("auto", _("by hardware and model")), *common]
 
 
-def _said(run: runs.Run) -> str:
+def _said(run: Run) -> str:
     status = run.status()
-    return " ".join(filter(None, [status.verb, status.model, status.state]))
+    return " · ".join(filter(None, [_(STATES[status.state]), status.model_name]))
 
 
 _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "models": _models,
     "datasets": _datasets,
-    "runs": _runs,
-    "tuned": _tuned,
+    "runs": _runs(lambda run: True),
+    "active": _runs(Run.alive),
+    "resumable": _runs(lambda run: not why_not_resumable(run, run.status())),
+    "tuned": _runs(_made_a_model),
+    "adapted": _runs(_made_an_adapter),
     "adapters": _adapters,
     "suites": _suites,
     "recipes": _recipes,
