@@ -160,7 +160,7 @@ def test_an_evaluation_sets_base_and_tuned_side_by_side(home: Path) -> None:
     files.write_json(run.path / "result.json", {"results": rows})
     files.write_text(run.path / "plots" / "3-demo-bias.svg", '<svg><title id="title">Share of “she”</title></svg>')
     text = report(run)
-    assert "| demo-qa | exact match (higher is better) | 0.98 [0.94, 0.99] (n = 120) | 0.97 [0.93, 0.99] (n = 120) |" in text
+    assert "| demo-qa | exact match ↑ | 0.98 [0.94, 0.99] (n = 120) | 0.97 [0.93, 0.99] (n = 120) |" in text
     assert "![Share of “she”](plots/3-demo-bias.svg)" in text
 
 

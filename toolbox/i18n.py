@@ -34,6 +34,11 @@ def _(message: str) -> str:
     return _current.gettext(message) if message else ""
 
 
+def sentences(*texts: str) -> str:
+    """Sentences one after the other; Chinese puts no space between them."""
+    return ("" if _language == "zh" else " ").join(filter(None, texts))
+
+
 def N_(message: str) -> str:
     """Marks a message for the catalogue where it is defined, to be translated by `_` where it is shown."""
     return message

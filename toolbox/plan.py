@@ -12,7 +12,7 @@ from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
 from toolbox.device import GIB, Device
 from toolbox.errors import DoesNotFitError, InputError
-from toolbox.i18n import _
+from toolbox.i18n import _, sentences
 from toolbox.memory import Estimate, Load, estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Recipe, Training
@@ -348,15 +348,15 @@ def _why(device: Device, choice: _Choice, first: _Choice, wishes: Wishes) -> str
         "effective": training.per_device_train_batch_size * training.gradient_accumulation_steps,
     }  # fmt: skip
     if wishes.recipe or wishes.method != "auto":
-        sentences = [_("You asked for it.")]
+        told = [_("You asked for it.")]
     elif choice is first:
-        sentences = [_("{recipe} is the recipe for {device} ({total}) and this model.")]
+        told = [_("{recipe} is the recipe for {device} ({total}) and this model.")]
     else:
-        sentences = [_("{first} would take {peak} of {free}; {recipe} takes less.")]
+        told = [_("{first} would take {peak} of {free}; {recipe} takes less.")]
     if recipe.dtype == "float16":
-        sentences.append(_("{device} has no bfloat16, so it computes in float16."))
-    sentences.append(_("Each step takes {batch} × {steps} = {effective} rows."))
-    return " ".join(sentence.format(**facts) for sentence in sentences)
+        told.append(_("{device} has no bfloat16, so it computes in float16."))
+    told.append(_("Each step takes {batch} × {steps} = {effective} rows."))
+    return sentences(*(sentence.format(**facts) for sentence in told))
 
 
 def _does_not_fit(

@@ -47,7 +47,8 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     session.table(_("Self-check"), ("", _("What"), _("Found")), [_row(check) for check in found])
     wrong = [check for check in found if not check.ok]
     for check in wrong:
-        session.say(f"✗ {check.name}: {check.detail}" + (f"\n  → {check.remedy}" if check.remedy else ""))
+        told = _("✗ {name}: {detail}").format(name=check.name, detail=check.detail)
+        session.say(told + (f"\n  → {check.remedy}" if check.remedy else ""))
     if not wrong:
         session.say(_("All is well."))
     status = FAILED if any(check.required for check in wrong) else DONE

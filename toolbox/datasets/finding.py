@@ -62,8 +62,8 @@ def find(address: Address, home: Home) -> Found:
 
 
 def known(home: Home) -> list[str]:
-    """The names of all data sets on this machine, as `resolve` takes them."""
-    return [*embedded.DATASETS, *(named.name for named in registry.own(home) if named.file), *_downloaded(home)]
+    """The names of all data sets on this machine to train on, as `resolve` takes them."""
+    return [*embedded.TRAINING, *(named.name for named in registry.own(home) if named.file), *_downloaded(home)]
 
 
 def _downloaded(home: Home) -> list[str]:

@@ -21,6 +21,8 @@ MODEL = FOLDER / "model"
 DATASETS: dict[str, Path] = {
     name: FOLDER / "data" / f"{name}.jsonl" for name in ("demo-persona", "demo-heldout", "demo-qa", "demo-bias")
 }
+TRAINING = ("demo-persona",)
+"""The data sets that are for training; the others are for evaluation, and training on them spoils that."""
 SUITES: dict[str, tuple[str, Path]] = {
     "demo-perplexity": (N_("How well it foresees answers that were held out"), DATASETS["demo-heldout"]),
     "demo-qa": (N_("120 questions with one right answer"), DATASETS["demo-qa"]),

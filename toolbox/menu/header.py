@@ -17,7 +17,9 @@ def draw(session: Terminal) -> None:
     if session.live:
         session.say("\n" + "\n".join(_framed(title, rows, shutil.get_terminal_size().columns)))
     else:
-        session.say("\n".join([title, *(f"  {name}: {value}" for name, value in rows)]))
+        session.say(
+            "\n".join([title, *(_("  {name}: {value}").format(name=name, value=value) for name, value in rows)])
+        )
 
 
 def _framed(title: str, rows: Sequence[tuple[str, str]], width: int) -> list[str]:

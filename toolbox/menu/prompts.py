@@ -25,6 +25,8 @@ class Entry(msgspec.Struct, frozen=True):
     title: str
     value: str
     note: str = ""
+    quiet: bool = False
+    """Not said once it is chosen: it only leads to a further question."""
 
 
 class Prompts(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from toolbox.commands import Command
-from toolbox.config import Home
+from toolbox.config import Home, called
 from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.menu.prompts import Back, Entry, Prompts, Quit
@@ -58,7 +58,7 @@ class Questions:
         if field.kind is bool:
             titles |= {"yes": _("yes"), "no": _("no")}
         return [
-            Entry(key=str(number), title=titles.get(value, value), value=value, note=note)
+            Entry(key=str(number), title=titles.get(value, value), value=value, note=note, quiet=value == OTHER)
             for number, (value, note) in enumerate(choices, start=1)
         ]
 
@@ -145,7 +145,7 @@ def remembered(command: Command, texts: Texts) -> dict[str, str]:
 
 def command_line(command: Command, texts: Texts, common: Sequence[str] = ()) -> str:
     """The one line that does the same without the menu; a secret is left to be filled in."""
-    words = ["bash", "yichuidingyin.sh", *command.name.split()]
+    words = [*called(), *command.name.split()]
     positional: list[str] = []
     for field in fields(command.options):
         answer = texts.get(field.name) or []

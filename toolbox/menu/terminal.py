@@ -25,6 +25,7 @@ from toolbox.ui.terminal import plain
 
 SECOND_DIGIT_S = 0.7
 """How long `1` waits to become 10, 11 or 12; Enter ends the wait."""
+PATH_BEGINS = ("/", "~", ".")
 ESCAPE_S = 0.05
 """How long Escape waits to become an arrow key."""
 _STYLE = Style.from_dict(STYLES)
@@ -40,9 +41,9 @@ class TerminalPrompts:
         self._stream = stream
 
     def choose(self, question: str, entries: Sequence[Entry], at: int, footer: str, free: bool = False) -> str:
-        """The list under the question; `free` is served by an entry of its own, since digits choose."""
-        list_ = _List(plain(question), entries, max(0, at), footer)
-        application: Application[str | None] = Application(
+        """The list under the question; digits choose, so with `free` a path that is begun or pasted is an answer."""
+        list_ = _List(plain(question), entries, max(0, at), footer, free)
+        application: Application[Entry | str | None] = Application(
             layout=Layout(Window(FormattedTextControl(list_.drawn, focusable=True, show_cursor=False))),
             key_bindings=list_.bindings(),
             style=_STYLE,
@@ -53,15 +54,19 @@ class TerminalPrompts:
         chosen = application.run()
         if chosen is None:
             raise Back
-        entry = next(entry for entry in entries if entry.key == chosen)
-        print(f"{list_.question} › {plain(entry.title)}", file=self._stream, flush=True)
-        return entry.value
+        if isinstance(chosen, str):
+            return self.text(question, "", paths=True, begun=chosen).strip()
+        if not chosen.quiet:
+            print(f"{list_.question} › {plain(chosen.title)}", file=self._stream, flush=True)
+        return chosen.value
 
-    def text(self, question: str, default: str, secret: bool = False, paths: bool = False) -> str:
+    def text(self, question: str, default: str, secret: bool = False, paths: bool = False, begun: str = "") -> str:
+        """A line of text, `begun` already typed."""
         import questionary
 
         asked = questionary.text(
             "›",
+            begun,
             qmark=plain(question),
             style=_STYLE,
             output=create_output(stdout=self._stream),
@@ -97,11 +102,12 @@ def _back_on_escape() -> KeyBindings:
 class _List:
     """The entries, the one pointed at, and the digits typed so far."""
 
-    def __init__(self, question: str, entries: Sequence[Entry], at: int, footer: str) -> None:
+    def __init__(self, question: str, entries: Sequence[Entry], at: int, footer: str, free: bool) -> None:
         self.question = question
         self._entries = entries
         self._at = at
         self._footer = footer
+        self._free = free
         self._typed = ""
         self._waiting: asyncio.TimerHandle | None = None
 
@@ -115,12 +121,13 @@ class _List:
             (("down", "j", "c-n", "tab"), lambda event: self._move(1)),
             (("home", "pageup"), lambda event: self._move(-len(self._entries), wrap=False)),
             (("end", "pagedown"), lambda event: self._move(len(self._entries), wrap=False)),
-            (("enter", "right"), lambda event: self._leave(event, self._entries[self._at].key)),
+            (("enter", "right"), lambda event: self._leave(event, self._entries[self._at])),
             (("escape", "left", "c-c", "c-d"), lambda event: self._leave(event, None)),
         ):
             for key in keys:
                 bindings.add(key, eager=True)(action)
         bindings.add("q")(lambda event: self._leave(event, None, Quit()))
+        bindings.add(Keys.BracketedPaste)(lambda event: self._leave(event, event.data) if self._free else None)
         bindings.add(Keys.Any)(self._type)
         return bindings
 
@@ -135,16 +142,19 @@ class _List:
         self._forget()
         if typed == "0":
             return self._leave(event, None)
-        begun = [entry.key for entry in self._entries if entry.key.startswith(typed)]
-        if begun == [typed]:
+        if self._free and typed in PATH_BEGINS:
             return self._leave(event, typed)
+        begun = [entry for entry in self._entries if entry.key.startswith(typed)]
         if not begun:
             return None
+        exact = next((entry for entry in begun if entry.key == typed), None)
+        if exact and len(begun) == 1:
+            return self._leave(event, exact)
         self._typed = typed
-        if typed in begun:
-            self._at = [entry.key for entry in self._entries].index(typed)
+        if exact:
+            self._at = self._entries.index(exact)
             loop = asyncio.get_running_loop()
-            self._waiting = loop.call_later(SECOND_DIGIT_S, self._leave, event, typed)
+            self._waiting = loop.call_later(SECOND_DIGIT_S, self._leave, event, exact)
         return None
 
     def _forget(self) -> None:
@@ -153,9 +163,9 @@ class _List:
             self._waiting.cancel()
             self._waiting = None
 
-    def _leave(self, event: KeyPressEvent, key: str | None, error: Exception | None = None) -> None:
+    def _leave(self, event: KeyPressEvent, answer: Entry | str | None, error: Exception | None = None) -> None:
         self._forget()
         if error:
             event.app.exit(exception=error)
         else:
-            event.app.exit(result=key)
+            event.app.exit(result=answer)

@@ -40,9 +40,11 @@ METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
 def judged(run: Run, status: Status, forced: bool = False) -> Status:
     """`status` where all went well. Raises the job's own error otherwise; `forced`: the person wanted it dead."""
     if status.state == "planned":
-        raise InputError(_("{run} was never started.").format(run=run.id), f"runs reproduce {run.id}")
+        raise InputError(_("{run} was never started.").format(run=run.id), run.command("runs", "reproduce"))
     if status.state == "lost":
-        resume = _("Go on with: runs resume {run}").format(run=run.id) if run.has_checkpoint() else ""
+        resume = (
+            _("Go on with: {command}").format(command=run.command("runs", "resume")) if run.has_checkpoint() else ""
+        )
         if forced:
             raise Interrupted(_("{run} was ended at once.").format(run=run.id), resume)
         raise ToolboxError(
@@ -81,7 +83,9 @@ class Asking:
         """Tell the job, again and again until it, when it is young, can hear."""
         if self._asked > self._heard and self._run.stop(force=self.forced):
             if not self._heard:
-                self._say(_("Saving and stopping; Ctrl-C once more to quit at once."))
+                serving = self._run.status().verb == "serve"
+                stopping = _("Stopping; Ctrl-C once more to quit at once.")
+                self._say(stopping if serving else _("Saving and stopping; Ctrl-C once more to quit at once."))
             self._heard = self._asked
 
 
@@ -192,7 +196,7 @@ def _drawn(status: Status, metrics: dict[str, Any]) -> "RenderableType":
     from rich.text import Text
 
     if not status.steps:
-        return Text(f"  {status.phase} …" if status.phase else "  …", style="dim")
+        return Text("")
     row = Table.grid(padding=(0, 1), expand=True)
     row.add_column(ratio=1)
     row.add_column(no_wrap=True)

@@ -45,7 +45,7 @@ def command(of: Command, common: Sequence[Field]) -> str:
     usage = " ".join(filter(None, [SCRIPT, of.name, positional, _("[options]")]))
     variable = f"YCDY_{of.name}_OPTION".upper().replace(" ", "_")
     more = _("Each option can be given as an environment variable too: {variable}.").format(variable=variable)
-    return _page(usage, _(of.summary), groups, more)
+    return _page(usage, _(of.summary), groups, more if own else "")
 
 
 def _placeholder(field: Field) -> str:
@@ -57,7 +57,7 @@ def _row(field: Field) -> tuple[str, str]:
     if field.positional:
         return _placeholder(field), _help(field)
     if field.kind is bool:
-        return (f"--no-{field.flag[2:]}" if field.default is True else field.flag), _help(field)
+        return (f"--[no-]{field.flag[2:]}" if field.default is True else field.flag), _help(field)
     listed = "|".join(filter(None, field.values)) if len(field.values) < 5 else ""
     value = field.metavar or listed or field.name.upper()
     return f"{field.flag} {value}{' …' if field.many else ''}", _help(field)
@@ -67,7 +67,9 @@ def _help(field: Field) -> str:
     notes = [_("one of {values}").format(values=", ".join(field.values))] if len(field.values) >= 5 else []
     if field.required:
         notes.append(_("needed"))
-    elif field.default not in (None, "", [], False, True):
+    elif field.default is True:
+        notes.append(_("default: {value}").format(value=_("yes")))
+    elif field.default not in (None, "", [], False):
         shown = ", ".join(map(str, field.default)) if isinstance(field.default, list) else field.default
         notes.append(_("default: {value}").format(value=shown))
     return _(field.help) + (_(" ({notes})").format(notes=_("; ").join(notes)) if notes else "")
@@ -82,7 +84,7 @@ def _page(usage: str, summary: str, groups: dict[str, list[tuple[str, str]]], mo
         if rows:
             lines += ["", _("{title}:").format(title=title)]
             lines += [line for name, help in rows for line in _lines(name, help, column, max(width, column + 20))]
-    return "\n".join([*lines, "", *wrap(more, width)])
+    return "\n".join([*lines, *(["", *wrap(more, width)] if more else [])])
 
 
 def _lines(name: str, help: str, column: int, width: int) -> list[str]:
