@@ -32,9 +32,9 @@ def option(
     """Describe a field.
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
-    `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "active" (runs that
-    are alive), "resumable", "tuned" (runs that made a model), "adapted" (runs that made an adapter),
-    "suites", "methods" or "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
+    `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "active" (runs that are alive),
+    "resumable", "tuned" (runs that made a model), "adapted" (runs that made an adapter), "suites", "methods" or
+    "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
     `secret`: its value is never echoed, remembered or printed.
     """
     extra = {"ask": ask, "positional": positional, "metavar": metavar, "choices": choices}

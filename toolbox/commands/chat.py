@@ -139,7 +139,8 @@ def _told(line: str, conversation: Conversation, session: Session) -> bool:
         case "/help":
             session.say(
                 _(
-                    "/reset        begin anew\n/system TEXT  system prompt\n/save [FILE]  keep as a data set row\n/quit         leave"
+                    "/reset        begin anew\n/system TEXT  system prompt\n"
+                    "/save [FILE]  keep as a data set row\n/quit         leave"
                 )
             )
         case _ if command.startswith("/"):

@@ -14,7 +14,13 @@ from toolbox.ui.text import cells, pad
 
 NOTE_COLUMN = 60
 """Notes stand in a column behind the titles, no further right than this."""
-STYLES = {"question": "fg:default bold", "qmark": "fg:default bold", "pointed": "ansicyan bold", "key": "ansicyan", "note": "ansibrightblack"}
+STYLES = {
+    "question": "fg:default bold",
+    "qmark": "fg:default bold",
+    "pointed": "ansicyan bold",
+    "key": "ansicyan",
+    "note": "ansibrightblack",
+}
 _CODES = {"": "", "class:question": "1", "class:pointed": "1;36", "class:key": "36", "class:note": "90"}
 """What prompt_toolkit makes of STYLES."""
 IFLAG, LFLAG = 0, 3
