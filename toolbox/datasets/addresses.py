@@ -36,7 +36,7 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse(text: str) -> Address:
     """The address in a text; a file or folder of exactly that name is itself. Raises InputError where it is none."""
-    if Path(text).expanduser().exists():
+    if text and Path(text).expanduser().exists():
         return Address(name=text)
     match = _ADDRESS.fullmatch(text)
     if not match:

@@ -114,9 +114,9 @@ def _conversation(choice: Choice, values: list[dict[str, Any]]) -> str | None:
 
 
 def _says_yes_or_no(column: str, values: list[dict[str, Any]]) -> bool:
-    """Whether all labels are true or false, or those words, as a CSV file has it."""
-    said = {str(value[column]).lower() for value in values if column in value}
-    return bool(said) and said <= {"true", "false"}
+    """Whether some labels are true or false, or all are those words, as a CSV file has it."""
+    said = [value[column] for value in values if column in value]
+    return any(isinstance(label, bool) for label in said) or {str(label).lower() for label in said} <= {"true", "false"}
 
 
 def _manner(column: str, values: list[dict[str, Any]]) -> Format:

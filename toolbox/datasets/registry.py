@@ -52,12 +52,15 @@ class Named(msgspec.Struct, frozen=True, kw_only=True):
         return next(filter(None, ids if source != "huggingface" else ids[::-1]), "")
 
     def matches(self, word: str) -> bool:
-        """Whether a word of a search is about it: part of a name or id, its task, or its language."""
-        word = word.lower()
-        names = (self.name, self.also, self.modelscope, self.huggingface)
-        return any(key(word) in key(name) for name in names if name) or word in (
-            self.task, self.modality, *self.language.split("|"),
-        )  # fmt: skip
+        """Whether a word of a search is about it: part of a name or id, its task, or its language.
+
+        Two letters are a language: they have to stand alone in a name (zh is in alpaca-zh, not in Zhihu-KOL).
+        """
+        word = key(word)
+        if word in (self.task, self.modality, *self.language.split("|")):
+            return True
+        names = [key(name) for name in (self.name, self.also, self.modelscope, self.huggingface) if name]
+        return any(word in (re.split(r"[-/.]", name) if len(word) < 3 else name) for name in names)
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
