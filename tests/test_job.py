@@ -38,7 +38,7 @@ class Started:
         while not seen():
             assert self.poll() is None, f"the job ended with {self._status}: {self.run.log_path.read_text()}"
             assert time.monotonic() < end, self.run.log_path.read_text()
-            time.sleep(0.005)
+            time.sleep(0.01)
 
     def until_steps(self, count: int) -> None:
         self.until(lambda: len([line for line in self.run.metrics() if "loss" in line]) >= count)
