@@ -45,7 +45,7 @@ class CheckOptions(SearchOptions, kw_only=True):
 class CleanOptions(SearchOptions, kw_only=True):
     """What `data clean` takes."""
 
-    output: Annotated[str, option(N_("File to write; a new one beside the old where none is named"))] = ""
+    output: Annotated[str, option(N_("File to write; none: a new one in this folder"))] = ""
 
 
 class PreviewOptions(DataOptions, kw_only=True):
