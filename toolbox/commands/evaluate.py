@@ -151,11 +151,13 @@ def show_results(results: list[dict[str, Any]], session: Session) -> None:
 
 def _figure(row: dict[str, Any] | None, sign: str = "") -> str:
     """A value, and below it its interval."""
-    return f"{_short(row['value'], sign)}\n{_short(row['low'], sign)} … {_short(row['high'], sign)}" if row else "–"
+    if not row:
+        return "–"
+    return f"{_short(row['value'], sign, 3)}\n{_short(row['low'], sign)} … {_short(row['high'], sign)}"
 
 
-def _short(value: float, sign: str = "") -> str:
-    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.3g}"
+def _short(value: float, sign: str, digits: int = 2) -> str:
+    return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.{digits}g}"
 
 
 def _verdict(difference: dict[str, Any] | None, more_is_better: bool) -> str:
