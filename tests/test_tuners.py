@@ -204,6 +204,27 @@ def test_projected_settings_reach_the_matrices_of_layers_only() -> None:
     assert {group["rank"] for group in groups if group["projection"]} == {7}
 
 
+def test_eight_bit_moments_of_full_tuning_are_small_and_survive_a_checkpoint() -> None:
+    made = finetune_plan(Path("none"), method="full", optim="adamw_8bit")
+    torch.manual_seed(0)
+    weight, gradients = torch.nn.Parameter(torch.randn(64, 128)), [torch.randn(64, 128) for _ in range(4)]
+    first = optim.make([("w", weight)], made)
+    for gradient in gradients[:2]:
+        weight.grad = gradient
+        first.step()
+    tensors: dict[str, torch.Tensor] = {}
+    kept = msgspec.json.decode(msgspec.json.encode(optim.split(first.state_dict(), tensors)))
+    again = torch.nn.Parameter(weight.detach().clone())
+    second = optim.make([("w", again)], made)
+    second.load_state_dict(optim.join(kept, tensors))
+    for gradient in gradients[2:]:
+        for one, optimizer in ((weight, first), (again, second)):
+            one.grad = gradient.clone()
+            optimizer.step()
+    assert first.state[weight]["state1"].dtype == torch.uint8
+    assert torch.equal(weight, again)
+
+
 # What can't be done is said
 
 
