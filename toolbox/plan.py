@@ -128,6 +128,8 @@ BYTES_PER_TOKEN = 4
 """UTF-8 bytes of English or Chinese text that become a token, about; a planning figure for the time only."""
 EVAL_SHARE, EVAL_ROWS = 10, 200
 """A tenth of the rows is held out, at most this many; none of fewer than ten."""
+LACKING = {"adamw_8bit": ("mps",), "paged_adamw_8bit": ("mps", "cpu")}
+"""Kinds of devices that bitsandbytes has no such optimizer for."""
 MIN_LENGTH = 128
 """Rows cut shorter than this are of no use, so none are proposed."""
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -313,7 +315,7 @@ def _typed(recipe: Recipe, model: ModelFacts, device: Device) -> Recipe:
     training = msgspec.structs.replace(
         recipe.training,
         max_length=min(recipe.training.max_length, model.max_position_embeddings),
-        optim=recipe.training.optim if device.kind == "cuda" or "8bit" not in recipe.training.optim else "adamw_torch",
+        optim="adamw_torch" if device.kind in LACKING.get(recipe.training.optim, ()) else recipe.training.optim,
     )
     quantization = {"bnb_4bit_compute_dtype": dtype, **recipe.BitsAndBytesConfig} if recipe.BitsAndBytesConfig else {}
     return msgspec.structs.replace(recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization)
