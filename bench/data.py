@@ -1,10 +1,10 @@
 """Data larger than memory: peak resident memory and rows a second on a generated JSONL file, `python bench/data.py`.
 
-    python bench/data.py [--gigabytes 2] [--folder DIR] [--also-check]
+    python bench/data.py [--gigabytes 2] [--folder DIR] [--only NAME …]
 
 Each measurement runs in a process of its own: json.loads on every line and msgspec on every line, which only read; then
 what this toolbox does: `resolve` (hash, encoding, format, every row read and checked), `stream` (every row handed out),
-and with --also-check `data check` (duplicates, near duplicates and lengths too).
+and `data check` (duplicates, near duplicates and lengths too).
 """
 
 import argparse
@@ -48,14 +48,13 @@ from toolbox.datasets import contents, reading
 held = contents.look([Path(PATH)], {})
 print(sum(1 for row in held.rows()))
 """,
-}
-CHECK = """
+    "data check": """
 from pathlib import Path
 from toolbox.datasets import checking, contents
-found = []
 tally = checking.examine(contents.look([Path(PATH)], {}), checking.Wanted(), lambda finding: None)
 print(tally.values)
-"""
+""",
+}
 MEASURED = """
 import os, resource, sys, time
 PATH = sys.argv[1]
@@ -98,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--also-check", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         path = Path(folder) / "rows.jsonl"
@@ -106,8 +105,9 @@ def main() -> None:
         rows = generate(path, int(given.gigabytes * 1e9))
         print(f"{path.stat().st_size / 1e9:.2f} GB, {rows:,} rows, made in {time.perf_counter() - begun:.0f} s")
         print(f"{'':<28} {'rows/s':>10} {'s':>8} {'CPU s':>8} {'peak MiB':>9}")
-        for name, code in (MEASURES | ({"data check": CHECK} if given.also_check else {})).items():
-            measure(name, code, path)
+        for name, code in MEASURES.items():
+            if name in given.only:
+                measure(name, code, path)
 
 
 if __name__ == "__main__":

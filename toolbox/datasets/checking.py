@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from toolbox.datasets.contents import Contents, Fault
-from toolbox.datasets.duplicates import Held, Sketches, squeezed
+from toolbox.datasets.duplicates import Held, Sketches, letters
 from toolbox.datasets.reading import shown
 from toolbox.datasets.rows import Messages, Preference, Row, Text
 from toolbox.i18n import N_, _
@@ -150,7 +150,7 @@ def _sign(row: Row) -> str:
     if isinstance(row, Text):
         return row.text
     question = _said([message for message in row.messages[:-1] if message["role"] == "user"])
-    return question if len(squeezed(question)) >= SHORT_QUESTION else text(row)
+    return question if len(letters(question)) >= SHORT_QUESTION else text(row)
 
 
 def _repeated(row: Row) -> str:
@@ -159,7 +159,7 @@ def _repeated(row: Row) -> str:
         return _("chosen and rejected") if _said(row.chosen) == _said(row.rejected) else ""
     if isinstance(row, Text) or len(row.messages) < 2:
         return ""
-    question, answer = (" ".join(message["content"].split()) for message in row.messages[-2:])
+    question, answer = (message["content"].strip() for message in row.messages[-2:])
     return _("question and answer") if question == answer and question else ""
 
 

@@ -7,8 +7,9 @@ fills, estimates their Jaccard similarity. 20 bands of 6 bins find the pairs to 
 memory grows by a few bytes a row.
 """
 
+import functools
 import hashlib
-import re
+import sys
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,6 @@ LEAST_BINS = 16
 """Texts that fill fewer bins together are too short to be compared but exactly."""
 EMPTY = 0xFFFFFFFF
 BATCH = 4096
-_NOT_LETTERS = re.compile(r"[\W_]+")
 _MIX = 0x9E3779B97F4A7C15
 
 
@@ -42,16 +42,27 @@ class Duplicate(msgspec.Struct, frozen=True):
     similarity: float
 
 
-def squeezed(text: str) -> str:
-    """A text without what makes no difference: case, spaces, marks."""
-    return _NOT_LETTERS.sub("", text.casefold())
+def letters(text: str) -> "np.ndarray":
+    """(n,) uint32: the code points of a text without what makes no difference: case, spaces, marks."""
+    import numpy as np
+
+    codes = np.frombuffer(text.casefold().encode("utf-32-le", "replace"), dtype=np.uint32)
+    return codes[_is_letter()[codes]]
+
+
+@functools.cache
+def _is_letter() -> "np.ndarray":
+    """(1114112,) bool, by code point; a table is ten times as fast as a regular expression."""
+    import numpy as np
+
+    return np.fromiter((chr(code).isalnum() for code in range(sys.maxunicode + 1)), dtype=bool)
 
 
 def shingles(text: str) -> "np.ndarray":
     """(n,) uint64: the hashes of all runs of SHINGLE letters of a text; of a shorter one, one hash."""
     import numpy as np
 
-    codes = np.frombuffer(squeezed(text).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    codes = letters(text).astype(np.uint64)
     width = min(SHINGLE, len(codes))
     count = len(codes) - width + 1
     hashes = np.zeros(max(1, count), dtype=np.uint64)
