@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from plans import finetune_run, write_jsonl
+from plans import CPU, demo_facts, finetune_run, write_jsonl
 from safetensors.torch import load_file
 from test_training import Recorder, poisoned_model, train
 
-from toolbox import embedded, loading, plan, stages, targets
+from toolbox import datasets, embedded, loading, plan, stages, targets, wishes
 from toolbox.config import Home
 from toolbox.errors import DivergedError, InputError, Interrupted
 from toolbox.runs import Run
@@ -98,6 +98,47 @@ def test_full_tuning_takes_every_stage_with_a_reference(home: Path, data: Any) -
     margins = curve(reporter, "rewards/margins")
     assert margins[0] == pytest.approx(0, abs=1e-4)
     assert margins[-1] > 0.01
+
+
+def test_preferences_go_from_file_to_report_without_a_hint(toolbox_cli: Any, home: Path, data: Any) -> None:
+    words = ["finetune", "--dataset", data("dpo"), "--set", "max_steps=4", "dpo.beta=0.2", "--yes", "--json"]
+    found = toolbox_cli(*words).done().json
+    assert found["stage"] == "dpo"
+    run = Run(home / "runs" / found["run"])
+    made = plan.load(run.plan_path)
+    assert isinstance(made, plan.FinetunePlan)
+    assert made.options == stages.Dpo(beta=0.2)
+    text = (run.path / "report.md").read_text()
+    assert "plots/margin.svg" in text
+    assert "--stage dpo" in text
+    assert "dpo.beta=0.2" in text
+
+
+@pytest.mark.parametrize(
+    ("data_for", "stage", "kind"),
+    [("dpo", "kto", "preferences"), ("kto", "dpo", "labelled"), ("pt", "sft", "plain texts"), ("sft", "rm", "convers")],
+)
+def test_a_stage_that_the_data_do_not_fit_is_refused_in_a_sentence(
+    home: Path, data: Any, data_for: str, stage: Any, kind: str
+) -> None:
+    spec = datasets.resolve(data(data_for), Home(home))
+    with pytest.raises(InputError, match=kind) as error:
+        wishes.stage(wishes.Wishes(stage=stage), [spec])
+    assert data_for in error.value.remedy
+    assert wishes.stage(wishes.Wishes(), [spec]) == data_for
+
+
+def test_options_of_another_stage_are_refused(home: Path, data: Any) -> None:
+    spec = datasets.resolve(data("dpo"), Home(home))
+    asked = wishes.Wishes(settings=["kto.beta=1"])
+    with pytest.raises(InputError, match="no use for kto"):
+        plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+    asked = wishes.Wishes(settings=["simpo.simpo_gamma=0.5"], stage="simpo")
+    made = plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+    assert made.options == stages.Simpo(simpo_gamma=0.5)
+    plain = plan.plan_finetune(demo_facts(), [spec], CPU, wishes.Wishes(stage="sft"), Home(home))
+    assert made.training.learning_rate == pytest.approx(plain.training.learning_rate / 40)
+    assert made.estimate.parts_bytes["activations"] == 2 * plain.estimate.parts_bytes["activations"]
 
 
 # Stopping, resuming, breaking
@@ -209,7 +250,7 @@ def test_a_reward_model_is_no_model_to_chat_with(home: Path, data: Any) -> None:
 
 
 def held_out(made: Any) -> list[Any]:
-    from toolbox import datasets, training
+    from toolbox import training
 
     tokenizer = loading.tokenizer(embedded.MODEL)
     spec = made.datasets[0]
