@@ -96,7 +96,7 @@ class Sketches:
     """The sketches of many texts, in files: `add` them one after another, then ask once for the `duplicates`."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ycdy-")
+        self._folder = tempfile.TemporaryDirectory(prefix="ycdy-sketches-")
         self._place = Path(self._folder.name)
         self._bins = (self._place / "bins").open("wb")
         self._bands = [(self._place / f"band{band}").open("wb") for band in range(BANDS)]
