@@ -246,7 +246,7 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
     if not datasets:
         return Load(rows=0, longest_tokens=1 << 40, mean_tokens=0, sequences=sequences)
     rows = sum(spec.rows for spec in datasets)
-    size = sum(spec.path.stat().st_size for spec in datasets)
+    size = sum(spec.size_bytes for spec in datasets)
     return Load(
         rows=max(1, rows - eval_rows),
         longest_tokens=max(spec.longest_chars for spec in datasets) + TEMPLATE_TOKENS,

@@ -53,6 +53,12 @@ class DatasetSpec(msgspec.Struct, kw_only=True, frozen=True):
     longest_chars: int
     """Characters of the longest row's texts: an upper bound for its tokens before a tokenizer is loaded."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files that the rows to train on take, about."""
+        whole = sum(path.stat().st_size for path in (self.path, *self.more))
+        return round(whole * self.rows / self.usable) if self.usable else whole
+
 
 def resolve(name: str, home: Home, columns: Mapping[str, str] | None = None, skip_broken: bool = False) -> DatasetSpec:
     """The data set that a person means: a shipped one, a file, a named or downloaded one; read through once.
