@@ -236,3 +236,13 @@ def test_a_model_is_asked_for_only_where_no_run_was_named(tmp_path: Path) -> Non
     (run / "result.json").write_text('{"adapter": "x"}')
     assert Questions(Scripted("1"), Home(tmp_path), print).ask(command, {}) == {"run": run.name}
     assert Questions(Scripted("2", "1"), Home(tmp_path), print).ask(command, {}) == {"model": "demo"}
+
+
+def test_only_data_for_training_are_offered(tmp_path: Path) -> None:
+    class Chosen(msgspec.Struct, kw_only=True):
+        dataset: Annotated[list[str], option("Data", ask=True, choices="datasets")]
+
+    person = Scripted("1")
+    command = Command("try", "Try", Chosen, lambda options, session: {})
+    assert Questions(person, Home(tmp_path), print).ask(command, {}) == {"dataset": ["demo-persona"]}
+    assert [entry.value for entry in person.offered[0][1] if not entry.quiet] == ["demo-persona"]

@@ -170,6 +170,21 @@ def test_a_lost_terminal_ends_the_menu(menu: Open) -> None:
     assert child.signalstatus == signal.SIGHUP
 
 
+def test_a_path_is_typed_or_pasted_where_a_list_is_shown(menu: Open) -> None:
+    child = menu()
+    for path in ("/quite/new.jsonl", "\x1b[200~/quite/new.jsonl\x1b[201~"):
+        child.send("3")
+        child.expect("Base model")
+        child.send("1")
+        child.expect("Data sets")
+        child.send(path)
+        child.expect("/quite/new.jsonl")
+        child.send(ENTER)
+        child.expect("Stage of training")
+        child.send(CTRL_C)
+        child.expect(READY)
+
+
 @pytest.mark.slow
 def test_a_whole_finetune_by_keys(menu: Open, home: Path) -> None:
     child = menu()
@@ -178,7 +193,9 @@ def test_a_whole_finetune_by_keys(menu: Open, home: Path) -> None:
     child.send("1")
     child.expect("Data sets")
     child.send("1")
-    child.expect("What is trained")
+    child.expect("Stage of training")
+    child.send(ENTER)
+    child.expect("Method of tuning")
     child.send(DOWN + ENTER)
     child.expect("finetune --dataset demo-persona --method lora")
     child.expect("Start?")

@@ -371,3 +371,22 @@ def test_status_survives_its_own_spelling(make: Make) -> None:
     run = make("count", start=False)
     run.write_status(Status(state="done", verb="finetune", phase="结束", eta_s=None))
     assert run.status().phase == "结束"
+
+
+def test_last_is_the_newest_that_can_be_meant(make: Make, toolbox_cli: Cli) -> None:
+    living = make("deaf", steps=10000)
+    make("count", start=False)
+    assert runs.find(living.path.parent, "last").id != living.id
+    assert living.id in toolbox_cli("runs", "stop", "last", "--force").done().out
+    ended(living)
+
+
+def test_lines_to_copy_name_the_home_folder_where_it_is_not_found_by_itself(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make("count", start=False)
+    monkeypatch.setenv("YCDY_HOME", str(run.path.parents[1]))
+    monkeypatch.setenv("YCDY_CALLED", "/opt/my tools/yichuidingyin.sh")
+    assert run.command("chat", "--run") == f"bash '/opt/my tools/yichuidingyin.sh' chat --run {run.id}"
+    monkeypatch.setenv("YCDY_HOME", "/elsewhere")
+    assert run.command("runs", "tail").endswith(f"{run.id} --home {run.path.parents[1]}")

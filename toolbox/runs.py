@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -279,14 +279,14 @@ def every(runs: Path) -> list[Run]:
     return sorted(found, key=lambda run: (run.path / "plan.yaml").stat().st_mtime_ns, reverse=True)
 
 
-def find(runs: Path, name: str) -> Run:
-    """The run of that id, a path to one, a unique beginning of an id, or `last`.
+def find(runs: Path, name: str, meant: Callable[[Run], bool] = lambda run: True) -> Run:
+    """The run of that id, a path to one, a unique beginning of an id, or `last`: the newest that can be `meant`.
 
     Raises NotFoundError naming what there is.
     """
     known = every(runs)
     if name == "last" and known:
-        return known[0]
+        return next(filter(meant, known), known[0])
     if os.sep in name and (Path(name) / "plan.yaml").is_file():
         return Run(Path(name).resolve())
     matches = [run for run in known if run.id == name] or [run for run in known if name and run.id.startswith(name)]

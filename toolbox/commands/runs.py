@@ -153,7 +153,7 @@ def _show_result(result: dict[str, Any], session: Session) -> None:
 
 def tail(options: TailOptions, session: Session) -> dict[str, Any]:
     """Follow a run, from any terminal, until it ends; Ctrl-C ends only the following."""
-    run = runs.find(session.home.runs, options.run)
+    run = runs.find(session.home.runs, options.run, Run.alive)
     try:
         if options.log:
             for text in _log(run):
@@ -178,7 +178,7 @@ def _log(run: Run) -> Iterator[str]:
 
 def stop(options: StopOptions, session: Session) -> dict[str, Any]:
     """Ask a run to save and stop, and wait until it has."""
-    run = runs.find(session.home.runs, options.run)
+    run = runs.find(session.home.runs, options.run, Run.alive)
     if not run.alive():
         session.say(_("{run} isn't running.").format(run=run.id))
         return _outcome(run)
@@ -204,7 +204,7 @@ def resume(options: ResumeOptions, session: Session) -> dict[str, Any]:
     """Go on from the last complete checkpoint."""
     from toolbox.commands import finetune
 
-    run = runs.find(session.home.runs, options.run)
+    run = runs.find(session.home.runs, options.run, lambda run: not why_not_resumable(run, run.status()))
     if reason := why_not_resumable(run, run.status()):
         raise InputError(
             _("{run} can't be resumed: {reason}.").format(run=run.id, reason=reason),
