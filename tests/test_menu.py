@@ -246,3 +246,10 @@ def test_only_data_for_training_are_offered(tmp_path: Path) -> None:
     command = Command("try", "Try", Chosen, lambda options, session: {})
     assert Questions(person, Home(tmp_path), print).ask(command, {}) == {"dataset": ["demo-persona"]}
     assert [entry.value for entry in person.offered[0][1] if not entry.quiet] == ["demo-persona"]
+
+
+def test_a_home_that_cannot_be_made_still_has_a_menu(toolbox_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = toolbox_cli("--home", str(tmp_path / "file" / "home"), input="l\n7\n\n\n\n\n\n0\n").done()
+    assert "请选择" in answer.out
+    assert "cpu-tiny" in answer.out

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import msgspec
 
 from toolbox import i18n, options
 from toolbox.commands import VERBS, Command, Verb
-from toolbox.errors import DONE
+from toolbox.errors import DONE, InputError
 from toolbox.i18n import _
 from toolbox.menu import header, lists
 from toolbox.menu.prompts import Back, Entry, Lines, Prompts, Quit
@@ -92,7 +93,8 @@ class _Menu:
         i18n.use("en" if i18n.language() == "zh" else "zh")
         settings = msgspec.structs.replace(self._session.settings, lang=i18n.language())
         self._session.settings = settings
-        self._session.home.save_settings(settings)
+        with suppress(InputError, OSError):
+            self._session.home.save_settings(settings)
 
     def _run(self, verb: Verb) -> None:
         """Ask and do; what goes wrong is said, and the menu goes on."""
@@ -127,7 +129,8 @@ class _Menu:
         if not answers and (kept := home.path / "answers.json").exists():
             self._session.say(_("{path} can't be read; earlier answers are forgotten.").format(path=kept))
         texts = Questions(self.prompts, home, self._session.say).ask(command, answers.get(command.name, {}))
-        home.save_answers({**answers, command.name: remembered(command, texts)})
+        with suppress(InputError, OSError):  # a folder that can't be written is what doctor is asked about
+            home.save_answers({**answers, command.name: remembered(command, texts)})
         self._session.say(_("The same in one line: {command}").format(
             command=command_line(command, texts, self._common)))  # fmt: skip
         return options.build(command.options, texts, os.environ, command.name)
