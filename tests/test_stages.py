@@ -141,6 +141,13 @@ def test_options_of_another_stage_are_refused(home: Path, data: Any) -> None:
     assert made.estimate.parts_bytes["activations"] == 2 * plain.estimate.parts_bytes["activations"]
 
 
+@pytest.mark.parametrize("stage", ["rm", "dpo"])
+def test_pairs_are_learnt_in_bfloat16_from_4_bit_weights(home: Path, data: Any, stage: str) -> None:
+    changes: dict[str, Any] = {"method": "qlora", "dtype": "bfloat16", "gradient_checkpointing": True}
+    result = train(stage_run(home, data, stage, max_steps=8, **changes))
+    assert result["eval"]["eval_rewards/margins"] > result["eval_before"]["eval_rewards/margins"]
+
+
 # Stopping, resuming, breaking
 
 

@@ -25,7 +25,7 @@ def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter) -> F
     base = getattr(forward.model, "get_base_model", lambda: forward.model)()
     longest = max(len(sample.input_ids) for sample in samples)
     if takes_flattened(base) and attention.suits(base.config, longest):
-        pair = sorted(samples, key=lambda sample: len(sample.input_ids))[:2]
+        pair = sorted((sample for sample in samples if sample.teaches), key=lambda sample: sample.size)[:2]
         alone = torch.cat([_logits(forward, [sample]) for sample in pair])
         flattened, before = replace(forward, layout=batches.flatten), base.config._attn_implementation
         base.set_attn_implementation(attention.ROWS)
