@@ -37,7 +37,8 @@ rank for the untouched base, so it is served and merged as LoRA.
 apollo-torch keep state that needs pickles, and agree with ours to 1e-6 over 8 steps.
 
 Left out: prompt, prefix and p-tuning, which add tokens to each row and so would lose the layout without padding;
-LoftQ, EVA and CorDA, which need a pass over the weights or the data before training; OSF, FRoD, AdaMSS.
+LoftQ, EVA and CorDA, which need a pass over the weights or the data before training; OSF and FRoD, which take every
+weight apart first; AdaMSS, which needs scikit-learn.
 """.splitlines()
 
 
