@@ -10,7 +10,7 @@ setup:  ## the environment, with what tests and linters need on top
 	@bash yichuidingyin.sh --prepare dev
 
 test: setup
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2
 
 lint: setup
 	.venv/bin/ruff check .

@@ -1,14 +1,18 @@
 """Pictures of the real program for the README: runs a command in tmux, types keys, and draws the screen as SVG.
 
-python scripts/screenshot.py docs/menu.svg --columns 100 --rows 30 --keys "" -- bash yichuidingyin.sh --lang zh
+python scripts/screenshot.py docs/menu.svg --columns 84 --rows 24 -- bash yichuidingyin.sh --lang zh
 """
 
 import argparse
+import html
+import itertools
+import re
 import shlex
 import subprocess
 import time
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -30,8 +34,26 @@ def wait_for_quiet(seconds: float, limit: float) -> str:
     return screen
 
 
+def widened(svg: str) -> str:
+    """`svg` with each run of wide or of narrow characters in its own cells: rich gives each the room of one."""
+
+    def placed(found: re.Match[str]) -> str:
+        start, x, middle, length, end, content = found.groups()
+        text = html.unescape(content)
+        cell, at, pieces = float(length) / len(text), float(x), []
+        for _wide, run in itertools.groupby(text, key=lambda character: cell_len(character) > 1):
+            piece = "".join(run)
+            width = cell * cell_len(piece)
+            drawn = html.escape(piece).replace("\xa0", "&#160;")
+            pieces.append(f'{start}x="{at:g}"{middle}textLength="{width:g}"{end}>{drawn}</text>')
+            at += width
+        return "".join(pieces)
+
+    return re.sub(r'(<text [^>]*)x="([^"]*)"([^>]*)textLength="([^"]*)"([^>]*)>([^<]+)</text>', placed, svg)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--title", default="一锤定音")
     parser.add_argument("--columns", type=int, default=100)
@@ -53,7 +75,7 @@ def main() -> None:
         tmux("kill-server")
     console = Console(record=True, width=args.columns, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
     console.print(Text.from_ansi(screen.rstrip()))
-    console.save_svg(str(args.output), title=args.title)
+    args.output.write_text(widened(console.export_svg(title=args.title)), encoding="utf-8")
 
 
 if __name__ == "__main__":

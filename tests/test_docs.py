@@ -1,0 +1,48 @@
+"""The docs say what the code does: generated pages are equal, the README's commands parse."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolbox import cli, i18n
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+READMES = ("README.md", "README.en.md")
+
+
+def commands(readme: str) -> list[list[str]]:
+    """Every `bash yichuidingyin.sh …` in a README, as words."""
+    text = (ROOT / readme).read_text(encoding="utf-8")
+    found = re.findall(r"bash yichuidingyin\.sh([^`\n#、]*)", text)
+    return [words for line in found if (words := shlex.split(line)) and words[0] != "VERB"]
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_the_reference_equals_the_code(language: str) -> None:
+    import reference
+
+    written = reference.PAGES[language].read_text(encoding="utf-8")
+    try:
+        assert written == reference.page(language), "run `make docs`"
+    finally:
+        i18n.use("en")
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_the_readmes_commands_are_understood(readme: str) -> None:
+    for words in commands(readme):
+        cli.understand(words)
+
+
+def test_both_readmes_show_the_same_commands() -> None:
+    assert commands(READMES[0]) == commands(READMES[1])
+
+
+def test_what_the_readmes_link_to_is_there() -> None:
+    for readme in READMES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / readme).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{readme} links to {target}"
