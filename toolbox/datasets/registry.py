@@ -144,9 +144,7 @@ def add(name: str, described: Described, home: Home) -> Path:
     if not NAME.fullmatch(name):
         raise InputError(_("{name!r} is no name for a data set.").format(name=name), _("Use letters, digits, - and _."))
     if taken := next((named for named in every(home) if key(name) in (key(named.name), key(named.also))), None):
-        raise InputError(
-            _("There is a data set {name!r} already.").format(name=taken.name), _("Choose another name.")
-        )
+        raise InputError(_("There is a data set {name!r} already.").format(name=taken.name), _("Choose another name."))
     _check_task(name, described.task)
     path = home.prepare().datasets / f"{name}.yaml"
     files.write_bytes(path, msgspec.yaml.encode({k: v for k, v in msgspec.structs.asdict(described).items() if v}))

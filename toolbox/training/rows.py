@@ -8,6 +8,7 @@ import msgspec
 from toolbox.datasets import Conversation, Preference
 from toolbox.errors import InputError
 from toolbox.i18n import _
+from toolbox.training import calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,8 +86,9 @@ def encode(
             _("The model has no chat template, so it is unknown how it takes a conversation."),
             _("Take the model's -Instruct or -Chat version."),
         )
-    encoded = Encoded([])
+    encoded, template, written_out = Encoded([]), str(tokenizer.get_chat_template()), 0
     for row in rows:
+        written_out += calls.is_written_out(row, template)
         item = (make or encode_row)(dataset, row, tokenizer)
         if any(len(sequence.input_ids) > max_length for sequence in item.sequences):
             item = item.cut(max_length)
@@ -95,12 +97,20 @@ def encode(
             encoded.dropped += 1
             continue
         encoded.samples.append(item)
+    if written_out:
+        print(
+            _(
+                "{name}: the chat template has no place for tools, so in {count} rows they are written out as text."
+            ).format(name=dataset, count=written_out),
+            flush=True,
+        )
     return encoded
 
 
 def encode_row(dataset: str, row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase") -> Sample:
     """One row through the chat template, whole."""
     template = str(tokenizer.get_chat_template())
+    row = calls.fitted(row, template)
     marked = _marked_by_template if "generation %}" in template or "generation -%}" in template else _marked_by_search
     ids, answered = marked(row, tokenizer)
     _close_turns(ids, answered, set(tokenizer.all_special_ids))
@@ -112,15 +122,38 @@ def _marked_by_template(
     row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[int], list[bool]]:
     """(ids, whether each is an answer's) by the template's own `{% generation %}`."""
-    out: Any = tokenizer.apply_chat_template(row.messages, return_dict=True, return_assistant_tokens_mask=True)
-    return list(out["input_ids"]), [bool(mark) for mark in out["assistant_masks"]]
+    tools: Any = row.tools or None
+    out: Any = tokenizer.apply_chat_template(
+        row.messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
+    )
+    marks = [bool(mark) for mark in out["assistant_masks"]]
+    if any(message.get("loss") is False for message in row.messages):
+        _unmark(marks, row)
+    return list(out["input_ids"]), marks
+
+
+def _unmark(marks: list[bool], row: Conversation | Preference) -> None:
+    """Take the marks off the answers with `loss` false; each answer is one run of marks."""
+    begins = [place for place, mark in enumerate(marks) if mark and not (place and marks[place - 1])]
+    answers = [message for message in row.messages if message["role"] == "assistant"]
+    if len(begins) != len(answers):
+        raise InputError(
+            _("It can't be told which answers of row {number} have loss false.").format(number=row.number),
+            _("Leave out the loss column, or that row."),
+        )
+    for begin, answer in zip(begins, answers, strict=True):
+        if answer.get("loss") is False:
+            for place in range(begin, len(marks)):
+                if not marks[place]:
+                    break
+                marks[place] = False
 
 
 def _marked_by_search(
     row: Conversation | Preference, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[int], list[bool]]:
     """(ids, whether each is an answer's), found by rendering the conversation up to each answer."""
-    text = _render(tokenizer, row.messages)
+    text = _render(tokenizer, row.messages, row.tools)
     spans = list(_answer_spans(text, row, tokenizer))
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     marks = [any(begin <= left and right <= end for begin, end in spans) for left, right in out["offset_mapping"]]
@@ -138,9 +171,13 @@ def _answer_spans(
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, row.messages[:index], add_generation_prompt=True)
+        prompt = _render(tokenizer, row.messages[:index], row.tools, add_generation_prompt=True)
         content = message["content"].strip()
         begin = text.find(content, len(prompt)) if text.startswith(prompt) else -1
+        end = begin + len(content)
+        if message.get("tool_calls"):  # they follow the content in the template's own words, up to the turn's end
+            whole = _render(tokenizer, row.messages[: index + 1], row.tools).rstrip()
+            begin, end = (len(prompt), len(whole)) if begin >= 0 and text.startswith(whole) else (-1, -1)
         if begin < 0:
             raise InputError(
                 _("The model's chat template does not say where answers begin (row {number}).").format(
@@ -148,7 +185,8 @@ def _answer_spans(
                 ),
                 _("Take rows of a single turn, or a template with {mark}.").format(mark="{% generation %}"),
             )
-        yield len(prompt), begin + len(content)
+        if message.get("loss", True):
+            yield len(prompt), end
 
 
 def _close_turns(ids: list[int], answered: list[bool], special: set[int]) -> None:
@@ -158,5 +196,5 @@ def _close_turns(ids: list[int], answered: list[bool], special: set[int]) -> Non
             answered[index + 1] = True
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], **options: Any) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
+    return str(tokenizer.apply_chat_template(messages, tools=tools or None, tokenize=False, **options))
