@@ -99,9 +99,9 @@ def encode(
         encoded.samples.append(item)
     if written_out:
         print(
-            _(
-                "{name}: the chat template has no place for tools, so in {count} rows they are written out as text."
-            ).format(name=dataset, count=written_out),
+            _("{name}: the chat template has no place for tools; in {count} rows they are written as text.").format(
+                name=dataset, count=written_out
+            ),
             flush=True,
         )
     return encoded
