@@ -145,7 +145,7 @@ METHODS = (
     Method(name="lokr", summary=N_("Kronecker product of small matrices"), paper="arXiv:2309.14859",
            block="LoKrConfig", settings={**ALL, "r": 8, "alpha": 16}, rate=2),
     Method(name="fourierft", summary=N_("A few frequencies of each weight's spectrum"), paper="arXiv:2405.03003",
-           block="FourierFTConfig", settings={**ALL, "n_frequency": 1000}, rate=20),
+           block="FourierFTConfig", settings={**ALL, "n_frequency": 1000, "init_weights": True}, rate=20),
     Method(name="waveft", summary=N_("A few wavelet coefficients of each weight"), paper="arXiv:2505.12532",
            block="WaveFTConfig", settings=ALL),
     Method(name="miss", summary=N_("Blocks of a weight that share one update"), paper="arXiv:2409.15371",
