@@ -337,7 +337,8 @@ def test_pairs_whose_answers_are_cut_away_are_dropped_and_counted() -> None:
 def test_real_preferences_are_learnt(home: Path, shared_data: Any, stage: str, name: str) -> None:
     reporter = Recorder()
     path = shared_data(f"instruct/{name}")
-    train(stage_run(home, lambda _stage: str(path), stage, max_steps=12, max_length=384), reporter)
+    changes: dict[str, Any] = {"max_steps": 12, "max_length": 384, "per_device_train_batch_size": 8}
+    train(stage_run(home, lambda _stage: str(path), stage, learning_rate=1e-3, **changes), reporter)
     margins = curve(reporter, "rewards/margins")
     assert sum(margins[-4:]) > sum(margins[:4])
 
