@@ -287,7 +287,9 @@ def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, b
 
 def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
     """The recipe with every wish in it, its types settled, and its batch sized for the device."""
-    recipe = recipes.change(recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage), [*_settings(wishes), *wishes.settings])
+    recipe = recipes.change(
+        recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage), [*_settings(wishes), *wishes.settings]
+    )
     recipe = _typed(recipe, model, device)
     fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
     sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]
