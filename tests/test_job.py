@@ -85,6 +85,7 @@ def losses(run: Run) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in run.metrics() if "loss" in line]
 
 
+@pytest.mark.slow
 def adapter(run: Run) -> str:
     return files.sha256(run.adapter / "adapter_model.safetensors")
 

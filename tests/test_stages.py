@@ -73,7 +73,12 @@ def curve(reporter: Recorder, name: str) -> list[float]:
 # What each stage is for
 
 
-@pytest.mark.parametrize("stage", ["dpo", "orpo", "simpo", "cpo", "kto", "rm"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "stage", ["dpo", "kto", "rm", *(pytest.param(stage, marks=SLOW) for stage in ("orpo", "simpo", "cpo"))]
+)
 def test_the_margin_grows_and_the_held_out_pairs_are_told_apart(home: Path, data: Any, stage: str) -> None:
     reporter = Recorder()
     result = train(stage_run(home, data, stage, max_steps=12), reporter)
@@ -141,6 +146,7 @@ def test_options_of_another_stage_are_refused(home: Path, data: Any) -> None:
     assert made.estimate.parts_bytes["activations"] == 2 * plain.estimate.parts_bytes["activations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["rm", "dpo"])
 def test_pairs_are_learnt_in_bfloat16_from_4_bit_weights(home: Path, data: Any, stage: str) -> None:
     changes: dict[str, Any] = {"method": "qlora", "dtype": "bfloat16", "gradient_checkpointing": True}

@@ -240,6 +240,7 @@ def without_dropout() -> dict[str, Any]:
     return {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_each_method_learns_and_leaves_what_it_promises(home: Path, method: str) -> None:
     run = finetune_run(home, method=method, max_steps=12, learning_rate=1e-3 if method == "full" else 1e-2)

@@ -128,7 +128,10 @@ class _Menu:
         answers = home.load_answers()
         if not answers and (kept := home.path / "answers.json").exists():
             self._session.say(_("{path} can't be read; earlier answers are forgotten.").format(path=kept))
-        texts = Questions(self.prompts, home, self._session.say).ask(command, answers.get(command.name, {}))
+        try:
+            texts = Questions(self.prompts, home, self._session.say).ask(command, answers.get(command.name, {}))
+        except KeyboardInterrupt as gone:  # between two questions no prompt is there to take Ctrl-C
+            raise Back from gone
         with suppress(InputError, OSError):  # a folder that can't be written is what doctor is asked about
             home.save_answers({**answers, command.name: remembered(command, texts)})
         self._session.say(_("The same in one line: {command}").format(
