@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from toolbox.commands import Command, Session
+from toolbox.commands.serve import TargetOptions
 from toolbox.errors import INTERRUPTED, Interrupted, ToolboxError
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -23,19 +24,9 @@ END_S = 30.0
 """A server of our own is given this long to stop before it is ended."""
 
 
-class ChatOptions(msgspec.Struct, kw_only=True):
+class ChatOptions(TargetOptions, kw_only=True):
     """What `chat` takes: a model (and an adapter), or a run; and how the answers are sampled."""
 
-    model: Annotated[
-        str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
-    ] = ""
-    adapter: Annotated[
-        str, option(N_("Adapter folder, served unmerged on top of the model"), metavar="DIR", choices="adapters")
-    ] = ""
-    run: Annotated[
-        str,
-        option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
-    ] = ""
     system: Annotated[str, option(N_("System prompt"), metavar="TEXT")] = ""
     temperature: Annotated[
         float | None, option(N_("Randomness of the answers; 0: none; default: the model's own"), ge=0, le=2)

@@ -26,8 +26,8 @@ AUTODL, AUTODL_PORT = Path("/root/autodl-tmp"), 6006
 """AutoDL's boxes forward one port to the outside, and no other."""
 
 
-class ServeOptions(msgspec.Struct, kw_only=True):
-    """What `serve` takes: a model (and an adapter), or a run."""
+class TargetOptions(msgspec.Struct, kw_only=True):
+    """What is served: a model (and an adapter), or what a run made."""
 
     model: Annotated[
         str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
@@ -39,6 +39,11 @@ class ServeOptions(msgspec.Struct, kw_only=True):
         str,
         option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
     ] = ""
+
+
+class ServeOptions(TargetOptions, kw_only=True):
+    """What `serve` takes: a model (and an adapter), or a run."""
+
     engine: Annotated[
         Literal["auto", "transformers", "lmdeploy"],
         option(N_("Serving engine; auto: lmdeploy with an NVIDIA GPU where it is installed, else transformers")),
