@@ -21,7 +21,24 @@ from tests.conftest import ROOT, Answer
 
 PYTHON = str(Path(getattr(sys, "_base_executable", sys.executable)).resolve())
 MAIN = "import json, os, sys, tiny; print(json.dumps([tiny.VERSION, os.getcwd(), sys.flags.safe_path, sys.argv[1:]]))"
-TOOLS = ["awk", "bash", "cat", "cmp", "cp", "df", "dirname", "grep", "mkdir", "mv", "readlink", "rm", "sed", "uname"]
+TOOLS = [
+    "awk",
+    "bash",
+    "cat",
+    "cmp",
+    "cp",
+    "df",
+    "dirname",
+    "find",
+    "grep",
+    "mkdir",
+    "mv",
+    "readlink",
+    "rm",
+    "rmdir",
+    "sed",
+    "uname",
+]
 
 
 def wheel(folder: Path, version: str) -> str:
