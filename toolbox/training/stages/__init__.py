@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from toolbox import plugins
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.training import batches, rows
@@ -63,6 +63,6 @@ class Stage:
 
 
 def stage_for(plan: FinetunePlan) -> Stage:
-    """The stage of a plan, made by `make` in the module of its name."""
-    stage: Stage = import_module(f"{__name__}.{plan.stage}").make(plan)
+    """The stage of a plan, made by `make` in the module that `plugins.BUILT_IN` names."""
+    stage: Stage = plugins.find("stage", plan.stage)(plan)
     return stage
