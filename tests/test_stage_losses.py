@@ -306,7 +306,7 @@ def test_reward_model(
         from toolbox.training import layouts
 
         flattened = layouts.choose(Forward(model, 0, "cpu", "float32"), pairs.sides(items), Silent())
-        assert flattened.layout is batches.flatten
+        assert flattened.layout is batches.flatten_shared
         chosen, rejected = rm.scores(flattened, items)
     assert float((chosen - rejected).mean()) == pytest.approx(figures["rewards/margins"], abs=TOLERANCE)
 

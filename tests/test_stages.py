@@ -279,7 +279,7 @@ def test_scores_are_the_same_flattened_and_padded(data: Any, home: Path) -> None
     with torch.no_grad():
         expected = rm.scores(padded, items)
         flattened = layouts.choose(padded, pairs.sides(items), Recorder())  # type: ignore[arg-type]
-        assert flattened.layout is batches.flatten
+        assert flattened.layout is batches.flatten_shared
         model.eval()
         found = rm.scores(flattened, items)
     for one, other in zip(expected, found, strict=True):

@@ -169,7 +169,7 @@ def test_flattened_equals_padded_in_loss_and_gradients(model: Any, samples: list
     padded = Forward(model, 0, "cpu", "float32")
     expected, gradients = loss_and_gradients(padded, chosen)
     flattened = layouts.choose(padded, chosen, Recorder())  # type: ignore[arg-type]
-    assert flattened.layout is batches.flatten
+    assert flattened.layout is batches.flatten_shared
     found, flattened_gradients = loss_and_gradients(flattened, chosen)
     assert found == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients.items():
@@ -179,15 +179,15 @@ def test_flattened_equals_padded_in_loss_and_gradients(model: Any, samples: list
 def test_rows_that_see_each_other_fail_the_proof_and_are_padded(
     model: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(row: Any, query: Any, key: Any, value: Any, mask: Any, row_lengths: Any = (), **options: Any) -> Any:
-        return attention.causal_within_rows(row, query, key, value, mask, [query.shape[2]], **options)
+    def leaky(row: Any, query: Any, key: Any, value: Any, mask: Any, trees: Any = (), **options: Any) -> Any:
+        return attention.causal_within_trees(row, query, key, value, mask, ((query.shape[2], 0),), **options)
 
-    attention.AttentionInterface.register(attention.ROWS, leaky)
+    attention.AttentionInterface.register(attention.TREES, leaky)
     reporter = Recorder()
     try:
         chosen = layouts.choose(Forward(model, 0, "cpu", "float32"), samples, reporter)  # type: ignore[arg-type]
     finally:
-        attention.AttentionInterface.register(attention.ROWS, attention.causal_within_rows)
+        attention.AttentionInterface.register(attention.TREES, attention.causal_within_trees)
     assert chosen.layout is batches.pad
     assert model.config._attn_implementation == "sdpa"
     assert any("padded" in text for text in reporter.phases)

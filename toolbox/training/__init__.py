@@ -9,9 +9,9 @@ from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
-from toolbox.training import rows, seeds
+from toolbox.training import batches, rows, seeds
 from toolbox.training.layouts import choose
-from toolbox.training.loop import Loop
+from toolbox.training.loop import Loop, total_steps
 from toolbox.training.meter import Meter
 from toolbox.training.stages import Stage, stage_for
 from toolbox.training.step import Forward
@@ -41,7 +41,8 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     stage.extend(model)
     sequences = [sequence for item in encoded.samples for sequence in item.sequences]
     forward = choose(Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype), sequences, reporter)
-    stage.prepare(forward, encoded.samples, run, reporter)
+    seen = batches.of_steps(samples, total_steps(plan.training, len(samples)), plan.training, plan.seed)
+    stage.prepare(forward, [*seen, *held_out], run, reporter)
     loop = Loop(plan, run, reporter, forward, tuner, stage, samples, held_out, meter)
     state = loop.train()
     reporter.phase(_("Saving the result"))

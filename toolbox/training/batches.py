@@ -3,13 +3,13 @@
 import math
 import random
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
 import torch
 
 from toolbox.recipe import Training
+from toolbox.training import trees
 from toolbox.training.rows import IGNORED, Item, Sample
 
 SomeItem = TypeVar("SomeItem", bound=Item)
@@ -18,19 +18,21 @@ SomeItem = TypeVar("SomeItem", bound=Item)
 class Batch(msgspec.Struct):
     """What a causal model's forward takes (`inputs`), and what is to come out.
 
-    `targets`: the token ids to predict, in the order of their places, [labels]. `kept`: the places whose logits count,
-    [rows, tokens]; None where the model makes no others.
+    `targets`: the token ids to predict, sample by sample, [labels]. `ends`: the place of each sample's last token,
+    [samples]. `kept`: the places whose logits count, [rows, tokens]; None where the model makes no others.
     """
 
     inputs: dict[str, Any]
     targets: torch.Tensor
+    ends: torch.Tensor
     kept: torch.Tensor | None = None
 
     def to(self, device: str) -> "Batch":
         moved = {
             name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in self.inputs.items()
         }
-        return Batch(moved, self.targets.to(device), None if self.kept is None else self.kept.to(device))
+        kept = None if self.kept is None else self.kept.to(device)
+        return Batch(moved, self.targets.to(device), self.ends.to(device), kept)
 
 
 def epoch_steps(rows: int, training: Training) -> int:
@@ -52,24 +54,60 @@ def of_step(samples: Sequence[SomeItem], step: int, training: Training, seed: in
     return [chosen[begin : begin + micro] for begin in range(0, len(chosen), micro)]
 
 
+def of_steps(samples: Sequence[SomeItem], steps: int, training: Training, seed: int) -> Sequence[SomeItem]:
+    """The samples that the first `steps` optimizer steps see, each once."""
+    if steps >= epoch_steps(len(samples), training):
+        return samples
+    return [sample for step in range(steps) for items in of_step(samples, step, training, seed) for sample in items]
+
+
 def _effective(training: Training) -> int:
     return training.per_device_train_batch_size * training.gradient_accumulation_steps
 
 
 def flatten(samples: Sequence[Sample], pad_token_id: int) -> Batch:
-    """All samples in one row without padding: `input_ids` and `position_ids` [1, tokens], positions restarting.
+    """All samples in one row without padding, each by itself: `input_ids` and `position_ids` [1, tokens]."""
+    return _in_one_row(samples, trees.alone(samples))
 
-    `row_lengths` keeps the attention within each sample (attention.py).
+
+def flatten_shared(samples: Sequence[Sample], pad_token_id: int) -> Batch:
+    """As `flatten`, but what samples of one data row begin with alike is there once: the prompt, above all.
+
+    A causal model makes the same of it for each of them, so losses and gradients stay what they are; only dropout
+    draws once where it drew for each.
     """
-    marks = [mark for sample in samples for mark in _kept(sample)]
-    lengths = [len(sample.input_ids) for sample in samples]
+    return _in_one_row(samples, trees.grow(samples))
+
+
+def _in_one_row(samples: Sequence[Sample], grown: Sequence[trees.Tree]) -> Batch:
+    """Trunk and branches, tree by tree; positions go on from the trunk; attention.py takes heed of `trees`."""
+    ids: list[int] = []
+    positions: list[int] = []
+    places: dict[int, list[int]] = {}
+    shapes = []
+    for tree in grown:
+        trunk = range(len(ids), len(ids) + tree.trunk)
+        ids += samples[tree.members[0]].input_ids[: tree.trunk]
+        positions += range(tree.trunk)
+        for member in tree.members:
+            branch = samples[member].input_ids[tree.trunk :]
+            places[member] = [*trunk, *range(len(ids), len(ids) + len(branch))]
+            ids += branch
+            positions += range(tree.trunk, tree.trunk + len(branch))
+        shapes.append((tree.trunk, *(samples[member].size - tree.trunk for member in tree.members)))
+    kept = [
+        place
+        for member, sample in enumerate(samples)
+        for place, mark in zip(places[member], _kept(sample), strict=True)
+        if mark
+    ]
     inputs = {
-        "input_ids": torch.tensor([[token for sample in samples for token in sample.input_ids]]),
-        "position_ids": torch.tensor([[place for length in lengths for place in range(length)]]),
-        "logits_to_keep": torch.tensor([place for place, mark in enumerate(marks) if mark]),
-        "row_lengths": lengths,
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.tensor([positions]),
+        "logits_to_keep": torch.tensor(kept),
+        "trees": tuple(shapes),
     }
-    return Batch(inputs, _targets(samples))
+    return Batch(inputs, _targets(samples), torch.tensor([places[member][-1] for member in range(len(samples))]))
 
 
 def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:
@@ -80,16 +118,17 @@ def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:
         "input_ids": torch.tensor([sample.input_ids + [pad_token_id] * n for sample, n in pairs]),
         "attention_mask": torch.tensor([[1] * len(sample.input_ids) + [0] * n for sample, n in pairs]),
     }
-    return Batch(inputs, _targets(samples), torch.tensor([_kept(sample) + [False] * n for sample, n in pairs]))
+    ends = torch.tensor([sample.size - 1 for sample in samples])
+    return Batch(inputs, _targets(samples), ends, torch.tensor([_kept(sample) + [False] * n for sample, n in pairs]))
 
 
 def at_ends(batch: Batch) -> Batch:
     """`batch` with logits at the last token of each sample, and only there."""
-    if "row_lengths" in batch.inputs:
-        ends = torch.tensor(list(accumulate(batch.inputs["row_lengths"]))) - 1
-        return Batch({**batch.inputs, "logits_to_keep": ends}, batch.targets)
-    mask = batch.inputs["attention_mask"]
-    return Batch(batch.inputs, batch.targets, mask.bool() & (mask.cumsum(1) == mask.sum(1, keepdim=True)))
+    if batch.kept is None:
+        return msgspec.structs.replace(batch, inputs={**batch.inputs, "logits_to_keep": batch.ends})
+    kept = torch.zeros_like(batch.kept)
+    kept[torch.arange(len(kept)), batch.ends] = True
+    return msgspec.structs.replace(batch, kept=kept)
 
 
 Layout = Callable[[Sequence[Sample], int], Batch]

@@ -1,4 +1,4 @@
-"""Which layout of batches a model takes: flattened where it is proven to keep rows apart, else padded."""
+"""Which layout of batches a model takes: flattened, and prompts shared, where it is proven to come out the same."""
 
 import inspect
 from collections.abc import Sequence
@@ -21,19 +21,35 @@ Rows that see each other differ by far more.
 
 
 def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter) -> Forward:
-    """`forward` with the flattened layout where the model passes the proof, else with padding, which is said aloud."""
+    """`forward` with the best layout whose logits are proven to be those of each sample alone; less is said aloud."""
     base = getattr(forward.model, "get_base_model", lambda: forward.model)()
     longest = max(len(sample.input_ids) for sample in samples)
     if takes_flattened(base) and attention.suits(base.config, longest):
-        pair = sorted((sample for sample in samples if sample.teaches), key=lambda sample: sample.size)[:2]
-        alone = torch.cat([_logits(forward, [sample]) for sample in pair])
-        flattened, before = replace(forward, layout=batches.flatten), base.config._attn_implementation
-        base.set_attn_implementation(attention.ROWS)
-        if bool((_logits(flattened, pair) - alone).abs().max() <= TOLERANCE[forward.dtype] * alone.abs().max()):
-            return flattened
+        proof, before = _proof(samples), base.config._attn_implementation
+        alone = torch.cat([_logits(forward, [sample]) for sample in proof])
+        base.set_attn_implementation(attention.TREES)
+        for layout in (batches.flatten_shared, batches.flatten):
+            flattened = replace(forward, layout=layout)
+            if bool((_logits(flattened, proof) - alone).abs().max() <= TOLERANCE[forward.dtype] * alone.abs().max()):
+                if layout is batches.flatten:
+                    reporter.phase(_("This model can't share a prompt among its answers, so each has its own"))
+                return flattened
         base.set_attn_implementation(before)
     reporter.phase(_("This model can't keep rows apart without padding, so batches are padded"))
     return forward
+
+
+def _proof(samples: Sequence[Sample]) -> list[Sample]:
+    """The two shortest samples, and a third that begins as the first and goes on as the second.
+
+    Every token has a label: the proof is on all logits.
+    """
+    first, second = sorted((sample for sample in samples if sample.teaches), key=lambda sample: sample.size)[:2]
+    ids = first.input_ids[: (first.size + 1) // 2] + second.input_ids[second.size // 2 :]
+    return [
+        Sample(name, number, ids, ids)
+        for name, number, ids in (("", 1, first.input_ids), ("", 2, second.input_ids), ("", 1, ids))
+    ]
 
 
 def takes_flattened(model: Any) -> bool:

@@ -50,7 +50,7 @@ class Item(Protocol):
     def number(self) -> int: ...
     @property
     def size(self) -> int:
-        """Tokens that the model sees."""
+        """Tokens of all its sequences; what they begin with alike counts in each, though it may be computed once."""
 
     @property
     def sequences(self) -> list[Sample]: ...

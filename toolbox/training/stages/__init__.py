@@ -57,7 +57,8 @@ class Stage:
     extend: Callable[["PreTrainedModel"], None] = lambda model: None
     """Puts further weights, to be trained and kept beside the tuner's, into the model: a module named `score`."""
     prepare: Callable[[Forward, Sequence[Any], Run, Reporter], None] = _nothing
-    """Done once, before the first step and before a checkpoint is read, with the model as it comes."""
+    """Done once, before the first step and before a checkpoint is read, with the model as it comes and all items that
+    the steps will see or that are held out."""
     export: Callable[["PreTrainedModel", Run], dict[str, str]] = _no_more
     """Completes what the tuner has exported; returns its part of the result."""
 

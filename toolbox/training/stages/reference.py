@@ -14,6 +14,7 @@ from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
+from toolbox.training import trees
 from toolbox.training.rows import Sample
 from toolbox.training.step import Forward
 
@@ -51,16 +52,16 @@ class Reference:
         return torch.tensor([self._known[_key(sample)] for sample in samples], dtype=like.dtype, device=like.device)
 
     def _compute(self, forward: Forward, samples: list[Sample], reporter: Reporter) -> torch.Tensor:
-        size = 2 * self._plan.training.per_device_train_batch_size  # as many as a step's pairs have
-        order = sorted(range(len(samples)), key=lambda index: samples[index].size)
+        """Answers to one prompt go together, so that they share it; never more tokens at once than a step may have."""
+        grown = sorted(trees.grow(samples), key=lambda tree: trees.tokens(samples, tree))
+        most = sum(trees.tokens(samples, tree) for tree in grown[-self._plan.training.per_device_train_batch_size :])
         values = torch.zeros(len(samples))
         forward.model.eval()
         with torch.no_grad():
-            for begin in range(0, len(order), size):
+            for batch in trees.batched(samples, grown, most):
                 if reporter.stopping:
                     raise Interrupted(_("Stopped before the first step."), _("Start it again."))
-                chosen = order[begin : begin + size]
-                values[chosen] = forward.logps([samples[index] for index in chosen]).cpu()
+                values[batch] = forward.logps([samples[place] for place in batch]).cpu()
         forward.model.train()
         return values
 

@@ -1,0 +1,148 @@
+"""What samples of a row begin with alike is computed once, and every loss, log-probability and gradient stays."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plans import finetune_plan, finetune_run
+from test_training import Recorder
+
+from toolbox import embedded, loading, stages
+from toolbox.training import attention, batches, layouts, trees
+from toolbox.training import stages as training_stages
+from toolbox.training.rows import IGNORED, Sample
+from toolbox.training.stages import scoring
+from toolbox.training.stages.pairs import Pair
+from toolbox.training.step import Forward
+
+PAIRED = ["rm", "dpo", "orpo", "simpo", "cpo"]
+SIZES = [(9, 5, 7), (4, 8, 3), (12, 1, 6), (1, 4, 4)]
+"""(prompt, chosen, rejected) tokens of each pair."""
+
+
+def sample(number: int, prompt: list[int], answer: list[int]) -> Sample:
+    return Sample("x", number, prompt + answer, [IGNORED] * len(prompt) + answer)
+
+
+def tokens(count: int) -> list[int]:
+    return torch.randint(5, 120, (count,)).tolist()
+
+
+@pytest.fixture
+def items() -> list[Pair]:
+    """Pairs of many shapes: among them answers that begin alike, and one answer that is the other's beginning."""
+    torch.manual_seed(0)
+    made = []
+    for number, (prompt, chosen, rejected) in enumerate(SIZES):
+        before = tokens(prompt)
+        made.append(Pair(sample(number, before, tokens(chosen)), sample(number, before, tokens(rejected))))
+    before, answer = tokens(6), tokens(5)
+    made.append(Pair(sample(8, before, answer), sample(8, before, [*answer[:2], *tokens(3)])))
+    made.append(Pair(sample(9, before, answer), sample(9, before, answer[:3])))
+    return made
+
+
+def tiny(kind: str) -> Any:
+    """A model of the architecture `kind` with random weights large enough for attention to matter."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 128, "initializer_range": 0.3}  # fmt: skip
+    own = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128, "initializer_range": 0.3, "resid_pdrop": 0.0,
+           "embd_pdrop": 0.0, "attn_pdrop": 0.0}  # fmt: skip
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(kind, **(own if kind == "gpt2" else shape))
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def model_of(kind: str) -> Any:
+    return loading.base_model(embedded.MODEL, "float32", "cpu") if kind == "demo" else tiny(kind)
+
+
+@pytest.mark.parametrize("kind", ["demo", "llama", "qwen3", "gpt2"])
+def test_losses_and_gradients_are_those_of_pairs_with_a_prompt_each(home: Path, items: list[Pair], kind: str) -> None:
+    model = model_of(kind)
+    scoring.extend(model)
+    padded = Forward(model, 0, "cpu", "float32")
+    reporter = Recorder()
+    shared = layouts.choose(padded, [side for item in items for side in item.sequences], reporter)  # type: ignore[arg-type]
+    assert shared.layout is batches.flatten_shared
+    assert not reporter.phases
+    for name in PAIRED:
+        expected = outcome(name, replace(shared, layout=batches.flatten), items, home)
+        found = outcome(name, shared, items, home)
+        assert found[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-5), name
+        for weight, gradient in expected[1].items():
+            assert torch.allclose(found[1][weight], gradient, rtol=1e-4, atol=1e-5), (name, weight)
+
+
+def outcome(name: str, forward: Forward, items: list[Pair], home: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The loss and the figures of a stage whose reference is another model, and the gradients."""
+    kind = stages.OPTIONS[name]
+    stage = training_stages.stage_for(finetune_plan(home, stage=name, options=kind()))
+    before = copy.deepcopy(forward.model.state_dict())
+    with torch.no_grad():
+        for weight in forward.model.parameters():
+            weight *= 1.01
+    stage.prepare(forward, items, finetune_run(home), Recorder())  # type: ignore[arg-type]
+    forward.model.load_state_dict(before)
+    forward.model.zero_grad()
+    made = stage.loss(forward, items, stage.totals(forward, [items]))
+    made.loss.backward()
+    figures = [float(value) for values in made.figures.values() for value in values]
+    gradients = {
+        key: weight.grad.clone() for key, weight in forward.model.named_parameters() if weight.grad is not None
+    }
+    return [float(made.loss.detach()), *figures], gradients
+
+
+def test_any_number_of_answers_share_their_prompt(items: list[Pair]) -> None:
+    model = model_of("llama").eval()
+    forward = Forward(model, 0, "cpu", "float32", batches.flatten_shared)
+    prompt = tokens(20)
+    group = [sample(1, prompt, tokens(size)) for size in (3, 7, 5, 1)] + [items[0].chosen]
+    assert batches.flatten_shared(group, 0).inputs["input_ids"].shape == (1, 20 + 16 + items[0].chosen.size)
+    with torch.no_grad():
+        expected = torch.cat([forward.logps([one]) for one in group])
+        model.set_attn_implementation(attention.TREES)
+        assert torch.allclose(forward.logps(group), expected, rtol=1e-5)
+
+
+def test_what_begins_differently_or_belongs_to_other_rows_stays_alone(items: list[Pair]) -> None:
+    one, other = items[0].chosen, items[1].chosen
+    moved = Sample("x", one.number, other.input_ids, other.labels)
+    found = trees.grow([one, moved, items[0].rejected])
+    assert [(tree.members, tree.trunk) for tree in found] == [((0, 2), 9), ((1,), other.size)]
+    assert trees.grow([one, Sample("y", one.number, one.input_ids, one.labels)])[0].members == (0,)
+    halves = list(trees.batched([one, moved, items[0].rejected], found, most=one.size + 7))
+    assert halves == [[0, 2], [1]]
+
+
+def test_a_model_that_cannot_share_has_each_answer_with_its_own_prompt(items: list[Pair]) -> None:
+    def deaf(row: Any, query: Any, key: Any, value: Any, mask: Any, trees: Any = (), **options: Any) -> Any:
+        """Branches don't see their trunk."""
+        apart = tuple((length, 0) for tree in trees for length in (tree[0] + tree[1], *tree[2:]) if length)
+        return attention.causal_within_trees(row, query, key, value, mask, apart, **options)
+
+    attention.AttentionInterface.register(attention.TREES, deaf)
+    reporter = Recorder()
+    model = model_of("llama")
+    sides = [side for item in items for side in item.sequences]
+    try:
+        chosen = layouts.choose(Forward(model, 0, "cpu", "float32"), sides, reporter)  # type: ignore[arg-type]
+    finally:
+        attention.AttentionInterface.register(attention.TREES, attention.causal_within_trees)
+    assert chosen.layout is batches.flatten
+    assert any("can't share a prompt" in text for text in reporter.phases)
+
+
+def test_the_reference_is_computed_for_the_rows_that_steps_see(items: list[Pair], tmp_path: Path) -> None:
+    training = finetune_plan(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=2).training
+    seen = batches.of_steps(items, 2, training, seed=1)
+    steps = [batches.of_step(items, step, training, seed=1) for step in range(2)]
+    assert [item.number for item in seen] == [item.number for step in steps for batch in step for item in batch]
+    assert len(seen) == 4
+    assert list(batches.of_steps(items, 3, training, seed=1)) == items
