@@ -146,3 +146,62 @@ def test_the_reference_is_computed_for_the_rows_that_steps_see(items: list[Pair]
     assert [item.number for item in seen] == [item.number for step in steps for batch in step for item in batch]
     assert len(seen) == 4
     assert list(batches.of_steps(items, 3, training, seed=1)) == items
+
+
+def plain_kernel(query: Any, key: Any, value: Any, within: attention.Spans, scaling: float | None) -> torch.Tensor:
+    """What flash-attn and torch's varlen_attn compute, span by span: causal, ends of keys and queries aligned."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    seen = []
+    for span in range(len(within.queries) - 1):
+        q = query[within.queries[span] : within.queries[span + 1]].transpose(0, 1)
+        k, v = (s[within.keys[span] : within.keys[span + 1]].transpose(0, 1) for s in (key, value))
+        assert q.shape[1] <= within.longest_query
+        assert k.shape[1] <= within.longest_key
+        scores = q @ k.transpose(1, 2) * (scaling or q.shape[-1] ** -0.5)
+        future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1 + k.shape[1] - q.shape[1])
+        seen.append((scores.masked_fill(future, -torch.inf).softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(seen)
+
+
+def test_a_kernel_for_many_lengths_is_called_once_a_layer_with_every_branch(
+    items: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counted(*states: Any) -> torch.Tensor:
+        calls.append(states[3])
+        return plain_kernel(*states)
+
+    model = model_of("llama")
+    sides = [side for item in items for side in item.sequences]
+    forward = layouts.choose(Forward(model, 0, "cpu", "float32"), sides, Recorder())  # type: ignore[arg-type]
+    expected = gradients_of(forward, sides)
+    monkeypatch.setattr(attention, "kernel_for", lambda kind, dtype: counted)
+    for layout in (batches.flatten_shared, batches.flatten):
+        calls.clear()
+        found = gradients_of(replace(forward, layout=layout), sides)
+        assert len(calls) == model.config.num_hidden_layers
+        assert (calls[0].gathered is None) == (layout is batches.flatten)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def gradients_of(forward: Forward, samples: list[Sample]) -> list[torch.Tensor]:
+    """The samples' log-probabilities, and the gradients of their sum."""
+    forward.model.zero_grad()
+    logps = forward.logps(samples)
+    logps.sum().backward()
+    return [logps.detach(), *(weight.grad.clone() for weight in forward.model.parameters() if weight.grad is not None)]
+
+
+def test_without_such_a_gpu_each_row_is_attended_by_itself() -> None:
+    assert attention.kernel_for("cpu", torch.bfloat16) is None
+    assert attention.kernel_for("cuda", torch.float32) is None
+
+
+def test_torchs_kernel_takes_what_it_is_given() -> None:
+    """Up to the kernel itself, which is CUDA's: its stand-in for shapes checks the arguments."""
+    within = attention.spans(((4, 2, 3), (5, 0)), torch.device("meta"))
+    query, key = torch.empty(14, 4, 8, device="meta"), torch.empty(18, 2, 8, device="meta")
+    assert attention._torch_varlen(query, key, key, within, 0.3).shape == (14, 4, 8)

@@ -1,7 +1,12 @@
 """Attention within each tree of a flattened batch, without a mask over it; transformers knows it by the name TREES."""
 
+from collections.abc import Callable
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -13,6 +18,10 @@ if TYPE_CHECKING:
 TREES = "causal_within_trees"
 Shape = tuple[int, ...]
 """A tree's tokens: of its trunk, then of each branch; a row alone is (tokens, 0)."""
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Spans", float | None], torch.Tensor]
+"""Causal attention of query, key and value [tokens, heads, head_dim] within spans, ends aligned: as query."""
+MOST_HEAD_DIM = 256
+"""Of the flash kernels."""
 
 
 def causal_within_trees(
@@ -30,6 +39,9 @@ def causal_within_trees(
     mask over the whole batch would make attention quadratic in the batch: steps were 1.3 to 2.5 times slower on a CPU,
     with rows of 100 to 2000 tokens.
     """
+    kernel = kernel_for(value.device.type, value.dtype)
+    if kernel and value.shape[-1] == query.shape[-1] <= MOST_HEAD_DIM and not options.get("dropout"):
+        return _at_once(kernel, query, key, value, trees, options.get("scaling")), None
     sizes = [sum(tree) for tree in trees]
     parts = zip(*(states.split(sizes, dim=2) for states in (query, key, value)), trees, strict=True)
     return torch.cat([seen for q, k, v, tree in parts for seen in _tree(module, q, k, v, tree, options)], dim=1), None
@@ -52,6 +64,92 @@ def _tree(
             mask = torch.ones(length, trunk + length, dtype=torch.bool, device=q.device).tril(trunk)
             seen.append(sdpa_attention_forward(module, q, k, v, mask[None, None], **options)[0])
         begin += length
+    return seen
+
+
+class Spans(msgspec.Struct, frozen=True):
+    """What a kernel for rows of many lengths has to know of a batch.
+
+    `queries` and `keys` [spans + 1]: where each span begins and ends, int32. `gathered` [keys]: the place of each key
+    in the batch, since a trunk is seen from several branches; None where every key is there once, in order.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    longest_query: int
+    longest_key: int
+    gathered: torch.Tensor | None
+
+
+@lru_cache(maxsize=4)  # the layers of a model ask in turn for the same, and making it waits for the GPU
+def spans(trees: tuple[Shape, ...], device: torch.device) -> Spans:
+    """A span for the trunk with its first branch, and one for each further branch, whose keys are the trunk's too."""
+    queries, keys, gathered, begin = [], [], [], 0
+    for trunk, first, *others in trees:
+        seen = [[*range(begin, begin + trunk + first)]]
+        end = begin + trunk + first
+        for length in filter(None, others):
+            seen.append([*range(begin, begin + trunk), *range(end, end + length)])
+            end += length
+        queries += [trunk + first, *filter(None, others)]
+        keys += [len(places) for places in seen]
+        gathered += [place for places in seen for place in places]
+        begin = end
+    places = None if len(gathered) == begin else torch.tensor(gathered, device=device)
+    return Spans(_bounds(queries, device), _bounds(keys, device), max(queries), max(keys), places)
+
+
+def _bounds(lengths: list[int], device: torch.device) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def _at_once(
+    kernel: Kernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    trees: tuple[Shape, ...],
+    scaling: float | None,
+) -> torch.Tensor:
+    """All spans in one call. Under autocast, rotary embeddings leave query and key in float32: they follow value."""
+    within = spans(trees, value.device)
+    q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    if within.gathered is not None:
+        k, v = k[within.gathered], v[within.gathered]
+    return kernel(q, k, v, within, scaling)[None]
+
+
+@cache
+def kernel_for(kind: str, dtype: torch.dtype) -> Kernel | None:
+    """The kernel for rows of many lengths that this kind of device has for `dtype`; None: each row by itself.
+
+    flash-attn where it is installed, else torch's own; both want 16 bits and an Ampere GPU or a newer one.
+    """
+    if kind != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability() < (8, 0):
+        return None
+    if find_spec("flash_attn"):
+        return _flash_attn
+    return _torch_varlen if find_spec("torch.nn.attention.varlen") else None
+
+
+def _flash_attn(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, within: Spans, scaling: float | None
+) -> torch.Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    bounds = (within.queries, within.keys, within.longest_query, within.longest_key)
+    seen: torch.Tensor = flash_attn_varlen_func(query, key, value, *bounds, softmax_scale=scaling, causal=True)
+    return seen
+
+
+def _torch_varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, within: Spans, scaling: float | None
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = (within.queries, within.keys, within.longest_query, within.longest_key)
+    seen = varlen_attn(query, key, value, *bounds, scale=scaling, window_size=(-1, 0), enable_gqa=True)
+    assert isinstance(seen, torch.Tensor)  # a pair only where more is asked for
     return seen
 
 
