@@ -191,12 +191,12 @@ def test_a_report_that_fails_does_not_hide_how_the_job_ended(home: Path, monkeyp
         raise ZeroDivisionError
 
     monkeypatch.setattr("toolbox.report.write_report", fail)
-    assert job._end(run, job.Job(run, Status()), "done", None) == 0
+    job._end(run, job.Job(run), "done", None)
     assert files.read_json(run.path / "status.json")["state"] == "done"
 
 
 def test_a_status_that_can_not_be_written_does_not_end_the_work(home: Path) -> None:
-    reporter = job.Job(Run(home / "gone"), Status())
+    reporter = job.Job(Run(home / "gone"))
     (home / "gone").parent.mkdir(parents=True, exist_ok=True)
     (home / "gone").write_text("a file where the run's folder should be")
     reporter.phase("still working")

@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
@@ -30,9 +30,11 @@ STATUS_EVERY_S = 0.5
 class Job:
     """The Reporter that work sees: status.json, metrics.jsonl, and the wish to stop."""
 
-    def __init__(self, run: Run, status: Status) -> None:
+    log: TextIO = sys.stderr
+
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._status = status
+        self._status = run.status()
         self._metrics: BinaryIO | None = None
         self._begun = time.monotonic()
         self._elapsed_before = 0.0
@@ -45,6 +47,13 @@ class Job:
         if self.stopping:
             os._exit(INTERRUPTED)
         self.stopping = True
+
+    def begin(self, verb: str, model: str) -> None:
+        """The work begins, in this process."""
+        status = self._status
+        status.state, status.pid, status.started_at = "running", os.getpid(), time.time()
+        status.verb, status.model = verb, model
+        self.phase(_("Loading"))
 
     def phase(self, text: str) -> None:
         print(text, flush=True)
@@ -124,29 +133,49 @@ def main(directory: str) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", str(environment.threads()))
     i18n.use(os.environ.get("YCDY_LANG") or i18n.detect())
     run = Run(Path(directory))
-    status = run.status()
-    status.state, status.pid, status.started_at = "running", os.getpid(), time.time()
-    job = Job(run, status)
-    sweep(run.path)
+    job = Job(run)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, job.stop)
     try:
-        work = plan.load(run.plan_path)
-        status.verb, status.model = work.verb, work.model.id
-        job.phase(_("Loading"))
-        files.write_json(run.path / "env.json", environment.describe(work.seed))
-        module, function = work.entry.split(":")
-        result = getattr(importlib.import_module(module), function)(work, run, job)
-        files.write_json(run.path / "result.json", result)
-        return _end(run, job, "done", None)
-    except Interrupted as error:
-        return _end(run, job, "interrupted", error)
+        carry_out(run, job)
     except ToolboxError as error:
-        return _end(run, job, "failed", error)
+        print(error.message, error.remedy, sep="\n", flush=True)
+        return error.exit_status
+    return DONE
+
+
+def carry_out(run: Run, job: Job) -> dict[str, Any]:
+    """Do what the run's plan says; status, result and report are written, whatever it comes to. Returns the result.
+
+    Raises the ToolboxError that it came to; what nobody foresaw as one, with its traceback in the log.
+    """
+    sweep(run.path)
+    try:
+        result = _work(run, job)
+    except Interrupted as error:
+        _end(run, job, "interrupted", error)
+        raise
+    except ToolboxError as error:
+        _end(run, job, "failed", error)
+        raise
     except Exception as error:  # the one place where what nobody foresaw becomes a sentence; the log has the traceback
-        traceback.print_exc()
-        return _end(run, job, "failed", explain(error, run))
+        traceback.print_exc(file=job.log)
+        explained = explain(error, run)
+        _end(run, job, "failed", explained)
+        raise explained from error
+    _end(run, job, "done", None)
+    return result
+
+
+def _work(run: Run, job: Job) -> dict[str, Any]:
+    work = plan.load(run.plan_path)
+    job.begin(work.verb, work.model.id)
+    files.write_json(run.path / "env.json", environment.describe(work.seed))
+    module, function = work.entry.split(":")
+    result: dict[str, Any] = getattr(importlib.import_module(module), function)(work, run, job)
+    files.write_json(run.path / "result.json", result)
+    return result
 
 
 def sweep(folder: Path) -> None:
@@ -177,17 +206,14 @@ def explain(error: Exception, run: Run) -> ToolboxError:
     )
 
 
-def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> int:
+def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> None:
     from toolbox.report import write_report
 
-    if error:
-        print(error.message, error.remedy, sep="\n", flush=True)
     job.finish(state, error)
     try:
         write_report(run)
     except Exception:  # whatever a report trips over, the job's own end stands
-        traceback.print_exc()
-    return error.exit_status if error else DONE
+        traceback.print_exc(file=job.log)
 
 
 if __name__ == "__main__":

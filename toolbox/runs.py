@@ -162,18 +162,26 @@ class Run:
             os.close(descriptor)
         return False
 
+    def lock(self) -> int:
+        """A descriptor that holds the run's lock: while anybody has it open, the run is alive.
+
+        Raises BusyError where another has it.
+        """
+        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise BusyError(_("{run} is already running.").format(run=self.id), self.command("runs", "tail")) from error
+        return descriptor
+
     def start(self, environ: dict[str, str] | None = None) -> int:
         """Start the job in a session of its own, so that it outlives this terminal; returns its pid.
 
         The child inherits the locked descriptor, so there is no moment at which the run looks dead.
         Raises BusyError where it already runs.
         """
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise BusyError(_("{run} is already running.").format(run=self.id), self.command("runs", "tail")) from error
+        lock = self.lock()
         status = self.status()
         status.state, status.phase, status.error = "running", "", None
         status.pid, status.started_at = 0, time.time()
