@@ -16,7 +16,7 @@ from plans import finetune_run
 
 from toolbox import files, job, runs
 from toolbox.errors import OutOfMemoryError
-from toolbox.runs import Run, Status
+from toolbox.runs import Run
 from toolbox.training import checkpoints
 
 TESTS = Path(__file__).parent

@@ -13,9 +13,12 @@ class ToolboxError(Exception):
     exit_status: ClassVar[int] = FAILED
 
     def __init__(self, message: str, remedy: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, remedy)
         self.message = message
         self.remedy = remedy
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, [self.message, self.remedy]))
 
     def as_dict(self) -> dict[str, str]:
         """The `error` object of `--json` and of status.json."""

@@ -18,7 +18,7 @@ import msgspec
 from toolbox import environment, files, i18n, plan
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
 from toolbox.i18n import _
-from toolbox.runs import Run, State, Status
+from toolbox.runs import Run, State
 
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 """torch's words on a CPU, where its error is a plain RuntimeError."""
@@ -30,9 +30,11 @@ STATUS_EVERY_S = 0.5
 class Job:
     """The Reporter that work sees: status.json, metrics.jsonl, and the wish to stop."""
 
-    log: TextIO = sys.stderr
-
     def __init__(self, run: Run) -> None:
+        self.log: TextIO = sys.stderr
+        """Where a traceback goes."""
+        self.pid = os.getpid()
+        """Where signals are heard; 0: nowhere."""
         self._run = run
         self._status = run.status()
         self._metrics: BinaryIO | None = None
@@ -51,7 +53,7 @@ class Job:
     def begin(self, verb: str, model: str) -> None:
         """The work begins, in this process."""
         status = self._status
-        status.state, status.pid, status.started_at = "running", os.getpid(), time.time()
+        status.state, status.pid, status.started_at = "running", self.pid, time.time()
         status.verb, status.model = verb, model
         self.phase(_("Loading"))
 

@@ -43,7 +43,7 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     _show_plan(plan, session)
     if session.dry_run:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
-    job = runs.create(session.home.runs, _name(plan), plan)
+    job = runs.create(session.home.runs, run_name(plan), plan)
     job.start()
     session.follow(job)
     result = {"run": job.id, **job.result()}
@@ -76,7 +76,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     )
 
 
-def _name(plan: "EvaluatePlan") -> str:
+def run_name(plan: "EvaluatePlan") -> str:
     """`evaluate-sft-demo` for the run 20261121-1530-sft-demo: the new run has a date of its own."""
     from toolbox import runs
 

@@ -2,8 +2,10 @@
 
 import csv
 import functools
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +102,8 @@ def find(name: str, home: Home) -> Named | None:
     """The data set of that name; `-`, `_` and case make no difference."""
     if key(name) in _made:
         return _write(name, home)
+    if (made := home.datasets / ".made" / f"{key(name)}.jsonl").is_file():  # by another process
+        return Named(name=name, file=str(made), own=True)
     return next((named for named in every(home) if key(name) in (key(named.name), key(named.also))), None)
 
 
@@ -172,11 +176,47 @@ def _check_task(name: str, task: str) -> None:
         )
 
 
+def keep(rows: Iterable[Mapping[str, Any]], home: Home) -> str:
+    """Rows of a program as a file in HOME, in constant memory; the name by which `find` knows it, here and elsewhere.
+
+    Raises InputError naming the row that is no JSON.
+    """
+    folder, digest = _made_folder(home), hashlib.sha256()
+    scratch = folder / f"rows-{uuid.uuid4().hex}.jsonl"
+    with files.whole_file(scratch) as file:
+        for line in _lines(rows):
+            digest.update(line)
+            file.write(line)
+    name = f"rows-{digest.hexdigest()[:12]}"
+    scratch.replace(folder / f"{name}.jsonl")
+    return name
+
+
 def _write(name: str, home: Home) -> Named:
     """The rows of a registered function as a file in HOME: a job is another process and knows no function of ours."""
     function, task = _made[key(name)]
-    path = home.prepare().datasets / ".made" / f"{key(name)}.jsonl"
-    lines = b"".join(msgspec.json.encode(row) + b"\n" for row in function())
-    if not path.exists() or path.read_bytes() != lines:
-        files.write_bytes(path, lines)
-    return Named(name=name, file=str(path), task=task, own=True)
+    kept = _made_folder(home) / f"{keep(function(), home)}.jsonl"
+    return Named(name=name, file=str(kept.replace(kept.with_name(f"{key(name)}.jsonl"))), task=task, own=True)
+
+
+def _made_folder(home: Home) -> Path:
+    """Where the rows of programs lie."""
+    return home.prepare().datasets / ".made"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    for number, row in enumerate(rows, 1):
+        try:
+            yield msgspec.json.encode(row, enc_hook=_plain) + b"\n"
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                _("Row {number} can't be written as JSON: {reason}.").format(number=number, reason=error),
+                _("Give texts, numbers, lists and dicts."),
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """An array or a number of NumPy or torch as Python's own. Raises TypeError for anything else."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(type(value).__name__)
