@@ -1,5 +1,7 @@
 """Plans: everything that is decided before work starts, one kind a verb; a job needs nothing else."""
 
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -179,6 +181,7 @@ def plan_finetune(
         raise _does_not_fit(model, device, choice, load, wishes, home)
     chosen = choice.recipe
     wishing.refuse_unheeded(chosen, wishes)
+    _refuse_missing_kernels(chosen.training, device)
     return FinetunePlan(
         entry="toolbox.training:run",
         stage=stage,
@@ -237,6 +240,16 @@ def _refuse_untunable(model: ModelFacts) -> None:
                 model=model.id, architecture=model.architecture
             ),
             _("Take a causal language model."),
+        )
+
+
+def _refuse_missing_kernels(training: Training, device: Device) -> None:
+    if training.use_liger_kernel and device.kind != "cuda":
+        raise InputError(_("use_liger_kernel is for CUDA GPUs."), _("Leave out use_liger_kernel."))
+    if training.use_liger_kernel and not find_spec("liger_kernel"):
+        raise InputError(
+            _("use_liger_kernel needs the package liger-kernel, which is not installed."),
+            _("Install it: {command}").format(command=f"{sys.executable} -m pip install liger-kernel"),
         )
 
 

@@ -54,6 +54,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_grad_norm: Amount = 1.0
     optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw"] = "adamw_torch"
     gradient_checkpointing: bool = False
+    use_liger_kernel: bool = False
+    """Fused kernels of the package liger-kernel, on a CUDA GPU."""
     save_steps: Count = 100
     eval_steps: Count = 100
 

@@ -9,7 +9,7 @@ from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
-from toolbox.training import batches, rows, seeds
+from toolbox.training import batches, kernels, rows, seeds
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop, total_steps
 from toolbox.training.meter import Meter
@@ -40,7 +40,10 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     model = tuner.load(device)
     stage.extend(model)
     sequences = [sequence for item in encoded.samples for sequence in item.sequences]
-    forward = choose(Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype), sequences, reporter)
+    forward = Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype)
+    if plan.training.use_liger_kernel:
+        kernels.fuse(forward, sequences)
+    forward = choose(forward, sequences, reporter)
     seen = batches.of_steps(samples, total_steps(plan.training, len(samples)), plan.training, plan.seed)
     stage.prepare(forward, [*seen, *held_out], run, reporter)
     loop = Loop(plan, run, reporter, forward, tuner, stage, samples, held_out, meter)

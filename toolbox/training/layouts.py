@@ -25,18 +25,27 @@ def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter) -> F
     base = getattr(forward.model, "get_base_model", lambda: forward.model)()
     longest = max(len(sample.input_ids) for sample in samples)
     if takes_flattened(base) and attention.suits(base.config, longest):
-        proof, before = _proof(samples), base.config._attn_implementation
-        alone = torch.cat([_logits(forward, [sample]) for sample in proof])
+        proof, before, alone = _proof(samples), base.config._attn_implementation, logits_alone(forward, samples)
         base.set_attn_implementation(attention.TREES)
         for layout in (batches.flatten_shared, batches.flatten):
             flattened = replace(forward, layout=layout)
-            if bool((_logits(flattened, proof) - alone).abs().max() <= TOLERANCE[forward.dtype] * alone.abs().max()):
+            if alike(_logits(flattened, proof), alone, forward.dtype):
                 if layout is batches.flatten:
                     reporter.phase(_("This model can't share a prompt among its answers, so each has its own"))
                 return flattened
         base.set_attn_implementation(before)
     reporter.phase(_("This model can't keep rows apart without padding, so batches are padded"))
     return forward
+
+
+def logits_alone(forward: Forward, samples: Sequence[Sample]) -> torch.Tensor:
+    """All logits of a few short sequences made from `samples`, each by itself, [tokens, vocabulary]."""
+    return torch.cat([_logits(forward, [sample]) for sample in _proof(samples)])
+
+
+def alike(logits: torch.Tensor, expected: torch.Tensor, dtype: str) -> bool:
+    """Whether both differ by rounding only."""
+    return bool((logits - expected).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
 
 
 def _proof(samples: Sequence[Sample]) -> list[Sample]:
