@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from plans import CPU, demo_facts, finetune_run, write_jsonl
@@ -12,10 +13,10 @@ from test_training import Recorder, poisoned_model, train
 from toolbox import datasets, embedded, loading, plan, stages, targets, wishes
 from toolbox.config import Home
 from toolbox.errors import DivergedError, InputError, Interrupted
-from toolbox.runs import Run
-from toolbox.training import batches, layouts, rows
+from toolbox.runs import Run, Silent
+from toolbox.training import batches, layouts, preparing, rows
 from toolbox.training.rows import IGNORED, Sample
-from toolbox.training.stages import dpo, kto, pairs, pt, reference, rm, scoring
+from toolbox.training.stages import dpo, kto, pairs, pt, reference, rm, scoring, stage_for
 from toolbox.training.step import Forward
 
 PLACES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Bern", "Riga", "Kyiv", "Doha"]
@@ -200,11 +201,12 @@ def test_a_stop_while_the_reference_is_computed_leaves_nothing_half(home: Path, 
 
 
 def test_a_reference_is_read_again_only_for_the_same_rows_and_whole(tmp_path: Path) -> None:
-    path, values = tmp_path / "reference.safetensors", torch.tensor([-1.5, -2.25])
-    reference.write(path, values, "same")
+    path = tmp_path / "reference.safetensors"
+    known = reference.Known(np.array([3, 2**64 - 1], np.uint64), np.array([-1.5, -2.25], np.float32))
+    reference.write(path, known, "same")
     found = reference.read(path, "same")
     assert found is not None
-    assert found.tolist() == values.tolist()
+    assert (found.keys.tolist(), found.logps.tolist()) == (known.keys.tolist(), known.logps.tolist())
     assert reference.read(path, "other") is None
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -246,7 +248,7 @@ def test_a_reward_model_loads_as_the_field_does_it(home: Path, data: Any, method
     else:
         loaded = AutoModelForSequenceClassification.from_pretrained(result["model"])
     made: Any = plan.load(run.plan_path)
-    items = held_out(made)
+    items = held_out(made, run)
     with torch.no_grad():
         scores = [float(loaded.eval()(torch.tensor([side.input_ids])).logits[0, 0]) for side in pairs.sides(items)]
     accuracy = sum(won > lost for won, lost in zip(scores[: len(items)], scores[len(items) :], strict=True))
@@ -262,19 +264,16 @@ def test_a_reward_model_is_no_model_to_chat_with(home: Path, data: Any) -> None:
         targets.resolve("", "", run.id, Home(home))
 
 
-def held_out(made: Any) -> list[Any]:
-    from toolbox import training
-
+def held_out(made: Any, run: Run) -> list[Any]:
     tokenizer = loading.tokenizer(embedded.MODEL)
-    spec = made.datasets[0]
-    encoded = pairs.encode(spec.name, datasets.load(spec), tokenizer, made.training.max_length)
-    return training._split(encoded.samples, made)[1]
+    return list(preparing.prepare(made, stage_for(made), tokenizer, run, Silent()).held_out)
 
 
 def test_scores_are_the_same_flattened_and_padded(data: Any, home: Path) -> None:
     model = loading.base_model(embedded.MODEL, "float32", "cpu").eval()
     scoring.extend(model)
-    items = held_out(plan.load(stage_run(home, data, "rm").plan_path))
+    run = stage_run(home, data, "rm")
+    items = held_out(plan.load(run.plan_path), run)
     padded = Forward(model, 0, "cpu", "float32")
     with torch.no_grad():
         expected = rm.scores(padded, items)
@@ -311,9 +310,11 @@ def test_documents_are_cut_into_pieces_and_nothing_of_them_is_lost() -> None:
     assert max(sample.size for sample in pieces) == 16
     joined = [token for sample in pieces for token in sample.input_ids]
     whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    assert whole[: len(joined)] == joined
-    assert len(whole) - len(joined) <= 1
-    assert (encoded.dropped, encoded.cut) == (1, 0)
+    assert joined == whole
+    assert (encoded.dropped, encoded.cut, encoded.split) == (1, 0, 1)
+    short = len(whole) - 1
+    ends = pt.encode("x", [Text(1, text)], tokenizer, short).samples
+    assert [sample.size for sample in ends] == [short - 1, 2]
 
 
 def test_pairs_whose_answers_are_cut_away_are_dropped_and_counted() -> None:

@@ -5,6 +5,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+
+from toolbox.errors import InputError
+from toolbox.i18n import _
 
 CHUNK = 1 << 20
 
@@ -132,6 +136,17 @@ def _locked(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise InputError where `path` is another user's, or a link: what is kept between starts is read only if it is
+    ours."""
+    found = path.lstat()
+    if found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode):
+        raise InputError(
+            _("{path} belongs to another user, or is a link, and is not read.").format(path=path),
+            _("Delete it; it is made again."),
+        )
 
 
 def free_path(path: Path) -> Path:

@@ -19,7 +19,7 @@ from toolbox.i18n import _
 
 __all__ = [
     "STAGES", "Conversation", "DatasetSpec", "Fault", "Kind", "Labelled", "Messages", "NotDownloadedError",
-    "Preference", "Row", "Text", "conversations", "known", "load", "resolve", "stream",
+    "Preference", "Row", "Text", "conversations", "counted", "known", "load", "resolve", "stream",
 ]  # fmt: skip
 
 LISTED = 200
@@ -52,6 +52,11 @@ class DatasetSpec(msgspec.Struct, kw_only=True, frozen=True):
     sha256: str
     longest_chars: int
     """Characters of the longest row's texts: an upper bound for its tokens before a tokenizer is loaded."""
+
+    @property
+    def distinct(self) -> int:
+        """Rows that are taken at least once."""
+        return min(self.rows, self.usable) if self.usable else self.rows
 
     @property
     def size_bytes(self) -> int:
@@ -120,6 +125,15 @@ def stream(spec: DatasetSpec) -> Iterator[Row]:
 
     The same rows in the same order each time, also where an address takes a part of them, or some of them twice.
     """
+    for row, times in counted(spec):
+        yield from repeat(row, times)
+
+
+def counted(spec: DatasetSpec) -> Iterator[tuple[Row, int]]:
+    """Each row that is taken, once, and how often it is taken; in constant memory.
+
+    Raises InputError where the file has changed since it was resolved.
+    """
     held = contents.look([spec.path, *spec.more], spec.columns)
     if held.sha256 != spec.sha256:
         raise InputError(
@@ -128,7 +142,8 @@ def stream(spec: DatasetSpec) -> Iterator[Row]:
         )
     usable = (row for row in held.rows() if not _is_left_out(row, spec.skip_broken))
     rows: Iterator[Row] = usable  # type: ignore[assignment]
-    return rows if spec.rows == spec.usable or not spec.usable else _taken(rows, spec.usable, spec.rows)
+    whole = spec.rows == spec.usable or not spec.usable
+    return ((row, 1) for row in rows) if whole else _taken(rows, spec.usable, spec.rows)
 
 
 def _is_left_out(row: Row | Fault, skip_broken: bool) -> bool:
@@ -137,12 +152,13 @@ def _is_left_out(row: Row | Fault, skip_broken: bool) -> bool:
     return isinstance(row, Fault)
 
 
-def _taken(rows: Iterable[Row], usable: int, wanted: int) -> Iterator[Row]:
-    """`wanted` of `usable` rows in their order; where more are wanted, all of them as often as that goes, and some
-    once more (selection sampling, Knuth, The Art of Computer Programming 2, 3.4.2, algorithm S)."""
+def _taken(rows: Iterable[Row], usable: int, wanted: int) -> Iterator[tuple[Row, int]]:
+    """`wanted` of `usable` rows in their order, with how often; where more are wanted, all of them as often as that
+    goes, and some once more (selection sampling, Knuth, The Art of Computer Programming 2, 3.4.2, algorithm S)."""
     whole, needed = divmod(wanted, usable)
     generator, left = random.Random(SEED), usable
     for row in rows:
         extra = generator.random() * left < needed
         needed, left = needed - extra, left - 1
-        yield from repeat(row, whole + extra)
+        if whole + extra:
+            yield row, whole + extra

@@ -1,11 +1,12 @@
 """Batches: which rows go together, and how they are laid out for the model."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import torch
 
 from toolbox.recipe import Training
@@ -46,19 +47,24 @@ def of_step(samples: Sequence[SomeItem], step: int, training: Training, seed: in
     An epoch is a fair shuffle; only within a step are rows ordered by length, so that micro-batches are even.
     """
     epoch, place = divmod(step, epoch_steps(len(samples), training))
-    order = list(range(len(samples)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
     effective, micro = _effective(training), training.per_device_train_batch_size
-    chosen = [samples[index] for index in order[place * effective : (place + 1) * effective]]
+    order = _order(len(samples), seed, epoch)[place * effective : (place + 1) * effective]
+    chosen = [samples[int(index)] for index in order]
     chosen.sort(key=lambda sample: sample.size)
     return [chosen[begin : begin + micro] for begin in range(0, len(chosen), micro)]
 
 
-def of_steps(samples: Sequence[SomeItem], steps: int, training: Training, seed: int) -> Sequence[SomeItem]:
-    """The samples that the first `steps` optimizer steps see, each once."""
-    if steps >= epoch_steps(len(samples), training):
-        return samples
-    return [sample for step in range(steps) for items in of_step(samples, step, training, seed) for sample in items]
+def of_steps(rows: int, steps: int, training: Training, seed: int) -> np.ndarray:
+    """Which of the rows the first `steps` optimizer steps see, each once."""
+    if steps >= epoch_steps(rows, training):
+        return np.arange(rows)
+    return _order(rows, seed, epoch=0)[: steps * _effective(training)]
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffle of an epoch, [rows]; kept from step to step."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def _effective(training: Training) -> int:

@@ -18,6 +18,7 @@ from toolbox.training.meter import Meter
 from toolbox.training.rows import Item
 from toolbox.training.stages import Stage
 from toolbox.training.step import Forward, Stepper, diverged, means
+from toolbox.training.store import Items
 from toolbox.training.tuner import Tuner
 
 
@@ -32,8 +33,8 @@ class Loop:
         forward: Forward,
         tuner: Tuner,
         stage: Stage,
-        samples: Sequence[Item],
-        held_out: Sequence[Item],
+        samples: Items,
+        held_out: Items,
         meter: Meter,
     ) -> None:
         self.plan, self.run, self.reporter, self.tuner, self.stage = plan, run, reporter, tuner, stage
@@ -68,9 +69,8 @@ class Loop:
 
     def evaluate(self) -> dict[str, float]:
         """The stage's mean loss over the held-out rows, as `eval_loss`, and its figures, as `eval_…`."""
-        size = self.plan.training.per_device_train_batch_size
-        rows = sorted(self.held_out, key=lambda item: item.size)
-        micro_batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+        rows = self.held_out.by_size()
+        micro_batches = rows.in_parts(self.plan.training.per_device_train_batch_size)
         self.forward.model.eval()
         with torch.no_grad():
             totals = self.stage.totals(self.forward, micro_batches)

@@ -63,11 +63,14 @@ class Item(Protocol):
 
 
 class Encoded(msgspec.Struct):
-    """The items made from some rows. `cut`: were longer than max_length. `dropped`: had no answer left after that."""
+    """The items made from some rows. `cut`: were longer than max_length. `dropped`: had no answer left after that.
+    `split`: became several items. `written_out`: their tools were written as text."""
 
     samples: list[Any]
     cut: int = 0
     dropped: int = 0
+    split: int = 0
+    written_out: int = 0
 
 
 def encode(
@@ -86,9 +89,9 @@ def encode(
             _("The model has no chat template, so it is unknown how it takes a conversation."),
             _("Take the model's -Instruct or -Chat version."),
         )
-    encoded, template, written_out = Encoded([]), str(tokenizer.get_chat_template()), 0
+    encoded, template = Encoded([]), str(tokenizer.get_chat_template())
     for row in rows:
-        written_out += calls.is_written_out(row, template)
+        encoded.written_out += calls.is_written_out(row, template)
         item = (make or encode_row)(dataset, row, tokenizer)
         if any(len(sequence.input_ids) > max_length for sequence in item.sequences):
             item = item.cut(max_length)
@@ -97,13 +100,6 @@ def encode(
             encoded.dropped += 1
             continue
         encoded.samples.append(item)
-    if written_out:
-        print(
-            _("{name}: the chat template has no place for tools; in {count} rows they are written as text.").format(
-                name=dataset, count=written_out
-            ),
-            flush=True,
-        )
     return encoded
 
 

@@ -10,8 +10,9 @@ from toolbox import plugins
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.training import batches, rows
-from toolbox.training.rows import Encoded, Item
+from toolbox.training.rows import Encoded, Item, Sample
 from toolbox.training.step import Forward, Outcome
+from toolbox.training.store import Items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ def count(forward: Forward, micro_batches: Sequence[Sequence[Item]]) -> Totals:
     return Totals(len(items), batches.label_tokens([item.sequences[0] for item in items]))
 
 
-def _nothing(forward: Forward, items: Sequence[Any], run: Run, reporter: Reporter) -> None:
+def _nothing(forward: Forward, items: Items, run: Run, reporter: Reporter) -> None:
     """There is nothing to prepare."""
 
 
@@ -51,12 +52,14 @@ class Stage:
     """A micro-batch's share of the effective batch's mean loss, and figures of its rows."""
     encode: Callable[..., Encoded] = rows.encode
     """(data set's name, rows, tokenizer, max_length) to items."""
+    item: type[Any] = Sample
+    """What `encode` makes of a row."""
     weighed_by: Literal["label_tokens", "rows"] = "rows"
     """What a mean over several steps weighs each of them by."""
     totals: Callable[[Forward, Sequence[Sequence[Any]]], Totals] = count
     extend: Callable[["PreTrainedModel"], None] = lambda model: None
     """Puts further weights, to be trained and kept beside the tuner's, into the model: a module named `score`."""
-    prepare: Callable[[Forward, Sequence[Any], Run, Reporter], None] = _nothing
+    prepare: Callable[[Forward, Items, Run, Reporter], None] = _nothing
     """Done once, before the first step and before a checkpoint is read, with the model as it comes and all items that
     the steps will see or that are held out."""
     export: Callable[["PreTrainedModel", Run], dict[str, str]] = _no_more

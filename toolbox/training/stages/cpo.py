@@ -23,4 +23,4 @@ def make(plan: FinetunePlan) -> Stage:
         value = losses.cpo(chosen, rejected, options).sum() / totals.rows - options.cpo_alpha * likelihood
         return Outcome(value, pairs.preferred(options.beta * chosen, options.beta * rejected))
 
-    return Stage(loss, encode=pairs.encode)
+    return Stage(loss, encode=pairs.encode, item=Pair)

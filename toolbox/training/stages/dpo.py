@@ -12,6 +12,7 @@ from toolbox.training.stages import Stage, Totals, losses, pairs
 from toolbox.training.stages.pairs import Pair
 from toolbox.training.stages.reference import Reference
 from toolbox.training.step import Forward, Outcome
+from toolbox.training.store import Items
 
 
 def make(plan: FinetunePlan) -> Stage:
@@ -19,9 +20,9 @@ def make(plan: FinetunePlan) -> Stage:
     options = plan.options if isinstance(plan.options, Dpo) else Dpo()
     reference = Reference(plan)
 
-    def prepare(forward: Forward, items: Sequence[Pair], run: Run, reporter: Reporter) -> None:
+    def prepare(forward: Forward, items: Items, run: Run, reporter: Reporter) -> None:
         if not options.reference_free:
-            reference.prepare(forward, pairs.sides(items), run, reporter)
+            reference.prepare(forward, items, pairs.sides, run, reporter)
 
     def loss(forward: Forward, items: Sequence[Pair], totals: Totals) -> Outcome:
         """The mean over the effective batch's pairs; rewards are beta log π/π_ref (arXiv:2305.18290, section 5)."""
@@ -33,4 +34,4 @@ def make(plan: FinetunePlan) -> Stage:
         value = losses.dpo(both, options).sum() / totals.rows
         return Outcome(value, pairs.preferred(options.beta * both.won, options.beta * both.lost))
 
-    return Stage(loss, encode=pairs.encode, prepare=prepare)
+    return Stage(loss, encode=pairs.encode, item=Pair, prepare=prepare)

@@ -16,6 +16,7 @@ from toolbox.training.stages import Stage, Totals, count, losses
 from toolbox.training.stages.pairs import last_answers
 from toolbox.training.stages.reference import Reference
 from toolbox.training.step import Forward, Outcome
+from toolbox.training.store import Items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,9 +59,12 @@ def make(plan: FinetunePlan) -> Stage:
     reference = Reference(plan)
     takes_kl = options.loss_type == "kto"
 
-    def prepare(forward: Forward, items: Sequence[Judged], run: Run, reporter: Reporter) -> None:
+    def known(items: Sequence[Judged]) -> list[Sample]:
         mismatched = [item.mismatched for item in items] if takes_kl else []
-        reference.prepare(forward, [*(item.answer for item in items), *mismatched], run, reporter)
+        return [*(item.answer for item in items), *mismatched]
+
+    def prepare(forward: Forward, items: Items, run: Run, reporter: Reporter) -> None:
+        reference.prepare(forward, items, known, run, reporter)
 
     def totals(forward: Forward, micro_batches: Sequence[Sequence[Judged]]) -> Totals:
         """The reference point, max(0, mean log π/π_ref of mismatched answers): arXiv:2402.01306, section 4.1.
@@ -91,7 +95,7 @@ def make(plan: FinetunePlan) -> Stage:
             value, {"rewards/chosen": rewards[wanted], "rewards/rejected": rewards[~wanted], "kl": kl.reshape(1)}
         )
 
-    return Stage(loss, encode=encode, prepare=prepare, totals=totals)
+    return Stage(loss, encode=encode, item=Judged, prepare=prepare, totals=totals)
 
 
 def encode(

@@ -29,7 +29,7 @@ def make(plan: FinetunePlan) -> Stage:
         value = penalty - torch.cat(learnt).sum() / totals.label_tokens
         return Outcome(value, pairs.preferred(options.beta * chosen, options.beta * rejected))
 
-    return Stage(loss, encode=pairs.encode, totals=totals)
+    return Stage(loss, encode=pairs.encode, item=Pair, totals=totals)
 
 
 def totals(forward: Forward, micro_batches: Sequence[Sequence[Pair]]) -> Totals:

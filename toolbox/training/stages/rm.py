@@ -29,7 +29,7 @@ def make(plan: FinetunePlan) -> Stage:
     def export(model: "PreTrainedModel", run: "Run") -> dict[str, str]:
         return scoring.export(model, run, plan)
 
-    return Stage(loss, encode=pairs.encode, extend=scoring.extend, export=export)
+    return Stage(loss, encode=pairs.encode, item=Pair, extend=scoring.extend, export=export)
 
 
 def scores(forward: Forward, items: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,4 +18,4 @@ def make(plan: FinetunePlan) -> Stage:
         value = losses.simpo(chosen, rejected, options).sum() / totals.rows
         return Outcome(value, pairs.preferred(options.beta * chosen, options.beta * rejected))
 
-    return Stage(loss, encode=pairs.encode)
+    return Stage(loss, encode=pairs.encode, item=Pair)
