@@ -4,7 +4,9 @@
 
 Each measurement runs in a process of its own: json.loads on every line and msgspec on every line, which only read; then
 what this toolbox does: `resolve` (hash, encoding, format, every row read and checked), `stream` (every row handed out),
-and `data check` (duplicates, near duplicates and lengths too).
+`data check` (duplicates, near duplicates and lengths too), `prepare` (every row as the embedded model's token ids, in
+the store that training reads), and `train` (that, then a few steps). CPU seconds count all processes, the peak is that
+of the largest one.
 """
 
 import argparse
@@ -19,6 +21,18 @@ import msgspec
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = 4000
+PREPARED = """
+from pathlib import Path
+from toolbox import datasets, device, embedded, files, models, plan, runs
+from toolbox.config import Home
+from toolbox.runs import Silent
+from toolbox.wishes import Wishes
+home = Home(Path(PATH).parent / "home")
+spec, model = datasets.resolve(PATH, home), models.read(embedded.MODEL, id="demo", source="embedded")
+planned = plan.plan_finetune(model, [spec], device.probe().best, Wishes(), home)
+run = runs.create(home.runs, "bench", planned)
+begun = time.perf_counter()
+"""
 MEASURES = {
     "json.loads, nothing kept": """
 import json
@@ -54,14 +68,31 @@ from toolbox.datasets import checking, contents
 tally = checking.examine(contents.look([Path(PATH)], {}), checking.Wanted(), lambda finding: None)
 print(tally.values)
 """,
+    "prepare": PREPARED
+    + """
+from toolbox import loading
+from toolbox.training import preparing
+from toolbox.training.stages import stage_for
+made = preparing.prepare(planned, stage_for(planned), loading.tokenizer(planned.model.path), run, Silent())
+print(len(made.samples.store), "items,", files.size_of(run.path / preparing.FOLDER) / 1e9, "GB on the disk")
+print(len(made.samples) + len(made.held_out))
+""",
+    "train, 3 steps": PREPARED
+    + """
+from toolbox import training
+planned.training.max_steps = 3
+result = training.run(planned, run, Silent())
+print(result["rows"] + result["rows_held_out"])
+""",
 }
 MEASURED = """
 import os, resource, sys, time
 PATH = sys.argv[1]
 begun = time.perf_counter()
 {code}
-cpu = resource.getrusage(resource.RUSAGE_SELF)
-print(time.perf_counter() - begun, cpu.ru_utime + cpu.ru_stime, cpu.ru_maxrss * 1024)
+spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+cpu, peak = sum(who.ru_utime + who.ru_stime for who in spent), max(who.ru_maxrss for who in spent)
+print(time.perf_counter() - begun, cpu, peak * 1024)
 """
 
 
@@ -87,6 +118,8 @@ def measure(name: str, code: str, path: Path) -> None:
     if done.returncode:
         print(f"{name:<28} {done.stderr.strip().rpartition(chr(10))[2]}")
         return
+    if name == "prepare":
+        print(done.stdout.strip().split("\n")[-3])
     rows, figures = done.stdout.strip().split("\n")[-2:]
     elapsed, cpu, peak = (float(figure) for figure in figures.split())
     rate = int(rows) / elapsed

@@ -64,6 +64,9 @@ QLORA_SLOWDOWN = 1.5
 """Time of nf4 against 16-bit weights: litgpt's table for Llama 2 7B, 3.68 against 2.36 min."""
 BATCH_OVERHEAD_S = {"cuda": 0.1, "mps": 0.1, "cpu": 0.02}
 """A micro-batch's time beside its arithmetic, for starting a few thousand small operations."""
+STORE_SHARE = 2.5
+"""Bytes of encoded rows for a byte of the files they come from, at most: 2.4 measured with `bench/data.py` where a
+token is 1.3 letters, less where it is more."""
 KEPT_CHECKPOINTS = 2
 """The newest, and the one that is being written."""
 
@@ -100,6 +103,8 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
     """Whether logits are made at the end of each sequence only."""
     passes_before: int = 0
     """Forward passes over all rows before the first step."""
+    data_bytes: int = 0
+    """Of the files that the rows are read from."""
 
 
 class Estimate(msgspec.Struct, kw_only=True, frozen=True):
@@ -131,7 +136,7 @@ def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> E
         device_bytes=device.memory_free_bytes,
         fits=peak <= device.memory_free_bytes,
         time_s=_time_s(model, recipe, device, load),
-        disk_bytes=_disk_bytes(model, recipe),
+        disk_bytes=_disk_bytes(model, recipe) + round(STORE_SHARE * load.data_bytes),
     )
 
 

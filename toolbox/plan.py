@@ -267,6 +267,7 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
         sequences=sequences,
         scored=stage == "rm",
         passes_before=PASSES_BEFORE.get(stage, 0),
+        data_bytes=size,
     )
 
 
