@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from toolbox import datasets, embedded, models, runs
 from toolbox.config import Home
@@ -51,3 +52,17 @@ def demo_facts() -> ModelFacts:
 def write_jsonl(path: Path, rows: Iterable[Any]) -> Path:
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     return path
+
+
+def stored(folder: Path, items: list[Any]) -> Any:
+    """`items` in a store, as a training has them."""
+    from toolbox.training import store
+
+    def fill(writer: store.Writer) -> store.Facts:
+        writer.add(store.pack(items, type(items[0])), 1)
+        return store.Facts()
+
+    store.write(folder, "a test", fill)
+    made = store.read(folder, type(items[0]), "a test")
+    assert made
+    return store.Items(made, np.arange(len(items)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import finetune_plan, finetune_run
+from plans import finetune_plan, finetune_run, stored
 from test_training import Recorder
 
 from toolbox import embedded, loading, stages
@@ -87,7 +87,8 @@ def outcome(name: str, forward: Forward, items: list[Pair], home: Path) -> tuple
     with torch.no_grad():
         for weight in forward.model.parameters():
             weight *= 1.01
-    stage.prepare(forward, items, finetune_run(home), Recorder())  # type: ignore[arg-type]
+    run = finetune_run(home)
+    stage.prepare(forward, stored(run.path / "rows", items), run, Recorder())  # type: ignore[arg-type]
     forward.model.load_state_dict(before)
     forward.model.zero_grad()
     made = stage.loss(forward, items, stage.totals(forward, [items]))

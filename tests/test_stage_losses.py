@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plans import finetune_plan, finetune_run
+from plans import finetune_plan, finetune_run, stored
 
 from toolbox import embedded, loading, stages
 from toolbox.runs import Silent
@@ -88,7 +88,8 @@ def ours(
     """Our loss of `items` as one effective batch, in micro-batches of `micro`, and its figures."""
     plan = finetune_plan(home, stage=name, options=options)
     stage: Stage = training_stages.stage_for(plan)
-    stage.prepare(Forward(reference, 0, "cpu", "float32"), items, finetune_run(home), Silent())
+    run = finetune_run(home)
+    stage.prepare(Forward(reference, 0, "cpu", "float32"), stored(run.path / "rows", list(items)), run, Silent())
     forward = Forward(policy, 0, "cpu", "float32")
     micro_batches = [items[begin : begin + micro] for begin in range(0, len(items), micro)]
     policy.eval()
