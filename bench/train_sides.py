@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCH, LONGEST, RATE, SEED, LIMIT_S = 4, 512, 1e-4, 42, 900
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 POLL_S = 0.01
+REFERENCE = "Computing what the model finds likely"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Measured:
     at_s: list[float] = field(default_factory=list)
     marks_s: list[float] = field(default_factory=list)
     to_first_step_s: float = 0.0
+    reference_cpu_s: float = 0.0
+    """From the beginning of the reference pass to the first step, where there is one."""
     peak_bytes: int = 0
     error: str = ""
 
@@ -87,7 +90,7 @@ def swift(case: Case) -> list[str]:
         "--use_hf", "true", "--tuner_type", "lora",
         "--dataset", str(case.rows / "messages.jsonl"), "--split_dataset_ratio", "0", "--dataset_shuffle", "false",
         "--train_dataloader_shuffle", "false", "--torch_dtype", case.torch_dtype, "--target_modules", "all-linear",
-        *_common(case, "lora_rank"), "--weight_decay", "0", "--warmup_ratio", "0", "--lr_scheduler_type", "linear",
+        *common(case, "lora_rank"), "--weight_decay", "0", "--warmup_ratio", "0", "--lr_scheduler_type", "linear",
         "--max_grad_norm", "1", "--dataloader_num_workers", "0", "--output_dir", str(case.out / "swift"),
     ]  # fmt: skip
 
@@ -97,11 +100,11 @@ def trl(case: Case) -> list[str]:
         "trl", "sft", "--model_name_or_path", str(case.model), "--dataset_name", str(case.rows / "trl"),
         "--dtype", case.torch_dtype, "--bf16", str(case.dtype == "bf16").lower(), "--use_peft",
         "--lora_target_modules", "all-linear", "--train_sampling_strategy", "sequential",
-        *_common(case, "lora_r"), "--output_dir", str(case.out / "trl"),
+        *common(case, "lora_r"), "--output_dir", str(case.out / "trl"),
     ]  # fmt: skip
 
 
-def _common(case: Case, rank: str) -> list[str]:
+def common(case: Case, rank: str) -> list[str]:
     """What ms-swift's and TRL's commands have in common."""
     return [
         "--max_length", str(LONGEST), "--per_device_train_batch_size", str(BATCH),
@@ -116,16 +119,21 @@ PEERS = {"swift": ("ms-swift", swift), "lf": ("LLaMA-Factory", llamafactory), "t
 
 
 def run_peer(folder: str, case: Case) -> Measured:
-    """The peer's command, measured from within by hook/sitecustomize.py."""
+    """The peer's own command on the case's rows."""
     name, command = PEERS[folder]
-    steps, log = case.out / f"{folder}.steps.jsonl", case.out / f"{folder}.log"
+    return watch(name, folder, command(case), case)
+
+
+def watch(name: str, folder: str, words: list[str], case: Case) -> Measured:
+    """A command of the environment `folder`, measured from within by hook/sitecustomize.py."""
+    steps, log = case.out / f"{name}.steps.jsonl", case.out / f"{name}.log"
     programs = case.peers / "venvs" / folder / "bin"
     environ = environment(
         case, PATH=f"{programs}:{os.environ['PATH']}", PYTHONPATH=str(ROOT / "bench" / "hook"),
         BENCH_STEPS=str(steps), BENCH_ADAPTER=str(case.out / "adapter.safetensors"),
         HF_HOME=str(case.peers / "hf"), MODELSCOPE_CACHE=str(case.peers / "ms"),
     )  # fmt: skip
-    words, begun = command(case), time.time()
+    begun = time.time()
     with log.open("wb") as file:
         child = subprocess.Popen(
             [str(programs / words[0]), *words[1:]], env=environ, cwd=case.out, stdin=subprocess.DEVNULL,
@@ -162,8 +170,12 @@ def run_ours(case: Case) -> Measured:
             continue
         found.peak_bytes = max(found.peak_bytes, seen[1])
         metrics = _lines(run.parent / "metrics.jsonl")
-        if not found.to_first_step_s and "\nTraining\n" in (run.parent / "log.txt").read_text("utf-8"):
+        told = (run.parent / "log.txt").read_text("utf-8")
+        if REFERENCE not in told:
+            found.reference_cpu_s = -seen[0]
+        if not found.to_first_step_s and "\nTraining\n" in told:
             found.to_first_step_s = time.time() - begun
+            found.reference_cpu_s += seen[0]
         if len(metrics) > len(lines):
             lines = metrics
             found.at_s.append(time.time() - begun)
@@ -180,6 +192,7 @@ def run_ours(case: Case) -> Measured:
 def ours(case: Case, home: Path) -> list[str]:
     recipe = {
         "name": "bench", "summary": "LoRA as all sides are given it", "method": "lora", "dtype": case.torch_dtype,
+        "stage": case.stage,
         "training": {
             "per_device_train_batch_size": BATCH, "max_length": LONGEST, "learning_rate": RATE,
             "max_steps": case.steps, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "save_steps": 1000,
@@ -191,7 +204,7 @@ def ours(case: Case, home: Path) -> list[str]:
     path.write_bytes(msgspec.yaml.encode(recipe))
     return [
         "bash", str(ROOT / "yichuidingyin.sh"), "finetune", "--home", str(home), "--model", str(case.model),
-        "--dataset", str(case.rows / "ours.jsonl"), "--stage", "sft", "--recipe", str(path), "--seed", str(SEED),
+        "--dataset", str(case.rows / "ours.jsonl"), "--stage", case.stage, "--recipe", str(path), "--seed", str(SEED),
         "--yes", "--json",
     ]  # fmt: skip
 

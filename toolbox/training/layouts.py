@@ -53,7 +53,7 @@ def _proof(samples: Sequence[Sample]) -> list[Sample]:
 
     Every token has a label: the proof is on all logits.
     """
-    first, second = sorted((sample for sample in samples if sample.teaches), key=lambda sample: sample.size)[:2]
+    first, second = sorted(samples, key=lambda sample: sample.size)[:2]
     ids = first.input_ids[: (first.size + 1) // 2] + second.input_ids[second.size // 2 :]
     return [
         Sample(name, number, ids, ids)
