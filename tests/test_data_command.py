@@ -122,7 +122,7 @@ def test_check_counts_lists_and_ends_with_2_where_training_would_refuse(torn: Pa
     assert {name: count for name, count in found["problems"].items() if count} == {"unusable": 1, "duplicate": 1}
     assert [finding["row"] for finding in found["findings"]] == [57, 71]
     assert found["lengths"]["unit"] == "tokens"
-    assert found["stages"] == ["sft"]
+    assert found["stages"] == ["sft", "grpo", "ppo"]
 
 
 def test_check_shows_a_picture_of_lengths_and_finds_a_test_set_inside(shared_data: Any, toolbox_cli: Cli) -> None:

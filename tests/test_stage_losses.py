@@ -332,6 +332,6 @@ def test_supervised_fine_tuning(
 
 
 def test_every_stage_with_options_is_held_against_trl() -> None:
-    assert set(stages.OPTIONS) == {"rm", "dpo", "kto", "orpo", "simpo", "cpo"}
+    assert set(stages.OPTIONS) == {"rm", "dpo", "kto", "orpo", "simpo", "cpo", "ppo", "grpo"}  # grpo: test_policy.py
     assert {options.loss_type for options in DPO_CASES} == set(losses.DPO)
     assert rows.IGNORED == -100

@@ -21,6 +21,12 @@ from toolbox.training.step import Forward
 
 PLACES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Bern", "Riga", "Kyiv", "Doha"]
 PAIRED = ["rm", "dpo", "orpo", "simpo", "cpo"]
+REWARDED: dict[str, dict[str, Any]] = {
+    "ppo": {"reward_funcs": ["contains:a"], "response_length": 6, "num_mini_batches": 2, "kl_target": 0.1,
+            "kl_horizon": 10.0, "temperature": 2.0},
+    "grpo": {"reward_funcs": ["contains:a"], "max_completion_length": 6, "num_generations": 2, "num_iterations": 2,
+             "beta": 0.1, "temperature": 2.0},
+}  # fmt: skip
 RATES = {"pt": 2e-3, "rm": 5e-3, "kto": 5e-3}
 
 
@@ -45,6 +51,8 @@ def data(tmp_path: Path) -> Any:
                 {"messages": [turn("user", question), turn("assistant", answer)], "label": label}
                 for question, answer, label in judged
             )))  # fmt: skip
+        if stage in ("ppo", "grpo"):
+            return str(write_jsonl(path, ({"prompt": question} for question, _, _ in triples)))
         if stage == "sft":
             return str(write_jsonl(path, (
                 {"messages": [turn("user", question), turn("assistant", answer)]} for question, answer, _ in triples
@@ -63,7 +71,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 def stage_run(home: Path, data: Any, stage: str, **changes: Any) -> Run:
     kind = stages.OPTIONS.get(stage)
     rate = changes.pop("learning_rate", RATES.get(stage, 1e-3))
-    options = changes.pop("options", kind() if kind else None)
+    options = changes.pop("options", kind(**REWARDED.get(stage, {})) if kind else None)
     return finetune_run(home, data(stage), stage=stage, options=options, learning_rate=rate, **changes)
 
 
@@ -167,13 +175,15 @@ def test_a_stopped_run_goes_on_to_the_very_numbers_of_the_straight_one(home: Pat
     with pytest.raises(Interrupted, match="after step 2 of 4"):
         train(run, first)
     result = train(run, second)
-    told = ("loss", "grad_norm", "rewards/margins", "kl")
+    told = ("loss", "grad_norm", "rewards/margins", "kl", "kl_coef", "reward")
     for name in told:
         assert curve(first, name) + curve(second, name) == curve(straight, name), name
     assert (result["eval"], result["train_loss"]) == (expected["eval"], expected["train_loss"])
 
 
-@pytest.mark.parametrize("stage", stages.NAMES)
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=SLOW) if stage in REWARDED else stage for stage in stages.NAMES]
+)
 def test_a_loss_that_is_no_number_names_its_rows_and_changes_no_weight(
     home: Path, data: Any, tmp_path: Path, stage: str
 ) -> None:

@@ -10,7 +10,7 @@ from toolbox.errors import OutOfMemoryError
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 32
 LOGITS_BYTES = 1 << 30
@@ -71,7 +71,9 @@ def _halved(batch_size: int) -> int:
     return batch_size // 2
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, prefix: str = "") -> list[int]:
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase", conversation: Conversation, prefix: str = "", tools: Any = None
+) -> list[int]:
     """Token ids up to where the assistant speaks, and `prefix`, which it has said already.
 
     Models that can think first are asked not to: their templates take `enable_thinking`, others ignore it.
@@ -79,7 +81,7 @@ def prompt_ids(tokenizer: "PreTrainedTokenizerBase", conversation: Conversation,
     if tokenizer.chat_template:
         text = str(
             tokenizer.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                conversation, tools=tools or None, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
         )
         return [*tokenizer(text + prefix, add_special_tokens=False)["input_ids"]]
@@ -104,22 +106,57 @@ def generate(
     Greedy, or sampled from the model's own distribution (temperature 1, nothing cut off); the model's own generation
     settings are not used, so that two models are asked in the same way. The random state outside is left as it was.
     """
-    settings = _settings(model, tokenizer, max_new_tokens, do_sample)
+    settings = generation(model, tokenizer, max_new_tokens, do_sample)
+    prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
+    answers = answer_ids(model, prompts, settings, seed=seed, batch_size=batch_size, watch=watch)
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def answer(prompts: list[list[int]]) -> list[str]:
-        ids, mask = _pad_left(prompts, settings.pad_token_id, model.device)
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)  # type: ignore[operator]
-        return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+
+def answer_ids(
+    model: "PreTrainedModel",
+    prompts: Sequence[list[int]],
+    settings: "GenerationConfig",
+    *,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    watch: Watch = unwatched,
+    each_token: Callable[[torch.Tensor], None] = lambda logits: None,
+) -> list[list[int]]:
+    """The token ids that follow each prompt, up to and with the first that ends an answer, where one does.
+
+    `each_token` is told the logits before each token, and stops the work by raising. The random state outside is left
+    as it was.
+    """
+    ends = settings.eos_token_id or []
+
+    def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        each_token(logits)
+        return logits
+
+    def answer(batch: list[list[int]]) -> list[list[int]]:
+        ids, mask = _pad_left(batch, settings.pad_token_id, model.device)
+        made = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[told]
+        )
+        return [_until(row, ends) for row in made[:, ids.shape[1] :].tolist()]
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        prompts = [prompt_ids(tokenizer, conversation) for conversation in conversations]
         return in_batches(prompts, len, answer, batch_size, watch)
 
 
-def _settings(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", max_new_tokens: int, do_sample: bool
-) -> Any:
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """`ids` up to and with the first of `ends`; what follows it is padding."""
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids)) + 1]
+
+
+def generation(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_new_tokens: int,
+    do_sample: bool,
+    temperature: float = 1.0,
+) -> "GenerationConfig":
     """Every setting stated: transformers fills what is left out from the model's generation_config.
 
     A model may state no end of its own, or nonsense: then an answer ends with the tokenizer's, or at its full length.
@@ -132,7 +169,7 @@ def _settings(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=do_sample, num_beams=1, repetition_penalty=1.0,
-        temperature=1.0, top_k=0, top_p=1.0, eos_token_id=ends or None, pad_token_id=pad,
+        temperature=temperature, top_k=0, top_p=1.0, eos_token_id=ends or None, pad_token_id=pad,
     )  # fmt: skip
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from toolbox import methods
+from toolbox import files, methods
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -70,6 +70,32 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
 
     tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
     return tuned
+
+
+def reward_model(path: Path, dtype: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The model for sequence classification with one label in `path`, or of the adapter there, and its tokenizer.
+
+    Raises InputError where it is none, or has no chat template.
+    """
+    adapter = files.read_json(path / "adapter_config.json")
+    base = Path(str(adapter["base_model_name_or_path"])) if isinstance(adapter, dict) else path
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        base, dtype=getattr(torch, dtype), device_map=device, use_safetensors=True,
+        **({"num_labels": 1} if base != path else {}), **SAFE,
+    )  # fmt: skip
+    if base != path:
+        model = with_adapter(model, path)
+    scorer = tokenizer(base)
+    if model.config.num_labels != 1 or not scorer.chat_template:
+        raise InputError(
+            _("{path} can't judge answers: it has {count} labels, or no chat template.").format(
+                path=path, count=model.config.num_labels
+            ),
+            _("Take a reward model with one label, as the stage rm makes it."),
+        )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = scorer.pad_token_id if scorer.pad_token_id is not None else scorer.eos_token_id
+    return model.eval().requires_grad_(False), scorer
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:

@@ -14,6 +14,7 @@ from toolbox import methods, parameters
 from toolbox.device import Device, specification
 from toolbox.models import ModelFacts
 from toolbox.recipe import Training
+from toolbox.stages import GENERATED_AT_ONCE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -90,6 +91,21 @@ class Recipe(Protocol):
     def BitsAndBytesConfig(self) -> dict[str, Any]: ...
 
 
+class Rollout(msgspec.Struct, kw_only=True, frozen=True):
+    """What it takes that the model answers rows itself, and learns from that."""
+
+    answers: int
+    """To a row."""
+    tokens: int
+    """Of an answer at most."""
+    updates: int
+    """Times that each answer is learnt from."""
+    reference: bool
+    """Whether a reference is asked."""
+    reward_model_bytes: int
+    """Its weights in the files."""
+
+
 class Load(msgspec.Struct, kw_only=True, frozen=True):
     """What data do to a training step."""
 
@@ -105,6 +121,8 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
     """Forward passes over all rows before the first step."""
     data_bytes: int = 0
     """Of the files that the rows are read from."""
+    rollout: Rollout | None = None
+    """Where the model answers the rows itself."""
 
 
 class Estimate(msgspec.Struct, kw_only=True, frozen=True):
@@ -153,6 +171,7 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
     if training.gradient_accumulation_steps == 1:
         # Gradients grow while activations go: only what they outgrow them by comes on top.
         gradients = max(0, gradients - activations - logits)
+    kept_for_learning = activations + logits + gradients
     parts = {
         "weights": _weights(model, recipe),
         "adapter": 0 if methods.trained_weights(recipe.method) else 4 * trained,
@@ -162,7 +181,21 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
         "logits": logits,
         "overhead": OVERHEAD_BYTES[device.kind],
     }
+    if load.rollout:
+        # Answers are written before they are learnt from: only what that takes more comes on top.
+        parts["generation"] = max(0, _generation(model, recipe, load) - kept_for_learning)
+        parts["other models"] = load.rollout.reward_model_bytes + (
+            width * model.parameters if load.rollout.reference and methods.changes_base(recipe) else 0
+        )
     return {name: math.ceil(value) for name, value in parts.items()}
+
+
+def _generation(model: ModelFacts, recipe: Recipe, load: Load) -> float:
+    """Keys and values of all tokens of the answers that are written at once, and the logits of one token each."""
+    width, at_once = DTYPE_BYTES[recipe.dtype], GENERATED_AT_ONCE * recipe.training.per_device_train_batch_size
+    tokens = min(recipe.training.max_length, load.longest_tokens)
+    cached = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * width * tokens
+    return at_once * (cached + model.vocab_size * (width + LOSS_BYTES))
 
 
 def _weights(model: ModelFacts, recipe: Recipe) -> float:
@@ -236,8 +269,15 @@ def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> fl
     before = 2 * load.passes_before * load.rows * row_tokens
     passes = (6 if methods.trained_weights(recipe.method) else 4) + (2 if training.gradient_checkpointing else 0)
     slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
+    starts: float = batches
+    if rollout := load.rollout:  # an answer is written, judged by the reference, and learnt from a few times
+        answers = batches * training.per_device_train_batch_size * rollout.answers
+        seen = answers * (row_tokens + rollout.tokens)
+        tokens, before = seen * rollout.updates, 2 * (1 + rollout.reference) * seen
+        written_at_once = GENERATED_AT_ONCE * training.per_device_train_batch_size
+        starts = answers * (rollout.updates / training.per_device_train_batch_size + rollout.tokens / written_at_once)
     work = (passes * tokens + before) * model.parameters * slowdown
-    return work / speed + batches * BATCH_OVERHEAD_S[device.kind]
+    return work / speed + starts * BATCH_OVERHEAD_S[device.kind]
 
 
 def _speed(device: Device, dtype: str) -> float:

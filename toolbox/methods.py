@@ -246,6 +246,16 @@ def trained_weights(name: str) -> bool:
     return find(name).kind == "weights"
 
 
+MUTATING = ("pissa", "olora", "corda")
+"""Values of `init_lora_weights` that take the adapter's beginning off the base, so that the sum begins as the base."""
+
+
+def changes_base(of: Configured) -> bool:
+    """Whether a method leaves no base behind that is the model as it came: weights are trained, or an adapter's
+    beginning was taken off them."""
+    return trained_weights(of.method) or str(settings(of).get("init_lora_weights")).startswith(MUTATING)
+
+
 def of_adapter(folder: Path) -> Method | None:
     """The method that made the adapter in `folder`, by its adapter_config.json; None where no method here does."""
     config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}

@@ -15,10 +15,10 @@ from toolbox.datasets import DatasetSpec
 from toolbox.device import GIB, Device
 from toolbox.errors import DoesNotFitError, InputError
 from toolbox.i18n import _, sentences
-from toolbox.memory import Estimate, Load, estimate
+from toolbox.memory import Estimate, Load, Rollout, estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Recipe, Training
-from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, StageName
+from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, Grpo, Ppo, StageName
 from toolbox.units import size
 from toolbox.wishes import Wishes
 
@@ -182,10 +182,13 @@ def plan_finetune(
     chosen = choice.recipe
     wishing.refuse_unheeded(chosen, wishes)
     _refuse_missing_kernels(chosen.training, device)
+    options = recipes.stage_options(chosen, stage)
+    if must_fit:
+        wishing.check_judged(options)
     return FinetunePlan(
         entry="toolbox.training:run",
         stage=stage,
-        options=recipes.stage_options(chosen, stage),
+        options=options,
         model=model,
         device=device,
         seed=wishes.seed,
@@ -271,6 +274,27 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
     )
 
 
+def _rolled_out(load: Load, options: AnyOptions | None) -> Load:
+    """`load` with what it takes that the model answers the rows itself, where the stage has it do so."""
+    match options:
+        case Grpo():
+            answers, updates, reference = options.num_generations, options.num_iterations, options.beta > 0
+        case Ppo():
+            answers, updates, reference = 1, options.num_ppo_epochs, options.kl_coef > 0
+        case _:
+            return load
+    folder = Path(options.reward_model)
+    judging = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if options.reward_model else 0
+    rollout = Rollout(
+        answers=answers,
+        tokens=options.response_length,
+        updates=updates,
+        reference=reference,
+        reward_model_bytes=judging,
+    )
+    return msgspec.structs.replace(load, longest_tokens=load.longest_tokens + rollout.tokens, rollout=rollout)
+
+
 def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -> list[Recipe]:
     """The recipes to try, best first: the one named; of a wished method the most apt; else those for this hardware.
 
@@ -302,9 +326,11 @@ def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, b
 def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
     """The recipe with every wish in it, its types settled, and its batch sized for the device."""
     recipe = recipes.change(
-        recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage), [*_settings(wishes), *wishes.settings]
+        recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage),
+        [*_settings(wishes), *wishing.judged(wishes), *wishes.settings],
     )
     recipe = _typed(recipe, model, device)
+    load = _rolled_out(load, recipes.stage_options(recipe, wishes.stage))
     fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
     sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]
     choices = [_Choice(candidate, estimate(model, candidate, device, load)) for candidate in sized]

@@ -28,9 +28,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 GROUP = "yichuidingyin"
 """Entry points of the group `yichuidingyin.KIND` are plugins of that kind."""
 
-_STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "cpo")
+_STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "cpo", "ppo", "grpo")
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "stage": {name: f"toolbox.training.stages.{name}:make" for name in _STAGES},
+    "reward": {
+        "exact_match": "toolbox.rewards:exact_match",
+        "number_match": "toolbox.rewards:number_match",
+        "format": "toolbox.rewards:format_match",
+        "contains": "toolbox.rewards:contains",
+        "brevity": "toolbox.rewards:brevity",
+    },
 }
 PARAMETERS: dict[str, tuple[str, ...]] = {
     "dpo": ("pairs", "options"), "sft": ("logits", "targets"), "metric": ("question", "said"), "callback": ("plan",),

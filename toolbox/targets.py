@@ -44,6 +44,24 @@ def resolve(model: str, adapter: str, run: str, home: Home, with_adapter: bool =
     return Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
 
 
+def reward_model(name: str, home: Home) -> Path:
+    """The folder that `--reward-model` means: that one, or what a run of the stage rm left.
+
+    Raises NotFoundError where there is neither, InputError where the run made no reward model.
+    """
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        return folder.absolute()
+    run = runs.find(home.runs, name, lambda run: run.status().stage == "rm")
+    found = [path for path in (run.path / "model", run.adapter) if path.is_dir()]
+    if run.status().stage != "rm" or not found:
+        raise InputError(
+            _("{run} has made no reward model (it is {state}).").format(run=run.id, state=run.status().state),
+            _("Train one with: finetune --stage rm"),
+        )
+    return found[0]
+
+
 def _last(home: Home, with_adapter: bool) -> Target:
     """What the newest run made that made a model at all: an evaluation or a chat since then is not meant."""
     for run in runs.every(home.runs):

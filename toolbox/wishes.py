@@ -1,10 +1,11 @@
 """What a person said about a fine-tuning (`finetune`, `plan`), and what it makes of a recipe."""
 
+from pathlib import Path
 from typing import Literal, cast
 
 import msgspec
 
-from toolbox import datasets, methods, stages
+from toolbox import datasets, methods, rewards, stages
 from toolbox import recipe as recipes
 from toolbox.datasets import DatasetSpec
 from toolbox.errors import InputError
@@ -17,6 +18,7 @@ KINDS = {
     "preference": N_("preferences"),
     "kto": N_("answers labelled as wanted or not"),
     "text": N_("plain texts"),
+    "prompt": N_("questions without answers"),
 }
 """What rows of a kind are, in words."""
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
@@ -39,6 +41,9 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     seed: int = 42
     stage: Literal["auto", StageName] = "auto"
     """auto: the one that the data are made for."""
+    reward_funcs: list[str] = []
+    reward_model: str = ""
+    """A run of the stage rm, or a folder."""
 
 
 def agreed(wishes: Wishes) -> Wishes:
@@ -58,6 +63,16 @@ def stage(wishes: Wishes, specs: list[DatasetSpec]) -> StageName:
 
     Raises InputError where some data do not fit it.
     """
+    if wishes.stage == "auto" and any(spec.kind == "prompt" for spec in specs):
+        raise InputError(
+            _("{dataset} holds questions without answers: there is nothing to imitate.").format(
+                dataset=next(spec.name for spec in specs if spec.kind == "prompt")
+            ),
+            _(
+                "Name the answers' column with --columns response=COLUMN, or let a reward judge what the model answers:"
+                " --stage grpo --reward NAME."
+            ),
+        )
     fitting = [[name for name in stages.NAMES if name in datasets.STAGES[spec.kind]] for spec in specs]
     meant = [datasets.STAGES[spec.kind][0] for spec in specs]
     wished = wishes.stage if wishes.stage != "auto" else meant[0] if meant else "sft"
@@ -70,6 +85,51 @@ def stage(wishes: Wishes, specs: list[DatasetSpec]) -> StageName:
                 _("These stages can: {names}.").format(names=", ".join(names)),
             )
     return cast(StageName, wished)
+
+
+def judged(wishes: Wishes) -> list[str]:
+    """What judges answers, as `recipe.change` takes it.
+
+    Raises InputError where the stage has no use for it.
+    """
+    if not (wishes.reward_funcs or wishes.reward_model):
+        return []
+    if not issubclass(stages.OPTIONS.get(wishes.stage, stages.Options), stages.Rewarded):
+        raise InputError(
+            _("The stage {stage} has no use for rewards.").format(stage=wishes.stage),
+            _("Take --stage grpo or ppo."),
+        )
+    said: dict[str, object] = {"reward_funcs": wishes.reward_funcs} if wishes.reward_funcs else {}
+    if wishes.reward_model:
+        said["reward_model"] = wishes.reward_model
+    return [f"{wishes.stage}.{name}={msgspec.json.encode(value).decode()}" for name, value in said.items()]
+
+
+def check_judged(options: stages.AnyOptions | None) -> None:
+    """Raise InputError where nothing judges the answers, or what is to do so can't be, or weights are missing."""
+    if not isinstance(options, stages.Rewarded):
+        return
+    for wish in options.reward_funcs:
+        rewards.find(wish)
+    count = len(options.reward_funcs) + bool(options.reward_model)
+    if not count:
+        raise InputError(
+            _("Nothing says what a good answer is."),
+            _("Name a reward function, as --reward exact_match, or a --reward-model."),
+        )
+    if options.reward_weights and len(options.reward_weights) != count:
+        raise InputError(
+            _("There are {count} rewards and {weights} weights.").format(
+                count=count, weights=len(options.reward_weights)
+            ),
+            _("Name one weight for each, the reward model's last."),
+        )
+    folder = Path(options.reward_model)
+    if options.reward_model and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise InputError(
+            _("{path} is no folder of a reward model.").format(path=folder),
+            _("Name it, or a run of the stage rm, with --reward-model."),
+        )
 
 
 def nearest(known: list[Recipe], wishes: Wishes) -> list[Recipe]:

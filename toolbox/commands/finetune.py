@@ -59,7 +59,7 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
     model = find_model(options.model, session)
-    made = plan.plan_finetune(model, datasets, target, wishes(options), session.home)
+    made = plan.plan_finetune(model, datasets, target, wishes(options, session), session.home)
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()
     look_for_room(made.estimate.disk_bytes, session.home.path)

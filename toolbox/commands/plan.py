@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PARTS = {
     "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
     "activations": N_("Activations"), "logits": N_("Logits"), "overhead": N_("Overhead"),
+    "generation": N_("Writing answers"), "other models": N_("Reference and reward model"),
 }  # fmt: skip
 
 
@@ -37,6 +38,13 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     stage: Annotated[
         Literal["auto", StageName], option(N_("Stage of training; auto: what the data are made for"), ask=True)
     ] = "auto"
+    reward: Annotated[
+        list[str],
+        option(N_("What judges answers at the stages grpo and ppo: exact_match, number_match, format:REGEX …")),
+    ] = msgspec.field(default_factory=list)
+    reward_model: Annotated[
+        str, option(N_("A reward model that judges them: a run of the stage rm, or a folder"), metavar="RUN")
+    ] = ""
     method: Annotated[
         str, option(N_("Method of tuning, as lora or dora; auto: by hardware and model"), ask=True, choices="methods")
     ] = "auto"
@@ -76,7 +84,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)
     datasets = resolve_datasets(options, session)
-    asked = wishes(options)
+    asked = wishes(options, session)
     made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False)
     others = plan.alternatives(made, asked, session.home)
     show(made, session)
@@ -88,8 +96,9 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     }
 
 
-def wishes(options: TuningOptions) -> "Wishes":
-    """The options as planning takes them."""
+def wishes(options: TuningOptions, session: Session) -> "Wishes":
+    """The options as planning takes them. Raises NotFoundError or InputError where the reward model is none."""
+    from toolbox import targets
     from toolbox.plan import Wishes
 
     return Wishes(
@@ -102,6 +111,8 @@ def wishes(options: TuningOptions) -> "Wishes":
         learning_rate=options.learning_rate,
         per_device_train_batch_size=options.per_device_train_batch_size,
         settings=options.set,
+        reward_funcs=options.reward,
+        reward_model=str(targets.reward_model(options.reward_model, session.home)) if options.reward_model else "",
         seed=options.seed,
     )
 

@@ -13,13 +13,13 @@ from toolbox.datasets.contents import Fault
 from toolbox.datasets.finding import NotDownloadedError, known
 from toolbox.datasets.formats import Format
 from toolbox.datasets.reading import no_rows
-from toolbox.datasets.rows import STAGES, Conversation, Kind, Labelled, Messages, Preference, Row, Text
+from toolbox.datasets.rows import STAGES, Conversation, Kind, Labelled, Messages, Preference, Prompt, Row, Text
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
 __all__ = [
     "STAGES", "Conversation", "DatasetSpec", "Fault", "Kind", "Labelled", "Messages", "NotDownloadedError",
-    "Preference", "Row", "Text", "conversations", "counted", "known", "load", "resolve", "stream",
+    "Preference", "Prompt", "Row", "Text", "conversations", "counted", "known", "load", "resolve", "stream",
 ]  # fmt: skip
 
 LISTED = 200
@@ -116,8 +116,8 @@ def load(spec: DatasetSpec) -> list[Row]:
 
 
 def conversations(spec: DatasetSpec) -> Iterator[Messages]:
-    """The rows as conversations that end with an answer: of a preference the chosen side, of plain text none."""
-    return (row.messages for row in stream(spec) if not isinstance(row, Text))
+    """The rows as conversations that end with an answer: of a preference the chosen side, of texts none."""
+    return (row.messages for row in stream(spec) if not isinstance(row, Text | Prompt))
 
 
 def stream(spec: DatasetSpec) -> Iterator[Row]:
@@ -129,10 +129,11 @@ def stream(spec: DatasetSpec) -> Iterator[Row]:
         yield from repeat(row, times)
 
 
-def counted(spec: DatasetSpec) -> Iterator[tuple[Row, int]]:
+def counted(spec: DatasetSpec, as_prompts: bool = False) -> Iterator[tuple[Row, int]]:
     """Each row that is taken, once, and how often it is taken; in constant memory.
 
-    Raises InputError where the file has changed since it was resolved.
+    `as_prompts`: without its last answer, but with all its other columns. Raises InputError where the file has changed
+    since it was resolved.
     """
     held = contents.look([spec.path, *spec.more], spec.columns)
     if held.sha256 != spec.sha256:
@@ -140,7 +141,7 @@ def counted(spec: DatasetSpec) -> Iterator[tuple[Row, int]]:
             _("{path} has changed since the plan was made.").format(path=spec.path),
             _("Make the plan again, or bring the old file back."),
         )
-    usable = (row for row in held.rows() if not _is_left_out(row, spec.skip_broken))
+    usable = (row for row in held.rows(as_prompts) if not _is_left_out(row, spec.skip_broken))
     rows: Iterator[Row] = usable  # type: ignore[assignment]
     whole = spec.rows == spec.usable or not spec.usable
     return ((row, 1) for row in rows) if whole else _taken(rows, spec.usable, spec.rows)

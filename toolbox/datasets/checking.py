@@ -13,7 +13,7 @@ import msgspec
 from toolbox.datasets.contents import Contents, Fault
 from toolbox.datasets.duplicates import Held, Sketches, letters
 from toolbox.datasets.reading import shown
-from toolbox.datasets.rows import Messages, Preference, Row, Text
+from toolbox.datasets.rows import Messages, Preference, Prompt, Row, Text
 from toolbox.i18n import N_, _
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def text(row: Row) -> str:
 
 def as_value(row: Row) -> dict[str, object]:
     """A row as an object for a JSONL file, in the format that every tool of the field reads."""
-    value = {name: getattr(row, name) for name in row.__struct_fields__ if name != "number"}
+    value = {name: getattr(row, name) for name in row.__struct_fields__ if name not in ("number", "columns")}
+    value |= getattr(row, "columns", {})
     if not value.get("tools", True):
         del value["tools"]
     return value
@@ -149,7 +150,8 @@ def _sign(row: Row) -> str:
     """The text by which a row of a test set is known: its question, with the answer where that is short."""
     if isinstance(row, Text):
         return row.text
-    question = _said([message for message in row.messages[:-1] if message["role"] == "user"])
+    before = row.messages if isinstance(row, Prompt) else row.messages[:-1]
+    question = _said([message for message in before if message["role"] == "user"])
     return question if len(letters(question)) >= SHORT_QUESTION else text(row)
 
 
@@ -157,7 +159,7 @@ def _repeated(row: Row) -> str:
     """Which two fields of a row say the same; empty where none do."""
     if isinstance(row, Preference):
         return _("chosen and rejected") if _said(row.chosen) == _said(row.rejected) else ""
-    if isinstance(row, Text) or len(row.messages) < 2:
+    if isinstance(row, Text | Prompt) or len(row.messages) < 2:
         return ""
     question, answer = (message["content"].strip() for message in row.messages[-2:])
     return _("question and answer") if question == answer and question else ""

@@ -1,7 +1,7 @@
 """What files hold, row by row: rows where a value can be used, faults where not, all in constant memory."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import msgspec
 from toolbox.datasets import reading, turns
 from toolbox.datasets.formats import SAMPLE, Form, Reader, recognise
 from toolbox.datasets.reading import Broken, Source
-from toolbox.datasets.rows import Conversation, Labelled, Preference, Row, Text
+from toolbox.datasets.rows import Conversation, Labelled, Preference, Prompt, Row, Text
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -45,12 +45,13 @@ class Contents(msgspec.Struct, frozen=True):
         digests = [source.sha256 for source in self.sources]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def rows(self) -> Iterator[Row | Fault]:
-        """Every row in its order, or why there is none."""
+    def rows(self, as_prompts: bool = False) -> Iterator[Row | Fault]:
+        """Every row in its order, or why there is none; `as_prompts`: its question alone, with its other columns."""
         reader = Reader(self.form)
+        read = reader.prompt if as_prompts else reader.row
         for source in self.sources:
             for number, value in reading.records(source):
-                yield _row(reader, source.path, number, value)
+                yield _row(read, source.path, number, value)
 
 
 def look(paths: Sequence[Path], asked: Mapping[str, str]) -> Contents:
@@ -73,7 +74,7 @@ def chars(row: Row) -> int:
     match row:
         case Text(text=text):
             return len(text)
-        case Conversation(messages=messages) | Labelled(messages=messages):
+        case Conversation(messages=messages) | Labelled(messages=messages) | Prompt(messages=messages):
             return _chars(messages)
         case Preference(prompt=prompt, chosen=chosen, rejected=rejected):
             return _chars(prompt) + max(_chars(chosen), _chars(rejected))
@@ -86,11 +87,11 @@ def _chars(messages: Sequence[Mapping[str, Any]]) -> int:
     )
 
 
-def _row(reader: Reader, path: Path, number: int, value: Any) -> Row | Fault:
+def _row(read: Callable[[int, Any], Row], path: Path, number: int, value: Any) -> Row | Fault:
     if isinstance(value, Broken):
         return _fault(path, number, value)
     try:
-        return reader.row(number, value)
+        return read(number, value)
     except turns.Unusable as reason:
         return Fault(number, str(reason), turns.brief(value), str(path))
 

@@ -1,5 +1,6 @@
 """Rows out of values: the format of a data set told by the columns of its first rows, and each value read by it."""
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +12,12 @@ import msgspec
 
 from toolbox.datasets import turns
 from toolbox.datasets.columns import Choice
-from toolbox.datasets.rows import Conversation, Kind, Labelled, Messages, Preference, Row, Text
+from toolbox.datasets.rows import Conversation, Kind, Labelled, Messages, Preference, Prompt, Row, Text
 from toolbox.datasets.turns import Unusable
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
-Format = Literal["messages", "sharegpt", "alpaca", "prompt-response", "preference", "text"]
+Format = Literal["messages", "sharegpt", "alpaca", "prompt-response", "preference", "text", "prompt"]
 
 SAMPLE = 100
 """Rows at the beginning whose columns tell the format."""
@@ -85,11 +86,21 @@ def _form(choice: Choice, values: list[dict[str, Any]]) -> Form | None:
     if rejected and (chosen or response or conversation):
         return Form("preference", kind, choice.taken, choice.notes)
     if conversation:
+        kind = "prompt" if kind == "sft" and _ends_with_a_question(choice, values) else kind
         return Form(_manner(conversation, values), kind, choice.taken, choice.notes)
     if prompt and response:
         alpaca = prompt.strip().lower() == "instruction"
         return Form("alpaca" if alpaca else "prompt-response", kind, choice.taken, choice.notes)
-    return _text(choice)
+    return _text(choice) or (Form("prompt", "prompt", choice.taken, choice.notes) if prompt and kind == "sft" else None)
+
+
+def _ends_with_a_question(choice: Choice, values: list[dict[str, Any]]) -> bool:
+    """Whether the first conversation that can be read ends with the user's turn."""
+    manner = turns.Manner(choice.taken | dict(choice.asked))
+    for value in values:
+        with contextlib.suppress(turns.Unusable):
+            return manner.messages(value.get(choice.taken["messages"]))[-1:][0]["role"] == "user"
+    return False
 
 
 def _text(choice: Choice) -> Form | None:
@@ -132,9 +143,10 @@ class Reader:
         self._columns = form.columns
         self._manner = turns.Manner(form.columns)
         self._kind = form.kind
-        self._read = {"sft": self._sft, "preference": self._preference, "kto": self._kto, "text": self._document}[
-            form.kind
-        ]
+        self._read = {
+            "sft": self._sft, "preference": self._preference, "kto": self._kto, "text": self._document,
+            "prompt": self._question,
+        }[form.kind]  # fmt: skip
 
     def row(self, number: int, value: Any) -> Row:
         """The row in a value. Raises Unusable saying why there is none."""
@@ -143,6 +155,27 @@ class Reader:
         if any(value.get(column) for column in MEDIA):
             raise Unusable(_("it holds pictures, video or sound, and this trains on text"))
         return self._read(number, value)
+
+    def prompt(self, number: int, value: Any) -> Prompt:
+        """The question of the row in a value, with the value's other columns; its last answer becomes `solution`."""
+        row = self.row(number, value)
+        if isinstance(row, Prompt):
+            return row
+        if isinstance(row, Text):
+            raise Unusable(_("it ends with no question"))
+        asked = row.messages[: _prompt_length(row.messages)]
+        turns.check(asked, last=("user", "tool"))
+        return Prompt(number, asked, row.tools, {"solution": row.messages[-1]["content"], **self._others(value)})
+
+    def _question(self, number: int, value: dict[str, Any]) -> Row:
+        messages = self._asked(value)
+        turns.check(messages, last=("user", "tool"))
+        return Prompt(number, messages, self._tools(value), self._others(value))
+
+    def _others(self, value: dict[str, Any]) -> dict[str, Any]:
+        """The columns that the question is not made of."""
+        asked = {self._columns.get(key) for key in ("messages", "prompt", "input", "system", "history", "tools")}
+        return {column: cell for column, cell in value.items() if column not in asked}
 
     def _sft(self, number: int, value: dict[str, Any]) -> Row:
         if {"chosen", "rejected"} <= set(value) or isinstance(value.get("label"), bool):

@@ -8,14 +8,15 @@ Messages = list[dict[str, Any]]
 """Turns as chat templates take them: `role` is system, user, assistant or tool; `content` is a text, empty where an
 assistant only calls tools; `tool_calls` are OpenAI's, their `arguments` an object; `loss` false: not to be learnt."""
 
-Kind = Literal["sft", "preference", "kto", "text"]
-"""What all rows of a data set are: Conversation, Preference, Labelled, Text."""
+Kind = Literal["sft", "preference", "kto", "text", "prompt"]
+"""What all rows of a data set are: Conversation, Preference, Labelled, Text, Prompt."""
 
 STAGES: dict[Kind, tuple[str, ...]] = {
-    "sft": ("sft",),
-    "preference": ("dpo", "rm", "orpo", "simpo", "cpo", "sft"),
-    "kto": ("kto",),
+    "sft": ("sft", "grpo", "ppo"),
+    "preference": ("dpo", "rm", "orpo", "simpo", "cpo", "sft", "grpo", "ppo"),
+    "kto": ("kto", "grpo", "ppo"),
     "text": ("pt",),
+    "prompt": ("grpo", "ppo"),
 }
 """The stages of training that rows of a kind fit; the first is the one meant where nobody said."""
 
@@ -60,4 +61,17 @@ class Text(msgspec.Struct, frozen=True):
     text: str
 
 
-Row = Conversation | Preference | Labelled | Text
+class Prompt(msgspec.Struct, frozen=True):
+    """A conversation that ends with a question, which the model answers itself.
+
+    `columns`: the row's other columns, by which reward functions judge the answer; `solution` is the row's own answer
+    where it has one and no such column.
+    """
+
+    number: int
+    messages: Messages
+    tools: list[dict[str, Any]] = []
+    columns: dict[str, Any] = {}
+
+
+Row = Conversation | Preference | Labelled | Text | Prompt

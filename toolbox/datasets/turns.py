@@ -122,8 +122,8 @@ def tools(value: Any) -> list[dict[str, Any]]:
     ]
 
 
-def check(messages: Messages) -> None:
-    """A system message or none, then user and assistant in turn, tools between calls and answer, the assistant last.
+def check(messages: Messages, last: tuple[str, ...] = ("assistant",)) -> None:
+    """A system message or none, then user and assistant in turn, tools between calls and answer, one of `last` last.
 
     Raises Unusable where it is otherwise, or where something is empty.
     """
@@ -140,8 +140,8 @@ def check(messages: Messages) -> None:
         if not turn["content"].strip() and turn["role"] != "tool" and not turn.get("tool_calls"):
             raise Unusable(_("its answer is empty") if turn["role"] == "assistant" else _("its question is empty"))
         before = turn
-    if not turns or turns[-1]["role"] != "assistant":
-        raise Unusable(_("it does not end with an answer"))
+    if not turns or turns[-1]["role"] not in last:
+        raise Unusable(_("it does not end with an answer") if "assistant" in last else _("it ends with no question"))
 
 
 def _may_follow(before: Mapping[str, Any]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     forward = Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype)
     if plan.training.use_liger_kernel:
         kernels.fuse(forward, sequences)
-    forward = choose(forward, sequences, reporter)
+    forward = choose(forward, sequences, reporter, stage.longer_by)
     rows = len(data.samples)
     seen = batches.of_steps(rows, total_steps(plan.training, rows), plan.training, plan.seed)
     stage.prepare(forward, data.distinct(seen), run, reporter)

@@ -1,7 +1,8 @@
 """Which layout of batches a model takes: flattened, and prompts shared, where it is proven to come out the same."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,13 @@ Rows that see each other differ by far more.
 """
 
 
-def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter) -> Forward:
-    """`forward` with the best layout whose logits are proven to be those of each sample alone; less is said aloud."""
-    base = getattr(forward.model, "get_base_model", lambda: forward.model)()
-    longest = max(len(sample.input_ids) for sample in samples)
+def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter, longer_by: int = 0) -> Forward:
+    """`forward` with the best layout whose logits are proven to be those of each sample alone; less is said aloud.
+
+    `longer_by`: tokens that will be added to the samples.
+    """
+    base = forward.base
+    longest = max(len(sample.input_ids) for sample in samples) + longer_by
     if takes_flattened(base) and attention.suits(base.config, longest):
         proof, before, alone = _proof(samples), base.config._attn_implementation, logits_alone(forward, samples)
         base.set_attn_implementation(attention.TREES)
@@ -59,6 +63,21 @@ def _proof(samples: Sequence[Sample]) -> list[Sample]:
         Sample(name, number, ids, ids)
         for name, number, ids in (("", 1, first.input_ids), ("", 2, second.input_ids), ("", 1, ids))
     ]
+
+
+@contextmanager
+def generating(forward: Forward) -> Iterator[None]:
+    """While entered, the model is in evaluation mode and takes padded batches with a cache, as generation needs."""
+    model, base = forward.model, forward.base
+    before, training = base.config._attn_implementation, model.training
+    model.eval()
+    if before == attention.TREES:
+        base.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        base.set_attn_implementation(before)
+        model.train(training)
 
 
 def takes_flattened(model: Any) -> bool:

@@ -16,8 +16,8 @@ from toolbox.training import batches, checkpoints, optim, state
 from toolbox.training.board import Board
 from toolbox.training.meter import Meter
 from toolbox.training.rows import Item
-from toolbox.training.stages import Stage
-from toolbox.training.step import Forward, Stepper, diverged, means
+from toolbox.training.stages import Experience, Stage
+from toolbox.training.step import Forward, Stepped, Stepper, diverged, mean_step, means
 from toolbox.training.store import Items
 from toolbox.training.tuner import Tuner
 
@@ -49,7 +49,8 @@ class Loop:
     def train(self) -> state.State:
         """Raises Interrupted once a stop was asked for and saved, DivergedError where the loss is no number."""
         self._resume()
-        self.tuner.follow(self.forward.model, self.stepper.optimizer, self.state.step, self.steps)
+        updates = self.steps * self.stage.updates
+        self.tuner.follow(self.forward.model, self.stepper.optimizer, self.state.updates, updates)
         now, training = self.state, self.plan.training
         with Board(self.plan.tensorboard or self.run.path / "tensorboard", now.step) as board:
             if now.step == 0 and self.held_out:
@@ -70,6 +71,8 @@ class Loop:
     def evaluate(self) -> dict[str, float]:
         """The stage's mean loss over the held-out rows, as `eval_loss`, and its figures, as `eval_…`."""
         rows = self.held_out.by_size()
+        if self.stage.measure:
+            return {f"eval_{name}": value for name, value in self.stage.measure(self.forward, list(rows)).items()}
         micro_batches = rows.in_parts(self.plan.training.per_device_train_batch_size)
         self.forward.model.eval()
         with torch.no_grad():
@@ -82,28 +85,39 @@ class Loop:
         return {"eval_loss": loss, **{f"eval_{name}": value for name, value in means(outcomes).items()}}
 
     def _step(self) -> dict[str, float]:
-        """One optimizer step; returns its metrics."""
+        """One step, of one optimizer step or as many as the stage makes; returns its metrics."""
         begun, training, now = time.monotonic(), self.plan.training, self.state
         micro_batches = batches.of_step(self.samples, now.step, training, self.plan.seed)
         rate = optim.learning_rate(training, now.step, self.steps)
-        try:
-            made = self.stepper.step(micro_batches, now.step + 1, rate)
-        except DivergedError:
-            self._save()
-            raise
-        tokens = sum(item.size for items in micro_batches for item in items)
+        learnt, made = self._learn(micro_batches, rate)
+        tokens = sum(item.size for update in learnt.updates for items in update for item in items)
         weight = self._weight(micro_batches)
         elapsed_s = time.monotonic() - begun
         now.step, now.tokens, now.weight = now.step + 1, now.tokens + tokens, now.weight + weight
+        now.updates += len(learnt.updates)
         now.loss_sum, now.elapsed_s = now.loss_sum + made.loss * weight, now.elapsed_s + elapsed_s
         return {
             "loss": made.loss,
+            **learnt.figures,
             **made.figures,
             "learning_rate": rate,
             **({"grad_norm": made.grad_norm} if math.isfinite(made.grad_norm) else {}),  # float16: a step was skipped
             "tokens_per_s": round(tokens / elapsed_s, 1),
             "memory_bytes": self.meter.peak_bytes(),
         }
+
+    def _learn(self, micro_batches: Sequence[Sequence[Item]], rate: float) -> tuple[Experience, Stepped]:
+        """The optimizer steps of a step on what its stage makes of the rows; their means. Raises DivergedError."""
+        now, made = self.state.step, list[Stepped]()
+        try:
+            learnt = self.stage.experience(self.forward, micro_batches, now, self._heed_stop)
+            for update in learnt.updates:
+                made.append(self.stepper.step(update, now + 1, rate))
+        except DivergedError:
+            if not made:  # else the weights are no more those after the last whole step
+                self._save()
+            raise
+        return learnt, mean_step(made)
 
     def _weight(self, micro_batches: Sequence[Sequence[Item]]) -> int:
         """What a step counts in the training's mean loss."""
@@ -131,6 +145,7 @@ class Loop:
     def _save(self) -> None:
         """A checkpoint of the state as it is, unless it is there already."""
         if self.state.step > self._saved_step:
+            self.state.kept = dict(self.stage.kept)
             write = partial(state.write, state=self.state, stepper=self.stepper, tuner=self.tuner)
             checkpoints.save(self.run.checkpoints, self.state.step, write)
             self._saved_step = self.state.step
@@ -142,6 +157,7 @@ class Loop:
             with checkpoints.reading(path):
                 self.state = state.read(path, self.stepper, self.tuner)
             self._saved_step = self.state.step
+            self.stage.kept.update(self.state.kept)
             self.reporter.phase(_("Going on after step {step}").format(step=self.state.step))
             self.reporter.resumable()
         self.reporter.resumed(self.state.step)

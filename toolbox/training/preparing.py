@@ -126,7 +126,7 @@ class _Filler:
     def __init__(
         self, plan: FinetunePlan, stage: Stage, tokenizer: "PreTrainedTokenizerBase", reporter: Reporter
     ) -> None:
-        self._plan, self._reporter = plan, reporter
+        self._plan, self._as_prompts, self._reporter = plan, stage.as_prompts, reporter
         self._encoder = Encoder(stage, tokenizer, plan.training.max_length)
         self._told = time.monotonic()
         self.held_out: dict[str, list[int]] = {}
@@ -136,7 +136,7 @@ class _Filler:
         facts, done = Facts(), 0
         rows = sum(spec.distinct for spec in self._plan.datasets)
         workers = environment.threads() if rows >= MANY_ROWS else 1
-        for chunk, made in encoding.ordered(_chunks(self._plan), self._encoder, workers):
+        for chunk, made in encoding.ordered(_chunks(self._plan, self._as_prompts), self._encoder, workers):
             writer.add(made.packed, chunk.repeats)
             facts.cut += made.cut
             facts.dropped += made.dropped
@@ -158,14 +158,14 @@ class _Filler:
             self._reporter.phase(_("Reading the data: {done} of {rows} rows").format(done=done, rows=rows))
 
 
-def _chunks(plan: FinetunePlan) -> Iterator[Chunk]:
+def _chunks(plan: FinetunePlan, as_prompts: bool) -> Iterator[Chunk]:
     """All rows of the plan, each once; those of a data set that are taken equally often go together."""
     held_out = _drawn(plan)
     number = 0
     for spec in plan.datasets:
         waiting: dict[int, list[Row]] = {}
         chars: dict[int, int] = {}
-        for row, times in datasets.counted(spec):
+        for row, times in datasets.counted(spec, as_prompts):
             repeats = 0 if number in held_out else times
             number += 1
             group = waiting.setdefault(repeats, [])

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox import datasets, i18n, loading
-from toolbox.datasets import Conversation, DatasetSpec, Labelled, Preference, Row, Text
+from toolbox.datasets import Conversation, DatasetSpec, Labelled, Preference, Prompt, Row, Text
 from toolbox.errors import DONE, ToolboxError
 from toolbox.i18n import _
 from toolbox.training import rows
 from toolbox.training.rows import IGNORED, Encoded, Sample
-from toolbox.training.stages import pairs, pt
+from toolbox.training.stages import pairs, pt, rollouts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,6 +104,8 @@ def encode(row: Row, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> E
             return rows.encode("", [conversation], tokenizer, max_length, _last_answer)
         case Conversation():
             return rows.encode("", [row], tokenizer, max_length)
+        case Prompt():
+            return rollouts.encode("", [row], tokenizer, max_length)
 
 
 def _last_answer(dataset: str, row: Conversation, tokenizer: "PreTrainedTokenizerBase") -> Sample:

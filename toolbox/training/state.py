@@ -19,6 +19,8 @@ class State(msgspec.Struct, kw_only=True):
     """How far a training is. Sums are over its optimizer steps."""
 
     step: int = 0
+    updates: int = 0
+    """Optimizer steps: a step makes one, or as many as its stage does."""
     tokens: int = 0
     weight: int = 0
     """Of all steps, what the stage weighs them by: label tokens or rows."""
@@ -29,6 +31,8 @@ class State(msgspec.Struct, kw_only=True):
     """The evaluation before the first step: its loss and the stage's figures."""
     evaluated: dict[str, float] = {}
     """The newest evaluation."""
+    kept: dict[str, float] = {}
+    """What the stage remembers."""
 
 
 def write(folder: Path, state: State, stepper: Stepper, tuner: Tuner) -> None:

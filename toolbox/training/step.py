@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,11 @@ class Forward:
     dtype: str
     layout: batches.Layout = batches.pad
 
+    @property
+    def base(self) -> Any:
+        """The transformers model within an adapter's."""
+        return getattr(self.model, "get_base_model", lambda: self.model)()
+
     def loss_sum(self, samples: Sequence[Sample]) -> torch.Tensor:
         """The cross-entropy over the label tokens of `samples`, summed, in float32."""
         logits, targets = self.logits(samples)
@@ -54,22 +60,31 @@ class Forward:
 
     def last_hidden(self, samples: Sequence[Sample]) -> torch.Tensor:
         """What the language head sees at each sample's last token, [samples, hidden_size], in float32."""
+        return self._run_seeing(batches.at_ends(self.layout(samples, self.pad_token_id)).to(self.device))[1]
+
+    def logits_and_hidden(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(logits, targets) as `logits` gives them, and what the language head sees there, [labels, hidden_size]."""
+        batch = self.layout(samples, self.pad_token_id).to(self.device)
+        logits, hidden = self._run_seeing(batch)
+        return logits, batch.targets, hidden
+
+    def _run_seeing(self, batch: batches.Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, what the language head sees in float32) where they are kept."""
         seen: list[torch.Tensor] = []
         head: Any = self.model.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        batch = batches.at_ends(self.layout(samples, self.pad_token_id)).to(self.device)
         try:
-            self._run(batch)
+            logits = self._run(batch)
         finally:
             hook.remove()
-        return (seen[0][0] if batch.kept is None else seen[0][batch.kept]).float()
+        return logits, (seen[0][0] if batch.kept is None else seen[0][batch.kept]).float()
 
     def _run(self, batch: batches.Batch) -> torch.Tensor:
-        with self._autocast():
+        with self.autocast():
             logits = self.model(**batch.inputs, use_cache=False).logits
         return logits[0] if batch.kept is None else logits[batch.kept]
 
-    def _autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[None]:
         """The adapter's float32 weights take part in the plan's dtype."""
         mixed = self.dtype != "float32"
         return torch.autocast(self.device.split(":")[0], getattr(torch, self.dtype) if mixed else None, enabled=mixed)
@@ -136,6 +151,16 @@ class Stepper:
         self.scaler.unscale_(self.optimizer)
         trained = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         return float(torch.nn.utils.clip_grad_norm_(trained, self._max_grad_norm))
+
+
+def mean_step(made: Sequence[Stepped]) -> Stepped:
+    """The means of several optimizer steps."""
+    if len(made) == 1:
+        return made[0]
+    known = [{"loss": one.loss, "grad_norm": one.grad_norm} | one.figures for one in made]
+    names = {name: None for one in known for name in one}
+    figures = {name: fmean(one[name] for one in known if name in one) for name in names}
+    return Stepped(figures.pop("loss"), figures.pop("grad_norm"), figures)
 
 
 def means(outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """What each stage of training differs in, a small module each; the loop is one for all. `finetune --stage NAME`."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -45,11 +45,32 @@ def _no_more(model: "PreTrainedModel", run: Run) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
+class Experience:
+    """What a step learns from.
+
+    `updates`: the micro-batches of each of its optimizer steps, in their order. `figures`: of all of it, for the
+    metrics.
+    """
+
+    updates: Sequence[Sequence[Sequence[Item]]]
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+def _as_they_are(
+    forward: Forward, micro_batches: Sequence[Sequence[Item]], step: int, heed_stop: Callable[[], None]
+) -> Experience:
+    """A step learns from its rows, once."""
+    return Experience([micro_batches])
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage for one training: what its functions know of the plan is in them."""
 
     loss: Callable[[Forward, Sequence[Any], Totals], Outcome]
     """A micro-batch's share of the effective batch's mean loss, and figures of its rows."""
+    as_prompts: bool = False
+    """Whether rows come without their last answers, and with all their other columns."""
     encode: Callable[..., Encoded] = rows.encode
     """(data set's name, rows, tokenizer, max_length) to items."""
     item: type[Any] = Sample
@@ -62,6 +83,17 @@ class Stage:
     prepare: Callable[[Forward, Items, Run, Reporter], None] = _nothing
     """Done once, before the first step and before a checkpoint is read, with the model as it comes and all items that
     the steps will see or that are held out."""
+    experience: Callable[[Forward, Sequence[Sequence[Any]], int, Callable[[], None]], Experience] = _as_they_are
+    """What a step learns from, made of its rows in micro-batches before it: a function of the model, the rows and the
+    step's number (from 0). The last argument raises Interrupted where a stop was asked for."""
+    updates: int = 1
+    """Optimizer steps that a step makes, where its rows suffice."""
+    longer_by: int = 0
+    """Tokens that an experience has more than its row."""
+    measure: Callable[[Forward, Sequence[Any]], dict[str, float]] | None = None
+    """Figures of held-out rows, where a loss of theirs says nothing."""
+    kept: dict[str, float] = field(default_factory=dict)
+    """What the stage remembers from step to step; checkpoints keep it."""
     export: Callable[["PreTrainedModel", Run], dict[str, str]] = _no_more
     """Completes what the tuner has exported; returns its part of the result."""
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_model.safetensors"
-MUTATING = ("pissa", "olora", "corda")
-"""Values of `init_lora_weights` that take the adapter's beginning off the base, so that the sum begins as the base."""
 
 
 class AdapterTuner:
@@ -40,7 +38,7 @@ class AdapterTuner:
         model = self._adapted(base)
         if plan.method == "lora-fa":
             _freeze_a(model)
-        if str(self._settings.get("init_lora_weights")).startswith(MUTATING):
+        if methods.changes_base(plan):
             self._begun = {name: tensor.clone() for name, tensor in _state(model).items()}
         return ready(model, plan)
 
