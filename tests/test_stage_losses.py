@@ -9,13 +9,13 @@ import pytest
 import torch
 from plans import finetune_plan, finetune_run, stored
 
-from toolbox import embedded, loading, stages
+from toolbox import embedded, loading, plugins, stages
 from toolbox.runs import Silent
 from toolbox.stages import Cpo, Dpo, Kto, Orpo, Rm, Simpo
 from toolbox.training import batches, rows
 from toolbox.training import stages as training_stages
 from toolbox.training.rows import IGNORED, Sample
-from toolbox.training.stages import Stage, kto, losses, pairs, rm, scoring
+from toolbox.training.stages import Stage, kto, pairs, rm, scoring
 from toolbox.training.stages.pairs import Pair
 from toolbox.training.step import Forward
 
@@ -136,9 +136,10 @@ def dpo_trainer(reference: Any, policy: Any, preferences: Any, tokenizer: Any, t
     )
 
 
+DPO_NAMES = [name.removeprefix("dpo.") for name in plugins.BUILT_IN["loss"] if name.startswith("dpo.")]
 DPO_CASES = [
     Dpo(loss_type=name, label_smoothing=smoothing, beta=beta)
-    for name in losses.DPO
+    for name in DPO_NAMES
     for smoothing, beta in (((0.0, 0.1), (0.2, 0.5)) if name in ("robust", "aot", "aot_unpaired") else ((0.0, 0.3),))
     if name != "exo_pair"
 ] + [Dpo(loss_type="exo_pair", label_smoothing=0.1)]
@@ -332,6 +333,16 @@ def test_supervised_fine_tuning(
 
 
 def test_every_stage_with_options_is_held_against_trl() -> None:
-    assert set(stages.OPTIONS) == {"rm", "dpo", "kto", "orpo", "simpo", "cpo", "ppo", "grpo"}  # grpo: test_policy.py
-    assert {options.loss_type for options in DPO_CASES} == set(losses.DPO)
+    assert set(stages.OPTIONS) == {
+        "sft",
+        "rm",
+        "dpo",
+        "kto",
+        "orpo",
+        "simpo",
+        "cpo",
+        "ppo",
+        "grpo",
+    }  # grpo: test_policy.py
+    assert {options.loss_type for options in DPO_CASES} == set(DPO_NAMES)
     assert rows.IGNORED == -100

@@ -28,6 +28,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     huggingface_endpoint: Annotated[str, option(N_("Hugging Face address, or that of a mirror"))] = (
         "https://huggingface.co"
     )
+    plugins: Annotated[str, option(N_("Plugin files that are always loaded, with : between them"))] = ""
     tensorboard_dir: Annotated[str, option(N_("Folder of TensorBoard files; empty: inside each run"))] = ""
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import environment, files, i18n, plan
+from toolbox import environment, files, i18n, plan, plugins
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
 from toolbox.i18n import _
 from toolbox.runs import Run, State
@@ -23,6 +24,8 @@ from toolbox.runs import Run, State
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 """torch's words on a CPU, where its error is a plain RuntimeError."""
 SHOWN_CHARS = 300
+HANGING = "tracker "
+"""What the threads of trackers are called (training/trackers.py)."""
 STATUS_EVERY_S = 0.5
 """At most this often is status.json replaced: an fsync a step would slow a fast loop."""
 
@@ -174,6 +177,10 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     work = plan.load(run.plan_path)
     job.begin(work.verb, work.model.id)
     files.write_json(run.path / "env.json", environment.describe(work.seed))
+    for number, file in enumerate(work.plugins):
+        plugins.load(run.plugin(number, file), shown=file.path, sha256=file.sha256)
+        if changed := plugins.changed(file):
+            print(changed, flush=True)
     module, function = work.entry.split(":")
     result: dict[str, Any] = getattr(importlib.import_module(module), function)(work, run, job)
     files.write_json(run.path / "result.json", result)
@@ -201,6 +208,8 @@ def explain(error: Exception, run: Run) -> ToolboxError:
             _("The disk is full."),
             _("Free some space, then go on with: {command}").format(command=run.command("runs", "resume")),
         )
+    if broken := plugins.blame(error):
+        return broken
     shown = text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
     return ToolboxError(
         _("{kind} in the library underneath: {text}").format(kind=type(error).__name__, text=shown or _("no message")),
@@ -218,5 +227,13 @@ def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> None:
         traceback.print_exc(file=job.log)
 
 
+def leave(status: int) -> None:
+    """End the process, also where a tracker hangs: what such libraries do at the interpreter's end might never end."""
+    if any(thread.name.startswith(HANGING) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    leave(main(sys.argv[1]))

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from toolbox import files, methods
+from toolbox import files, methods, models
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -22,11 +22,26 @@ transformers_logging.set_verbosity_error()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+_PREPARED: list[models.Family] = []
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    return AutoTokenizer.from_pretrained(path, **SAFE)
+    """The tokenizer in `path`, with its family's chat template where it has none of its own."""
+    family = _prepared(path)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **SAFE)
+    if family and family.chat_template and not found.chat_template:
+        found.chat_template = family.chat_template
+    return found
+
+
+def _prepared(path: Path) -> models.Family | None:
+    """The family that a plugin registered for the model in `path`, once its classes are known to transformers."""
+    family = models.family_of(path)
+    if family and family not in _PREPARED:
+        family.prepare()
+        _PREPARED.append(family)
+    return family
 
 
 def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any] | None = None) -> "PreTrainedModel":
@@ -34,6 +49,7 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
 
     `dtype` is torch's name ("bfloat16"). `quantization`: keyword arguments of transformers' `BitsAndBytesConfig`.
     """
+    _prepared(path)
     config = None
     if quantization:
         from transformers import BitsAndBytesConfig

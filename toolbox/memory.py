@@ -176,7 +176,7 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
         "weights": _weights(model, recipe),
         "adapter": 0 if methods.trained_weights(recipe.method) else 4 * trained,
         "gradients": gradients,
-        "optimizer": ADAM_BYTES[training.optim] * parameters.optimizer_elements(model, recipe),
+        "optimizer": _moments_bytes(model, recipe),
         "activations": activations,
         "logits": logits,
         "overhead": OVERHEAD_BYTES[device.kind],
@@ -295,7 +295,13 @@ def _disk_bytes(model: ModelFacts, recipe: Recipe) -> int:
     """Checkpoints (weights and AdamW's moments), what comes out, and the merged model that usually follows an
     adapter."""
     trained = parameters.trained(model, recipe)
-    moments = ADAM_BYTES[recipe.training.optim] * parameters.optimizer_elements(model, recipe)
+    moments = _moments_bytes(model, recipe)
     checkpoint = 4 * trained + moments
     result = model.weights_bytes + (0 if methods.trained_weights(recipe.method) else 4 * trained)
     return math.ceil(KEPT_CHECKPOINTS * checkpoint + result)
+
+
+def _moments_bytes(model: ModelFacts, recipe: Recipe) -> float:
+    """The optimizer's state; a plugin's counts as AdamW's in float32."""
+    each = ADAM_BYTES.get(recipe.training.optim, ADAM_BYTES["adamw_torch"])
+    return each * parameters.optimizer_elements(model, recipe)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 
-from toolbox import files
+from toolbox import files, plugins
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 
@@ -84,6 +84,8 @@ class Method(msgspec.Struct, kw_only=True, frozen=True):
     paper: str
     """Where it is described; empty where it needs no paper."""
     kind: Kind = "adapter"
+    tuner: str = ""
+    """The plugin that trains it; empty: the tuner of its kind."""
     block: str = "LoraConfig"
     """The class that takes its settings: peft's, or one of ours."""
     settings: dict[str, Any] = {}
@@ -205,12 +207,35 @@ def find(name: str) -> Method:
     """The method of that name. Raises InputError naming what is near, else what there is."""
     if name in _BY_NAME:
         return _BY_NAME[name]
-    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=3, cutoff=0.5)
+    own = _own_names()
+    if name in own:
+        return _of_plugin(name)
+    known = [*_BY_NAME, *own]
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     remedy = _("Did you mean {name}?").format(name=_(" or ").join(near)) if near else ""
     raise InputError(
         _("There is no method {name!r}.").format(name=name),
-        remedy or _("Methods: {names}.").format(names=", ".join(_BY_NAME)),
+        remedy or _("Methods: {names}.").format(names=", ".join(known)),
     )
+
+
+def every() -> list[Method]:
+    """The table, and below it what plugin files add; those of packages are imported only where they are named."""
+    return [*METHODS, *(_of_plugin(name) for name in plugins.of_files("tuner"))]
+
+
+def _own_names() -> list[str]:
+    return [name for name in plugins.added("tuner") if name not in _BY_NAME]
+
+
+def _of_plugin(name: str) -> Method:
+    """What a plugin says of itself as `method`; else its docstring, and that it trains the model's own weights."""
+    tuner = plugins.find("tuner", name)
+    said = getattr(tuner, "method", None) or Method(name=name, summary="", paper="", kind="weights", block="", rate=0.1)
+    if not isinstance(said, Method):
+        raise plugins.wrong("tuner", name, _("its `method` is no {kind}").format(kind="toolbox.methods.Method"))
+    summary = said.summary or (tuner.__doc__ or name).strip().splitlines()[0].rstrip(".")
+    return msgspec.structs.replace(said, name=name, summary=summary, tuner=name, common=True)
 
 
 class Configured(Protocol):

@@ -4,13 +4,13 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from toolbox import embedded
+from toolbox import embedded, files, plugins
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
@@ -64,6 +64,35 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
             "o_proj": (queries, hidden),
             "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden),
         }  # fmt: skip
+
+
+class Family(msgspec.Struct, kw_only=True, frozen=True):
+    """What a plugin says of a `model_type` that is not known, or known wrongly; what is left out stays as it is."""
+
+    chat_template: str = ""
+    """Jinja, for models of the family that bring none."""
+    target_modules: list[str] = []
+    """The linears that LoRA is put on where a recipe says all of them."""
+    keys: dict[str, str] = {}
+    """What config.json calls a field of ours otherwise than usual, as {"hidden_size": "n_channels"}."""
+    prepare: Callable[[], None] = lambda: None
+    """Called in the job before anything is loaded: the place for `AutoConfig.register` and the like."""
+
+
+def family(model_type: str) -> Family | None:
+    """The family that a plugin registered for `model_type`. Raises InputError where it registered something else."""
+    if model_type not in plugins.names("model"):
+        return None
+    found = plugins.find("model", model_type)
+    if not isinstance(found, Family):
+        raise plugins.wrong("model", model_type, _("it is no {kind}").format(kind="toolbox.models.Family"))
+    return found
+
+
+def family_of(folder: Path) -> Family | None:
+    """The family of the model in `folder`."""
+    config = files.read_json(folder / "config.json")
+    return family(str(config.get("model_type", ""))) if isinstance(config, dict) else None
 
 
 def resolve(name: str, home: Home) -> ModelFacts:
@@ -140,7 +169,10 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         if (folder / name).is_file():
             _json(folder / name)
     outer = _json(folder / "config.json")
-    config = _Config(folder / "config.json", {**outer, **_inner(outer)})
+    own = family(str(outer.get("model_type", "")))
+    values = {**outer, **_inner(outer)}
+    values |= {field: values.get(name) for field, name in own.keys.items()} if own else {}
+    config = _Config(folder / "config.json", values)
     _refuse_own_code(folder, outer)
     headers = dict(_headers(folder))
     hidden = config.number("hidden_size", "n_embd", "d_model", "dim")
@@ -164,7 +196,7 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         vocab_size=config.number("vocab_size"),
         max_position_embeddings=config.number("max_position_embeddings", "n_positions", default=2048),
         tie_word_embeddings=_tied(outer, headers),
-        chat_template=_has_chat_template(folder),
+        chat_template=_has_chat_template(folder) or bool(own and own.chat_template),
         quantization=_quantization(outer),
     )
     return msgspec.structs.replace(facts, parameters=_count(facts)) if facts.quantization else facts
@@ -258,7 +290,8 @@ def _inner(config: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
     """Refuse a model that only its repository's own code can load; one that transformers knows by itself passes."""
-    if config.get("auto_map") and not _native(str(config.get("model_type", ""))):
+    known = family(str(config.get("model_type", ""))) or _native(str(config.get("model_type", "")))
+    if config.get("auto_map") and not known:
         raise InputError(
             _("{path} needs program code of its own repository, which is never run here.").format(path=folder),
             _("Take a model that transformers knows by itself."),

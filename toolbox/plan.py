@@ -7,7 +7,8 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from toolbox import __version__
+from toolbox import __version__, models
+from toolbox import plugins as plugs
 from toolbox import recipe as recipes
 from toolbox import wishes as wishing
 from toolbox.config import Home
@@ -18,7 +19,7 @@ from toolbox.i18n import _, sentences
 from toolbox.memory import Estimate, Load, Rollout, estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Recipe, Training
-from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, Grpo, Ppo, StageName
+from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, Dpo, Grpo, Ppo, Sft, StageName
 from toolbox.units import size
 from toolbox.wishes import Wishes
 
@@ -31,6 +32,8 @@ class Plan(msgspec.Struct, kw_only=True, tag_field="verb", forbid_unknown_fields
     device: Device
     seed: int = 42
     version: str = __version__
+    plugins: list[plugs.File] = []
+    """What the job loads first, from copies in the run's folder."""
 
     @property
     def verb(self) -> str:
@@ -55,6 +58,8 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     BitsAndBytesConfig: dict[str, Any] = {}
     blocks: dict[str, dict[str, Any]] = {}
     """What other classes take, by their names, as `OFTConfig`."""
+    callbacks: list[str] = []
+    """Plugins that look on."""
     tensorboard: Path | None = None
     """Folder of the TensorBoard files; None: inside the run."""
     estimate: Estimate
@@ -77,6 +82,8 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     adapter: Path | None = None
     run: str = ""
     suites: list[str]
+    metrics: list[str] = []
+    """Of plugins, for answers to questions."""
     limit: int = 0
     """Items a suite; 0 is all."""
     compare: bool = True
@@ -185,6 +192,7 @@ def plan_finetune(
     options = recipes.stage_options(chosen, stage)
     if must_fit:
         wishing.check_judged(options)
+    _refuse_unknown_names(chosen, stage, wishes.callbacks)
     return FinetunePlan(
         entry="toolbox.training:run",
         stage=stage,
@@ -203,6 +211,7 @@ def plan_finetune(
         LoraConfig=chosen.LoraConfig,
         BitsAndBytesConfig=chosen.BitsAndBytesConfig,
         blocks=chosen.blocks,
+        callbacks=wishes.callbacks,
         estimate=choice.estimate,
     )
 
@@ -227,6 +236,18 @@ def alternatives(plan: FinetunePlan, wishes: Wishes, home: Home) -> list[Alterna
         )
         for choice in choices
     ]
+
+
+def _refuse_unknown_names(recipe: Recipe, stage: str, callbacks: list[str]) -> None:
+    """Raise NotFoundError where what a recipe names is neither built in nor a plugin's."""
+    plugs.require("optimizer", recipe.training.optim)
+    for name in recipe.training.report_to:
+        plugs.require("tracker", name)
+    for name in callbacks:
+        plugs.require("callback", name)
+    options = recipes.stage_options(recipe, stage)
+    if isinstance(options, Sft | Dpo):
+        plugs.require("loss", f"{stage}.{options.loss_type}")
 
 
 def _refuse_untunable(model: ModelFacts) -> None:
@@ -302,7 +323,7 @@ def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -
     """
     if wishes.recipe:
         return [recipes.find(wishes.recipe, home)]
-    known = recipes.every(home)
+    known = [recipe for recipe in recipes.every(home) if not recipe.plugins]
     if wishes.method != "auto":
         known = wishing.nearest(known, wishes)
         return sorted(known, key=lambda recipe: _aptness(recipe, model, device))[:1]
@@ -311,7 +332,9 @@ def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -
 
 
 def _is_for(recipe: Recipe, model: ModelFacts, device: Device) -> bool:
-    """Whether the recipe is for this kind of device and for models of this size."""
+    """Whether the recipe is for this kind of device and for models of this size, and runs nobody's code."""
+    if recipe.plugins:
+        return False
     return device.kind in recipe.match.device and model.parameters <= recipe.match.parameters_to
 
 
@@ -359,8 +382,13 @@ def _typed(recipe: Recipe, model: ModelFacts, device: Device) -> Recipe:
         max_length=min(recipe.training.max_length, model.max_position_embeddings),
         optim="adamw_torch" if device.kind in LACKING.get(recipe.training.optim, ()) else recipe.training.optim,
     )
+    family, lora = models.family(model.model_type), recipe.LoraConfig
+    if family and family.target_modules and lora.get("target_modules") == "all-linear":
+        lora = {**lora, "target_modules": family.target_modules}
     quantization = {"bnb_4bit_compute_dtype": dtype, **recipe.BitsAndBytesConfig} if recipe.BitsAndBytesConfig else {}
-    return msgspec.structs.replace(recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization)
+    return msgspec.structs.replace(
+        recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization, LoraConfig=lora
+    )
 
 
 def _batches(recipe: Recipe, device: Device) -> list[int]:

@@ -29,8 +29,30 @@ GROUP = "yichuidingyin"
 """Entry points of the group `yichuidingyin.KIND` are plugins of that kind."""
 
 _STAGES = ("pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "cpo", "ppo", "grpo")
+_DPO = (
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop",
+)  # fmt: skip
+_OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw")
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "stage": {name: f"toolbox.training.stages.{name}:make" for name in _STAGES},
+    "loss": {
+        **{f"dpo.{name}": f"toolbox.training.stages.losses:{name}" for name in _DPO},
+        "sft.cross_entropy": "toolbox.training.stages.losses:cross_entropy",
+    },
+    "optimizer": {name: f"toolbox.training.optim:{name}" for name in _OPTIMIZERS},
+    "tuner": {
+        "adapter": "toolbox.training.tuners.adapters:AdapterTuner",
+        "loreft": "toolbox.training.tuners.interventions:LoreftTuner",
+        "weights": "toolbox.training.tuners.weights:WeightsTuner",
+    },
+    "suite": {name: f"toolbox.evaluation.measures:{name}" for name in ("perplexity", "exact_match", "gender")},
+    "metric": {"exact_match": "toolbox.evaluation.measures:exact"},
+    "tracker": {
+        "tensorboard": "toolbox.training.trackers:TensorBoard",
+        "wandb": "toolbox.training.trackers:Wandb",
+        "swanlab": "toolbox.training.trackers:SwanLab",
+    },
     "reward": {
         "exact_match": "toolbox.rewards:exact_match",
         "number_match": "toolbox.rewards:number_match",
@@ -47,6 +69,35 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
 """What each kind is called with, in this order; a loss is told apart by the stage that its name begins with."""
 
 T = TypeVar("T")
+
+
+class Callback:
+    """What may look on while a model is trained, and end it. Each method may be left out."""
+
+    def __init__(self, plan: Any) -> None:
+        """`plan`: the `FinetunePlan`."""
+
+    def on_train_begin(self, model: Any, step: int, steps: int) -> None:
+        """Before step `step` + 1 of `steps`; `step` is above 0 where the training was resumed."""
+
+    def on_step_end(self, step: int, metrics: dict[str, float]) -> bool | None:
+        """After each optimizer step, with what is logged of it; True: this was the last one."""
+
+    def on_evaluate(self, step: int, metrics: dict[str, float]) -> bool | None:
+        """After each evaluation, with its figures, to which more may be added; True: the training ends here."""
+
+    def on_save(self, step: int, folder: Path) -> None:
+        """A complete checkpoint lies in `folder`."""
+
+    def on_train_end(self, step: int) -> None:
+        """After the last step, before the result is written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has to know when the training is resumed, as JSON takes it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Bring back what `state_dict` gave."""
 
 
 class File(msgspec.Struct, frozen=True):
@@ -104,6 +155,12 @@ def find(kind: Kind, name: str) -> Any:
     )
 
 
+def require(kind: Kind, name: str) -> None:
+    """Raise as `find` does where there is no such name; a built-in is not imported for that."""
+    if name not in BUILT_IN.get(kind, {}):
+        find(kind, name)
+
+
 def names(kind: Kind) -> list[str]:
     """All names of a kind: the built-ins first, in their order, then the others."""
     own = sorted(name for of, name in _registered if of == kind)
@@ -126,6 +183,12 @@ def packages() -> list[tuple[Kind, str, str]]:
     return [
         (kind, point.name, f"{point.dist.name} {point.dist.version}" if point.dist else "?") for kind, point in points
     ]
+
+
+def file_of(kind: Kind, name: str) -> Path:
+    """The source file of a plugin."""
+    value = find(kind, name)
+    return Path(inspect.getsourcefile(getattr(value, "__init__", value) if inspect.isclass(value) else value) or "")
 
 
 def load(path: Path, shown: Path | None = None, sha256: str = "") -> File:
@@ -151,6 +214,29 @@ def load(path: Path, shown: Path | None = None, sha256: str = "") -> File:
     if _files.get(name) != file.sha256:
         _run(source, name, file.sha256)
     return file
+
+
+def source(file: File) -> bytes:
+    """The bytes of a file that was loaded. Raises InputError where it has changed since."""
+    try:
+        data = file.path.read_bytes()
+    except OSError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise InputError(
+            _("The plugin {path} is not the one that was planned with.").format(path=file.path),
+            _("Bring the old file back, or make a new run."),
+        )
+    return data
+
+
+def changed(file: File) -> str | None:
+    """A sentence where the original of a run's copy has changed, or is gone, since the plan was made; else None."""
+    try:
+        source(file)
+    except InputError:
+        return _("{path} has changed since the plan was made; the run uses its own copy.").format(path=file.path)
+    return None
 
 
 def _run(source: bytes, name: str, sha256: str) -> None:

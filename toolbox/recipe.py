@@ -52,7 +52,10 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     warmup_ratio: Share = 0.03
     weight_decay: Amount = 0.0
     max_grad_norm: Amount = 1.0
-    optim: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw"] = "adamw_torch"
+    optim: str = "adamw_torch"
+    """One of `plugins.BUILT_IN`, or a plugin's."""
+    report_to: list[str] = msgspec.field(default_factory=lambda: ["tensorboard"])
+    """Trackers: tensorboard, wandb, swanlab, or a plugin's; none where it is empty."""
     gradient_checkpointing: bool = False
     use_liger_kernel: bool = False
     """Fused kernels of the package liger-kernel, on a CUDA GPU."""
@@ -91,6 +94,8 @@ class Recipe(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=Tr
     """What other classes take, by their names; a file has each as a block of its own, as `OFTConfig:`."""
     stage: stages.StageName = "sft"
     """What the learning rate is meant for; at other stages it is scaled."""
+    plugins: list[str] = []
+    """Plugin files, from the recipe's folder on; such a recipe is taken only where it is named."""
     stages: dict[str, dict[str, Any]] = {}
     """What stages take, by their names; a file has each as a block of its own, as `dpo:`."""
 
@@ -151,9 +156,11 @@ def load(path: Path) -> Recipe:
     values["blocks"] = {block: values.pop(block) for block in _OTHER_BLOCKS if block in values}
     values["stages"] = {stage: values.pop(stage) for stage in stages.OPTIONS if stage in values}
     try:
-        return _checked(msgspec.convert(values, Recipe))
+        recipe = _checked(msgspec.convert(values, Recipe))
     except msgspec.ValidationError as error:
         raise _bad(path, str(error)) from None
+    beside = [str(path.parent.absolute() / Path(name).expanduser()) for name in recipe.plugins]
+    return msgspec.structs.replace(recipe, plugins=beside)
 
 
 def every(home: Home) -> list[Recipe]:
@@ -266,7 +273,8 @@ def _known(block: str) -> Collection[str]:
 
 def _checked(recipe: Recipe) -> Recipe:
     """Itself. Raises InputError where it names no method there is, ValidationError where a stage can't be so."""
-    methods.find(recipe.method)
+    if not recipe.plugins:  # else its method may be theirs
+        methods.find(recipe.method)
     for stage in recipe.stages:
         stage_options(recipe, stage)
     return recipe

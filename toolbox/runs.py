@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
-from toolbox import files
+from toolbox import files, plugins
 from toolbox.config import command_line
 from toolbox.errors import BusyError, CorruptError, NotFoundError
 from toolbox.i18n import _, language
@@ -111,6 +111,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def plugin(self, number: int, file: plugins.File) -> Path:
+        """The copy of the plan's `number`-th plugin file, which the job loads."""
+        return self.path / "plugins" / f"{number + 1}-{file.path.name}"
 
     @property
     def adapter(self) -> Path:
@@ -253,6 +257,8 @@ def create(runs: Path, name: str, plan: msgspec.Struct) -> Run:
         except FileExistsError:
             continue
         run = Run(path)
+        for number, file in enumerate(getattr(plan, "plugins", ())):
+            files.write_bytes(run.plugin(number, file), plugins.source(file))
         files.write_bytes(run.plan_path, msgspec.yaml.encode(plan, enc_hook=str))
         files.write_text(path / "run.sh", _script(run), mode=0o700)
         verb = str(getattr(plan, "verb", ""))

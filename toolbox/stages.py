@@ -20,6 +20,13 @@ class Options(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     """What a stage takes beside the numbers of the loop; `stage` tells in a plan whose they are."""
 
 
+class Sft(Options, frozen=True, tag="sft"):
+    """Supervised fine-tuning."""
+
+    loss_type: str = "cross_entropy"
+    """A loss of each token: a plugin's `sft.NAME`."""
+
+
 class Rm(Options, frozen=True, tag="rm"):
     """Reward model."""
 
@@ -32,10 +39,8 @@ class Dpo(Options, frozen=True, tag="dpo"):
 
     beta: Positive = 0.1
     """How strongly the model is held to the reference; IPO's tau."""
-    loss_type: Literal[
-        "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-        "aot_unpaired", "apo_zero", "apo_down", "discopop",
-    ] = "sigmoid"  # fmt: skip
+    loss_type: str = "sigmoid"
+    """A loss of each pair: one of `plugins.BUILT_IN`, or a plugin's `dpo.NAME`."""
     label_smoothing: Smoothing = 0.0
     reference_free: bool = False
     """The reference finds all answers equally likely, so none is computed."""
@@ -145,9 +150,9 @@ class Grpo(Rewarded, frozen=True, tag="grpo"):
         return self.max_completion_length
 
 
-AnyOptions = Rm | Dpo | Kto | Orpo | Simpo | Cpo | Ppo | Grpo
+AnyOptions = Sft | Rm | Dpo | Kto | Orpo | Simpo | Cpo | Ppo | Grpo
 OPTIONS: dict[str, type[AnyOptions]] = {kind.__struct_config__.tag: kind for kind in get_args(AnyOptions)}
-"""By stage; pt and sft take none."""
+"""By stage; pt takes none."""
 
 LEARNING_RATE = {
     "pt": 1 / 2, "sft": 1.0, "rm": 1 / 20, "dpo": 1 / 40, "kto": 1 / 40, "orpo": 1 / 20, "simpo": 1 / 40, "cpo": 1 / 40,

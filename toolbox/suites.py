@@ -6,12 +6,10 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from toolbox import datasets, embedded
+from toolbox import datasets, embedded, plugins
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import N_, _
-
-Kind = Literal["perplexity", "exact_match", "gender"]
 
 METRICS = {
     "perplexity": (N_("perplexity ↓"), False),
@@ -26,8 +24,12 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """An evaluation that was found: what it measures, on the rows of which file."""
 
     name: str
-    kind: Kind
+    kind: str
+    """perplexity, exact_match, gender, or the name of a plugin's suite."""
     path: Path
+    """Its rows; of a plugin's suite the plugin's own file."""
+    metrics: list[str] = []
+    """What an answer to a question is measured by, beside exact match."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,14 +65,22 @@ def resolve(name: str, home: Home) -> Suite:
     elif Path(name).expanduser().is_file():
         path = Path(name).expanduser().resolve()
         name = str(path)
+    elif name in plugins.added("suite"):
+        return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
     else:
+        known = [*embedded.SUITES, *plugins.added("suite")]
         raise NotFoundError(
             _("There is no suite {name!r}.").format(name=name),
-            _("Suites: {names}; or name a JSONL file.").format(names=", ".join(embedded.SUITES)),
+            _("Suites: {names}; or name a JSONL file.").format(names=", ".join(known)),
         )
     suite = Suite(name=name, kind=_kind(path), path=path)
     _check(suite, home)
     return suite
+
+
+def label(metric: str, greater_is_better: bool = True) -> tuple[str, bool]:
+    """(name for people, whether more of it is better); of a plugin's metric as its rows say."""
+    return METRICS.get(metric) or (f"{metric} {'↑' if greater_is_better else '↓'}", greater_is_better)
 
 
 def questions(suite: Suite) -> list[Question]:
@@ -88,7 +98,7 @@ def spread(rows: Sequence[Row] | Sequence[datasets.Row], limit: int) -> list:
     return [rows[index * len(rows) // limit] for index in range(limit)]
 
 
-def _kind(path: Path) -> Kind:
+def _kind(path: Path) -> str:
     """By the columns of the first row: `answers` are for exact match, a `prefix` is the gender probe's."""
     columns = next(_lines(path), (0, b"{}"))[1]
     try:

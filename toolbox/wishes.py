@@ -36,6 +36,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     num_train_epochs: float | None = None
     learning_rate: float | None = None
     per_device_train_batch_size: int | None = None
+    callbacks: list[str] = []
+    """Names of plugins that look on."""
     settings: list[str] = []
     """KEY=VALUE, as `recipe.change` takes them."""
     seed: int = 42
@@ -180,5 +182,5 @@ def _refuse_rounded(method: str, quantization: str) -> None:
     if quantization == "nf4" and not methods.find(method).nf4:
         raise InputError(
             _("{method} can't be trained on a base in 4 bits.").format(method=method),
-            _("These can: {names}.").format(names=", ".join(other.name for other in methods.METHODS if other.nf4)),
+            _("These can: {names}.").format(names=", ".join(other.name for other in methods.every() if other.nf4)),
         )

@@ -66,6 +66,7 @@ def checks(machine: "Machine", home: "Home") -> Iterator[Check]:
     yield settings(home)
     yield embedded_model(home)
     yield from engines(machine, home)
+    yield from plugged()
 
 
 def python(version: tuple[int, ...]) -> Check:
@@ -209,6 +210,21 @@ def engines(machine: "Machine", home: "Home") -> Iterator[Check]:
             ok=python is not None or not usable,
             detail=str(python) if python else missing,
             remedy=_("serve says how to install it."),
+        )
+
+
+def plugged() -> Iterator[Check]:
+    """Plugins that installed packages offer: none runs before it is named, and none is hidden."""
+    from toolbox import plugins
+
+    for kind, name, package in plugins.packages():
+        taken = name in plugins.BUILT_IN.get(kind, {})
+        detail = _("{package}; the name is a built-in's, which is taken").format(package=package) if taken else package
+        yield Check(
+            name=_("Plugin {kind} {name}").format(kind=kind, name=name),
+            ok=not taken,
+            detail=detail,
+            remedy=_("Ask the package's author for another name."),
         )
 
 

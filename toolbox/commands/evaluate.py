@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, plugged
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -31,6 +31,10 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
         list[str],
         option(N_("Suites by name, or JSONL files; empty: all that are shipped"), ask=True, choices="suites"),
     ] = msgspec.field(default_factory=list)
+    metric: Annotated[list[str], option(N_("Metrics of plugins for questions, beside exact match"), metavar="NAME")] = (
+        msgspec.field(default_factory=list)
+    )
+    plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
     limit: Annotated[int, option(N_("Items of each suite, taken evenly; 0: all"), ge=0)] = 0
     compare: Annotated[bool, option(N_("Measure the base model too"))] = True
 
@@ -54,9 +58,12 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
-    from toolbox import device, embedded, suites, targets
+    from toolbox import device, embedded, plugins, suites, targets
     from toolbox.plan import EvaluatePlan
 
+    loaded = plugged.load(options.plugin, session)
+    for name in options.metric:
+        plugins.require("metric", name)
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     origin = _origin(target, session)
     best = device.probe().best
@@ -67,6 +74,8 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         adapter=target.adapter,
         run=target.run,
         suites=[suites.resolve(name, session.home).name for name in options.suite or embedded.SUITES],
+        metrics=options.metric,
+        plugins=loaded,
         limit=options.limit,
         compare=options.compare,
         base=_base(target, session),
@@ -126,7 +135,7 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
 
 def show_results(results: list[dict[str, Any]], session: Session) -> None:
     """A line a metric: base, tuned, and whether the difference can be more than chance; intervals below the figures."""
-    from toolbox.suites import METRICS
+    from toolbox import suites
 
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in results:
@@ -140,13 +149,18 @@ def show_results(results: list[dict[str, Any]], session: Session) -> None:
         [
             (
                 Path(suite).name,
-                _(METRICS[metric][0]),
+                _(suites.label(metric, _greater(line))[0]),
                 *(_figure(line.get(model)) for model in models),
-                *([_verdict(line.get("difference"), METRICS[metric][1])] if compared else []),
+                *([_verdict(line.get("difference"), suites.label(metric, _greater(line))[1])] if compared else []),
             )
             for (suite, metric), line in lines.items()
         ],
     )
+
+
+def _greater(line: dict[str, dict[str, Any]]) -> bool:
+    """Whether more of a metric is better, by its rows."""
+    return all(row.get("greater_is_better", True) for row in line.values())
 
 
 def _figure(row: dict[str, Any] | None, sign: str = "") -> str:

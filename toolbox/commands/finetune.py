@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, plugged
 from toolbox.commands.plan import TuningOptions, resolve_datasets, show, summary, wishes
 from toolbox.errors import DoesNotFitError, InputError, Interrupted, NotFoundError
 from toolbox.i18n import N_, _
@@ -55,11 +55,13 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
 
     from toolbox import device, plan
 
+    loaded = plugged.load(options.plugin, session, options.recipe)
     datasets = resolve_datasets(options, session, fetch=True)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
     model = find_model(options.model, session)
     made = plan.plan_finetune(model, datasets, target, wishes(options, session), session.home)
+    made.plugins = loaded
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()
     look_for_room(made.estimate.disk_bytes, session.home.path)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, plugged
 from toolbox.errors import DONE, REFUSED
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -61,6 +61,14 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     set: Annotated[
         list[str], option(N_("Any other setting, as max_steps=50 or LoraConfig.r=16"), metavar="KEY=VALUE")
     ] = msgspec.field(default_factory=list)
+    plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
+    callback: Annotated[
+        list[str],
+        option(N_("Callbacks of installed packages; those of --plugin files always take part"), metavar="NAME"),
+    ] = msgspec.field(default_factory=list)
+    tracker: Annotated[
+        list[str], option(N_("Where metrics go: tensorboard, wandb, swanlab, none, or a plugin's"), metavar="NAME")
+    ] = msgspec.field(default_factory=list)
     seed: Annotated[int, option(N_("Seed of all that is random"), ge=0, le=2**31 - 1)] = 42
 
 
@@ -81,11 +89,13 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
     from toolbox import device, models, plan
 
+    loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)
     datasets = resolve_datasets(options, session)
     asked = wishes(options, session)
     made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False)
+    made.plugins = loaded
     others = plan.alternatives(made, asked, session.home)
     show(made, session)
     show_alternatives(others, session)
@@ -98,7 +108,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
 
 def wishes(options: TuningOptions, session: Session) -> "Wishes":
     """The options as planning takes them. Raises NotFoundError or InputError where the reward model is none."""
-    from toolbox import targets
+    from toolbox import plugins, targets
     from toolbox.plan import Wishes
 
     return Wishes(
@@ -110,9 +120,10 @@ def wishes(options: TuningOptions, session: Session) -> "Wishes":
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,
         per_device_train_batch_size=options.per_device_train_batch_size,
-        settings=options.set,
         reward_funcs=options.reward,
         reward_model=str(targets.reward_model(options.reward_model, session.home)) if options.reward_model else "",
+        callbacks=list(dict.fromkeys([*plugins.of_files("callback"), *options.callback])),
+        settings=[*plugged.trackers(options.tracker), *options.set],
         seed=options.seed,
     )
 
@@ -134,7 +145,9 @@ def summary(plan: "FinetunePlan") -> dict[str, Any]:
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": training.gradient_accumulation_steps, "max_length": training.max_length,
         "learning_rate": training.learning_rate, "num_train_epochs": training.num_train_epochs,
-        "max_steps": training.max_steps, "LoraConfig": plan.LoraConfig, **plan.blocks, "fits": estimate.fits,
+        "max_steps": training.max_steps, "report_to": training.report_to, "callbacks": plan.callbacks,
+        "plugins": msgspec.to_builtins(plan.plugins, enc_hook=str),
+        "LoraConfig": plan.LoraConfig, **plan.blocks, "fits": estimate.fits,
         "peak_bytes": estimate.peak_bytes, "parts_bytes": estimate.parts_bytes, "device_bytes": estimate.device_bytes,
         "time_s": estimate.time_s, "disk_bytes": estimate.disk_bytes,
     }  # fmt: skip
@@ -160,6 +173,8 @@ def show(plan: "FinetunePlan", session: Session) -> None:
         (_("Longest row"), _("{count} tokens").format(count=training.max_length)),
         (_("Length"), length),
         (_("Learning rate"), f"{training.learning_rate:g}"),
+        *([(_("Plugins"), ", ".join(file.path.name for file in plan.plugins))] if plan.plugins else []),
+        *([(_("Callbacks"), ", ".join(plan.callbacks))] if plan.callbacks else []),
         (_("Time, about"), units.duration(estimate.time_s) if estimate.time_s else _("not known")),
         (_("Disk"), units.size(estimate.disk_bytes)),
     ]

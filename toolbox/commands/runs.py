@@ -258,7 +258,7 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
 
     Raises InputError where a plan from elsewhere asks for more than the work of this toolbox.
     """
-    from toolbox import engines, plan
+    from toolbox import engines, plan, plugins
 
     if old.path.parent != session.home.runs.resolve() and not planned.entry.startswith("toolbox."):
         raise InputError(
@@ -267,6 +267,15 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
             ),
             _("Read it: a plan from somebody else may hold anything."),
         )
+    if old.path.parent != session.home.runs.resolve() and planned.plugins:
+        raise InputError(
+            _("The plan in {path} brings plugins, which are programs of whoever made it.").format(path=old.path),
+            _("Read them; then do it with your own command and --plugin."),
+        )
+    planned.plugins = [
+        plugins.File(copy if (copy := old.plugin(number, file)).is_file() else file.path, file.sha256)
+        for number, file in enumerate(planned.plugins)
+    ]
     if isinstance(planned, plan.ServePlan):
         python = engines.ENGINES[planned.engine].interpreter(session.home)
         if python is None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from toolbox import files
+from toolbox import files, plugins
 from toolbox.config import Home
 from toolbox.datasets import columns
 from toolbox.errors import InputError
@@ -79,7 +79,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 Task = Literal["sft", "pretrain", "preference", "kto"]
 Made = Callable[[], Iterable[Mapping[str, Any]]]
-_made: dict[str, tuple[Made, str]] = {}
+"""What a data set is that a plugin brings: `task_type` beside it is taken to be sft."""
 
 
 def register(name: str, dataset_fn: Made, task_type: str = "sft") -> None:
@@ -90,7 +90,10 @@ def register(name: str, dataset_fn: Made, task_type: str = "sft") -> None:
     if not NAME.fullmatch(name):
         raise InputError(_("{name!r} is no name for a data set.").format(name=name), _("Use letters, digits, - and _."))
     _check_task(name, task_type)
-    _made[key(name)] = (dataset_fn, task_type)
+    made = functools.partial(dataset_fn)
+    made.task_type = task_type  # type: ignore[attr-defined]
+    made.__module__ = getattr(dataset_fn, "__module__", "")
+    plugins.register("dataset", key(name))(made)
 
 
 def every(home: Home) -> list[Named]:
@@ -100,10 +103,10 @@ def every(home: Home) -> list[Named]:
 
 def find(name: str, home: Home) -> Named | None:
     """The data set of that name; `-`, `_` and case make no difference."""
-    if key(name) in _made:
-        return _write(name, home)
-    if (made := home.datasets / ".made" / f"{key(name)}.jsonl").is_file():  # by another process
-        return Named(name=name, file=str(made), own=True)
+    if made := next((known for known in plugins.names("dataset") if key(known) == key(name)), ""):
+        return _write(name, plugins.find("dataset", made), home)
+    if (made_file := home.datasets / ".made" / f"{key(name)}.jsonl").is_file():  # by another process
+        return Named(name=name, file=str(made_file), own=True)
     return next((named for named in every(home) if key(name) in (key(named.name), key(named.also))), None)
 
 
@@ -192,10 +195,11 @@ def keep(rows: Iterable[Mapping[str, Any]], home: Home) -> str:
     return name
 
 
-def _write(name: str, home: Home) -> Named:
+def _write(name: str, made: Made, home: Home) -> Named:
     """The rows of a registered function as a file in HOME: a job is another process and knows no function of ours."""
-    function, task = _made[key(name)]
-    kept = _made_folder(home) / f"{keep(function(), home)}.jsonl"
+    task = getattr(made, "task_type", "sft")
+    _check_task(name, task)
+    kept = _made_folder(home) / f"{keep(made(), home)}.jsonl"
     return Named(name=name, file=str(kept.replace(kept.with_name(f"{key(name)}.jsonl"))), task=task, own=True)
 
 

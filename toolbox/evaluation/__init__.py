@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from toolbox import files, loading, suites
+from toolbox import files, loading, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
-from toolbox.evaluation.measures import MEASURES, Finding, Subject
+from toolbox.evaluation.measures import Finding, Subject, measure
 from toolbox.i18n import _, language
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
@@ -28,14 +28,14 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     Items are saved in the run's evaluation/, charts in its plots/. Raises Interrupted, OutOfMemoryError, InputError.
     """
     reporter = reporter or Silent()
-    chosen = [suites.resolve(name, find_home()) for name in plan.suites]
+    chosen = [msgspec.structs.replace(suites.resolve(name, find_home()), metrics=plan.metrics) for name in plan.suites]
     found: dict[str, Findings] = {suite.name: {} for suite in chosen}
     models = 2 if plan.compare and (plan.adapter or plan.base) else 1
     for turn, subject in enumerate(subjects(plan)):
         for place, suite in enumerate(chosen):
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * len(chosen) + place, models * len(chosen))
-            found[suite.name][subject.name] = MEASURES[suite.kind](subject, suite, plan.limit, watch)
+            found[suite.name][subject.name] = measure(subject, suite, plan.limit, watch)
     results = [row for suite in chosen for row in _rows(suite, found[suite.name])]
     if run:
         for place, suite in enumerate(chosen, 1):
@@ -95,7 +95,9 @@ def _rows(suite: suites.Suite, findings: Findings) -> Iterator[dict[str, Any]]:
 
 
 def _row(suite: suites.Suite, model: str, metric: str, estimate: msgspec.Struct) -> dict[str, Any]:
-    return {"suite": suite.name, "model": model, "metric": metric, **msgspec.structs.asdict(estimate)}
+    row = {"suite": suite.name, "model": model, "metric": metric, **msgspec.structs.asdict(estimate)}
+    own = plugins.find("metric", metric) if metric in suite.metrics else None
+    return row if getattr(own, "greater_is_better", True) else {**row, "greater_is_better": False}
 
 
 def _short(suite: suites.Suite) -> str:

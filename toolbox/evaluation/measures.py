@@ -1,20 +1,21 @@
-"""What a suite measures on one model: a function a kind, in `MEASURES`."""
+"""What a suite measures on one model: a function a kind, which `plugins.BUILT_IN` names."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
 
-from toolbox import datasets, inference
+from toolbox import datasets, inference, plugins
 from toolbox.config import find_home
 from toolbox.errors import InputError
 from toolbox.evaluation.statistics import Measured, Resampled, Share
 from toolbox.i18n import _
 from toolbox.inference import Watch
-from toolbox.suites import Portrait, Suite, portraits, questions, spread
+from toolbox.suites import Portrait, Question, Suite, portraits, questions, spread
 from toolbox.training.rows import IGNORED, encode
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Finding(msgspec.Struct, frozen=True):
     rows: list[dict[str, Any]]
 
 
+class Metric(Protocol):
+    """What a metric of an answer is, built in or a plugin's; `greater_is_better` beside it is taken to be true."""
+
+    def __call__(self, question: Question, said: str) -> float | bool: ...
+
+
 Measure = Callable[[Subject, Suite, int, Watch], Finding]
 """(model, suite, how many items or 0, whom to tell) → finding. Raises Interrupted by way of the Watch."""
 
@@ -75,7 +82,7 @@ def _perplexity(units: np.ndarray) -> np.ndarray:
 
 
 def exact_match(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
-    """The share of questions whose greedy answer is one of the accepted ones, up to case, width and the last mark."""
+    """The share of questions whose greedy answer is one of the accepted ones, and the suite's metrics of plugins."""
     asked = spread(questions(suite), limit)
     conversations = [
         [
@@ -85,14 +92,40 @@ def exact_match(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Fin
         for row in asked
     ]
     said = inference.generate(subject.model, subject.tokenizer, conversations, watch=watch)
-    right = [
-        normalise(text) in {normalise(answer) for answer in row.answers} for row, text in zip(asked, said, strict=True)
-    ]
+    found = {name: _of_each(name, asked, said) for name in ("exact_match", *suite.metrics)}
     table = [
-        {"question": row.question, "answers": row.answers, "said": text, "right": is_right}
-        for row, text, is_right in zip(asked, said, right, strict=True)
-    ]
-    return Finding({"exact_match": Share(right)}, table)
+        {
+            "question": row.question, "answers": row.answers, "said": text, "right": found["exact_match"][place],
+            **{name: found[name][place] for name in suite.metrics},
+        }
+        for place, (row, text) in enumerate(zip(asked, said, strict=True))
+    ]  # fmt: skip
+    return Finding({name: _summed(values) for name, values in found.items()}, table)
+
+
+def _of_each(name: str, asked: list[Question], said: list[str]) -> list[Any]:
+    """A metric of every answer. Raises InputError where a plugin's gives something else than a number."""
+    metric: Metric = plugins.find("metric", name)
+    values = [metric(row, text) for row, text in zip(asked, said, strict=True)]
+    if bad := [value for value in values if not isinstance(value, bool | int | float) or not math.isfinite(value)]:
+        raise plugins.wrong("metric", name, _("it gives {value!r} and has to give a number").format(value=bad[0]))
+    return values
+
+
+def _summed(values: list[Any]) -> Measured:
+    """A share of right answers where every value is yes or no, else their mean."""
+    if all(isinstance(value, bool) for value in values):
+        return Share(values)
+    return Resampled(np.array([[float(value)] for value in values]), _mean)
+
+
+def _mean(units: np.ndarray) -> np.ndarray:
+    return units[..., 0].mean(-1)
+
+
+def exact(question: Question, said: str) -> bool:
+    """Whether an answer is one of the accepted ones, up to case, width and the last mark."""
+    return normalise(said) in {normalise(answer) for answer in question.answers}
 
 
 def normalise(text: str) -> str:
@@ -168,4 +201,11 @@ def pronoun(text: str, language: str) -> str:
     return "" if female == male else "female" if female else "male"
 
 
-MEASURES: dict[str, Measure] = {"perplexity": perplexity, "exact_match": exact_match, "gender": gender}
+def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
+    """What the suite finds on a model. Raises InputError where a plugin's gives no Finding."""
+    found = plugins.find("suite", suite.kind)(subject, suite, limit, watch)
+    if not isinstance(found, Finding):
+        raise plugins.wrong(
+            "suite", suite.kind, _("it gives no {kind}").format(kind="toolbox.evaluation.measures.Finding")
+        )
+    return found

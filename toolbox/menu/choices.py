@@ -54,7 +54,7 @@ def _recipes(home: Home) -> list[Choice]:
 
 def _methods(home: Home) -> list[Choice]:
     """The common ones; any other is typed."""
-    common = [(method.name, _(method.summary)) for method in methods.METHODS if method.common]
+    common = [(method.name, _(method.summary)) for method in methods.every() if method.common]
     return [("auto", _("by hardware and model")), *common]
 
 

@@ -13,12 +13,13 @@ from toolbox.plan import FinetunePlan
 from toolbox.recipe import Training
 from toolbox.runs import Reporter, Run
 from toolbox.training import batches, checkpoints, optim, state
-from toolbox.training.board import Board
+from toolbox.training.callbacks import Callbacks
 from toolbox.training.meter import Meter
 from toolbox.training.rows import Item
 from toolbox.training.stages import Experience, Stage
 from toolbox.training.step import Forward, Stepped, Stepper, diverged, mean_step, means
 from toolbox.training.store import Items
+from toolbox.training.trackers import Trackers
 from toolbox.training.tuner import Tuner
 
 
@@ -43,6 +44,7 @@ class Loop:
         self.stepper = Stepper(
             forward, stage, optim.make(forward.model.named_parameters(), plan), plan.training.max_grad_norm
         )
+        self.callbacks = Callbacks(plan)
         self.state = state.State()
         self._saved_step = 0
 
@@ -52,21 +54,31 @@ class Loop:
         updates = self.steps * self.stage.updates
         self.tuner.follow(self.forward.model, self.stepper.optimizer, self.state.updates, updates)
         now, training = self.state, self.plan.training
-        with Board(self.plan.tensorboard or self.run.path / "tensorboard", now.step) as board:
+        self.callbacks.train_begins(self.forward.model, now.step, self.steps)
+        with Trackers(self.plan, self.run, now.step, self.reporter) as trackers:
             if now.step == 0 and self.held_out:
-                now.before = now.evaluated = self.evaluate()
-                self._report(board, now.evaluated)
+                now.before = self._evaluated()
+                self._report(trackers, now.before)
             self.reporter.phase(_("Training"))
-            while now.step < self.steps:
+            while now.step < self.steps and not now.ended:
                 self._heed_stop()
                 metrics = self._step()
-                if self.held_out and (now.step % training.eval_steps == 0 or now.step == self.steps):
-                    now.evaluated = self.evaluate()
-                    metrics |= now.evaluated
-                self._report(board, metrics)
-                if now.step % training.save_steps == 0 or now.step == self.steps:
+                now.ended = self.callbacks.step_ended(now.step, metrics)
+                last = now.ended or now.step == self.steps
+                if self.held_out and (now.step % training.eval_steps == 0 or last):
+                    metrics |= self._evaluated()
+                self._report(trackers, metrics)
+                if now.step % training.save_steps == 0 or last or now.ended:
                     self._save()
+        self.callbacks.train_ended(now.step)
         return now
+
+    def _evaluated(self) -> dict[str, float]:
+        """A new evaluation, with what callbacks make of it."""
+        figures = self.evaluate()
+        self.state.ended = self.callbacks.evaluated(self.state.step, figures) or self.state.ended
+        self.state.evaluated = figures
+        return figures
 
     def evaluate(self) -> dict[str, float]:
         """The stage's mean loss over the held-out rows, as `eval_loss`, and its figures, as `eval_…`."""
@@ -126,9 +138,9 @@ class Loop:
             return len(items)
         return batches.label_tokens([item.sequences[0] for item in items])
 
-    def _report(self, board: Board, metrics: dict[str, float]) -> None:
+    def _report(self, trackers: Trackers, metrics: dict[str, float]) -> None:
         self.reporter.progress(self.state.step, self.steps, **metrics)
-        board.log(self.state.step, metrics)
+        trackers.log(self.state.step, metrics)
 
     def _heed_stop(self) -> None:
         if not self.reporter.stopping:
@@ -146,8 +158,10 @@ class Loop:
         """A checkpoint of the state as it is, unless it is there already."""
         if self.state.step > self._saved_step:
             self.state.kept = dict(self.stage.kept)
+            self.state.callbacks = self.callbacks.state_dict()
             write = partial(state.write, state=self.state, stepper=self.stepper, tuner=self.tuner)
-            checkpoints.save(self.run.checkpoints, self.state.step, write)
+            folder = checkpoints.save(self.run.checkpoints, self.state.step, write)
+            self.callbacks.saved(self.state.step, folder)
             self._saved_step = self.state.step
             self.reporter.resumable()
 
@@ -156,6 +170,7 @@ class Loop:
         if path := checkpoints.newest(self.run.checkpoints):
             with checkpoints.reading(path):
                 self.state = state.read(path, self.stepper, self.tuner)
+            self.callbacks.load_state_dict(self.state.callbacks)
             self._saved_step = self.state.step
             self.stage.kept.update(self.state.kept)
             self.reporter.phase(_("Going on after step {step}").format(step=self.state.step))

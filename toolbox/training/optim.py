@@ -3,12 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
 
-from toolbox import methods
+from toolbox import methods, plugins
+from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.recipe import Training
 from toolbox.training.projected import ProjectedAdamW
@@ -16,26 +17,59 @@ from toolbox.training.projected import ProjectedAdamW
 TENSOR = "$tensor"
 PROJECTED = {"galore_adamw": "GaloreConfig", "apollo_adamw": "ApolloConfig"}
 """The optimizers that project gradients, and their settings."""
+Named = Sequence[tuple[str, torch.nn.Parameter]]
+"""Weights that are trained, by name."""
 IN_LAYER = re.compile(r"\.\d+\.")
 """The name of a weight within a numbered layer: embeddings and head are not projected."""
 
 
+class MakeOptimizer(Protocol):
+    """What an optimizer is, built in or a plugin's: a function that makes one."""
+
+    def __call__(self, named_parameters: Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+        """An optimizer of the weights that are trained.
+
+        Before each step a group's `lr` is set to the step's learning rate times its `rate`, by default 1. Its
+        `state_dict` goes into checkpoints, so it holds tensors, numbers, texts, lists and dicts only.
+        """
+
+
 def make(named: Iterable[tuple[str, torch.nn.Parameter]], plan: FinetunePlan) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), or what the plan's `optim` names; vectors and scalars (norms, biases) are not decayed.
+    """The optimizer that the plan's `optim` names; `named` are the model's weights, with a gradient or without."""
+    kind = plan.training.optim
+    build: MakeOptimizer = plugins.find("optimizer", kind)
+    made = build([(name, weight) for name, weight in named if weight.requires_grad], plan)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise plugins.wrong("optimizer", kind, _("it gives no torch.optim.Optimizer"))
+    return made
 
-    `named`: names and weights of the model; those without a gradient are left out. A group's `rate` multiplies the
-    learning rate of the step.
-    """
-    trained = [(name, weight) for name, weight in named if weight.requires_grad]
-    groups = _groups(trained, plan)
-    training, kind = plan.training, plan.training.optim
-    if kind in PROJECTED:
-        return ProjectedAdamW(groups, lr=training.learning_rate, seed=plan.seed)
-    if kind in ("adamw_8bit", "paged_adamw_8bit"):
-        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        return (AdamW8bit if kind == "adamw_8bit" else PagedAdamW8bit)(groups, lr=training.learning_rate)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=trained[0][1].device.type != "mps")
+def adamw_torch(named_parameters: Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101); vectors and scalars (norms, biases) are not decayed."""
+    fused = named_parameters[0][1].device.type != "mps"
+    return torch.optim.AdamW(_groups(named_parameters, plan), lr=plan.training.learning_rate, fused=fused)
+
+
+def adamw_8bit(named_parameters: Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+    """AdamW with moments in 8 bits (arXiv:2110.02861)."""
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(_groups(named_parameters, plan), lr=plan.training.learning_rate)
+
+
+def paged_adamw_8bit(named_parameters: Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+    """The same, whose moments move to main memory where the GPU's is full (arXiv:2305.14314, section 3)."""
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(_groups(named_parameters, plan), lr=plan.training.learning_rate)
+
+
+def projected(named_parameters: Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+    """GaLore and APOLLO."""
+    return ProjectedAdamW(_groups(named_parameters, plan), lr=plan.training.learning_rate, seed=plan.seed)
+
+
+galore_adamw = apollo_adamw = projected
 
 
 def _groups(trained: Sequence[tuple[str, torch.nn.Parameter]], plan: FinetunePlan) -> list[dict[str, Any]]:

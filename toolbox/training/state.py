@@ -1,6 +1,7 @@
 """All that a resumed training needs, written to and read from a checkpoint's folder: safetensors and JSON."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -33,6 +34,10 @@ class State(msgspec.Struct, kw_only=True):
     """The newest evaluation."""
     kept: dict[str, float] = {}
     """What the stage remembers."""
+    ended: bool = False
+    """Whether a callback ended the training before its last step."""
+    callbacks: dict[str, dict[str, Any]] = {}
+    """What callbacks keep, by name."""
 
 
 def write(folder: Path, state: State, stepper: Stepper, tuner: Tuner) -> None:

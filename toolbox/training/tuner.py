@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from toolbox import methods
+from toolbox import methods, plugins
+from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Run
 
@@ -33,16 +34,9 @@ class Tuner(Protocol):
 
 
 def tuner_for(plan: FinetunePlan) -> Tuner:
-    match methods.find(plan.method).kind:
-        case "adapter":
-            from toolbox.training.tuners.adapters import AdapterTuner
-
-            return AdapterTuner(plan)
-        case "loreft":
-            from toolbox.training.tuners.interventions import LoreftTuner
-
-            return LoreftTuner(plan)
-        case "weights":
-            from toolbox.training.tuners.weights import WeightsTuner
-
-            return WeightsTuner(plan)
+    """The tuner of the plan's method, made of the plan."""
+    method = methods.find(plan.method)
+    tuner: Tuner = plugins.find("tuner", method.tuner or method.kind)(plan)
+    if missing := [name for name in ("load", "follow", "save", "restore", "export") if not hasattr(tuner, name)]:
+        raise plugins.wrong("tuner", method.tuner, _("it has no {names}").format(names=", ".join(missing)))
+    return tuner

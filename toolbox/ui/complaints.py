@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 
-from toolbox import files
+from toolbox import files, plugins
 from toolbox.config import Home
 from toolbox.errors import Interrupted, ToolboxError
 from toolbox.i18n import _
@@ -34,6 +34,8 @@ def foreseen(error: BaseException, home: Home) -> ToolboxError:
         return error
     if isinstance(error, KeyboardInterrupt | EOFError):
         return Interrupted(_("Interrupted."))
+    if broken := plugins.blame(error):
+        return broken
     if isinstance(error, OSError) and error.strerror:
         where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
         return ToolboxError(": ".join(filter(None, [where, error.strerror])) + ".", _told(error, home))

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, plugged
 from toolbox.i18n import N_
 from toolbox.options import option
 
@@ -22,6 +22,7 @@ class DataOptions(msgspec.Struct, kw_only=True):
         ),
     ]  # fmt: skip
     columns: Annotated[list[str], option(COLUMNS_HELP, metavar="KEY=COLUMN")] = msgspec.field(default_factory=list)
+    plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
 
 
 class SearchOptions(DataOptions, kw_only=True):
@@ -85,6 +86,7 @@ def check(options: CheckOptions, session: Session) -> dict[str, Any]:
     """Go through a data set and say all that is wrong with it; exit status 2 where training would refuse it."""
     from toolbox.commands.data import checking
 
+    plugged.load(options.plugin, session)
     return checking.run(options, session)
 
 
@@ -92,6 +94,7 @@ def preview(options: PreviewOptions, session: Session) -> dict[str, Any]:
     """Rows as the model sees them, with what is learnt from in colour."""
     from toolbox.commands.data import previewing
 
+    plugged.load(options.plugin, session)
     return previewing.run(options, session)
 
 
@@ -99,6 +102,7 @@ def clean(options: CleanOptions, session: Session) -> dict[str, Any]:
     """Write a new file without what `check` finds, and a record of what was left out."""
     from toolbox.commands.data import cleaning
 
+    plugged.load(options.plugin, session)
     return cleaning.run(options, session)
 
 

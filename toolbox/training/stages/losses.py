@@ -1,12 +1,14 @@
 """Losses on log-probabilities: pure functions, a paper each; the stages of `finetune --stage dpo|kto|…` call them."""
 
 import math
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import msgspec
 import torch
 import torch.nn.functional as F
 
+from toolbox import plugins
+from toolbox.i18n import _
 from toolbox.stages import Cpo, Dpo, Kto, Rm, Simpo
 
 
@@ -46,27 +48,27 @@ def _smoothed(logits: torch.Tensor, smoothing: float) -> torch.Tensor:
     return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
 
-def _sigmoid(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def sigmoid(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """DPO: arXiv:2305.18290, equation 7."""
     return _smoothed(options.beta * pairs.margin, options.label_smoothing)
 
 
-def _sigmoid_norm(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def sigmoid_norm(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """DPO with means over tokens in place of sums: arXiv:2411.15124, section 5.1."""
     return _smoothed(options.beta * pairs.margin_per_token, options.label_smoothing)
 
 
-def _hinge(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def hinge(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """SLiC on DPO's margin: arXiv:2309.06657, equation 10."""
     return torch.relu(1 - options.beta * pairs.margin)
 
 
-def _ipo(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def ipo(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """IPO: arXiv:2310.12036, equation 17, on means over tokens, as its authors computed it."""
     return (pairs.margin_per_token - 1 / (2 * options.beta)) ** 2
 
 
-def _exo_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def exo_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """EXO for pairs: arXiv:2402.00856, equation 16; without smoothing it is infinite, so the paper's 1e-3 is taken."""
     flipped = options.label_smoothing or 1e-3
     logits = options.beta * pairs.margin
@@ -74,68 +76,97 @@ def _exo_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
     return won.exp() * (won - math.log1p(-flipped)) + lost.exp() * (lost - math.log(flipped))
 
 
-def _nca_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def nca_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """NCA for pairs: arXiv:2402.05369, equation 13."""
     won, lost = options.beta * pairs.won, options.beta * pairs.lost
     return -F.logsigmoid(won) - 0.5 * F.logsigmoid(-won) - 0.5 * F.logsigmoid(-lost)
 
 
-def _robust(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def robust(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """Robust DPO, unbiased under flipped labels: arXiv:2403.00409, equation 8."""
     flipped, logits = options.label_smoothing, options.beta * pairs.margin
     return (-(1 - flipped) * F.logsigmoid(logits) + flipped * F.logsigmoid(-logits)) / (1 - 2 * flipped)
 
 
-def _bco_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def bco_pair(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """BCO for pairs: arXiv:2404.04656, without the shift of rewards."""
     return -F.logsigmoid(options.beta * pairs.won) - F.logsigmoid(-options.beta * pairs.lost)
 
 
-def _sppo_hard(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def sppo_hard(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """SPPO with certain preferences: arXiv:2405.00675, equation 4.7."""
     aim = 0.5 / options.beta
     return (pairs.won - aim) ** 2 + (pairs.lost + aim) ** 2
 
 
-def _aot(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def aot(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """AOT, by sorting the micro-batch's margins: arXiv:2406.05882, algorithm 1, paired."""
     policy = (pairs.chosen - pairs.rejected).sort().values
     reference = (pairs.ref_chosen - pairs.ref_rejected).sort().values
     return _smoothed(options.beta * (policy - reference), options.label_smoothing)
 
 
-def _aot_unpaired(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def aot_unpaired(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """AOT, by sorting each side's log-ratios: arXiv:2406.05882, algorithm 1, unpaired."""
     return _smoothed(options.beta * (pairs.won.sort().values - pairs.lost.sort().values), options.label_smoothing)
 
 
-def _apo_zero(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def apo_zero(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """APO, for answers better than the model's own: arXiv:2408.06266, equation 7."""
     return 1 - torch.sigmoid(options.beta * pairs.won) + torch.sigmoid(options.beta * pairs.lost)
 
 
-def _apo_down(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def apo_down(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """APO, for answers worse than the model's own: arXiv:2408.06266, equation 8."""
     return torch.sigmoid(options.beta * pairs.won) + 1 - torch.sigmoid(options.beta * pairs.margin)
 
 
-def _discopop(pairs: Pairs, options: Dpo) -> torch.Tensor:
+def discopop(pairs: Pairs, options: Dpo) -> torch.Tensor:
     """DiscoPOP, found by search: arXiv:2406.08414, equation 5."""
     logits = options.beta * pairs.margin
     share = torch.sigmoid(logits / options.discopop_tau)
     return -F.logsigmoid(logits) * (1 - share) + torch.exp(-logits) * share
 
 
-DPO: dict[str, Callable[[Pairs, Dpo], torch.Tensor]] = {
-    "sigmoid": _sigmoid, "sigmoid_norm": _sigmoid_norm, "hinge": _hinge, "ipo": _ipo, "exo_pair": _exo_pair,
-    "nca_pair": _nca_pair, "robust": _robust, "bco_pair": _bco_pair, "sppo_hard": _sppo_hard, "aot": _aot,
-    "aot_unpaired": _aot_unpaired, "apo_zero": _apo_zero, "apo_down": _apo_down, "discopop": _discopop,
-}  # fmt: skip
+class PairLoss(Protocol):
+    """What a loss named `dpo.NAME` is, built in or a plugin's."""
+
+    def __call__(self, pairs: Pairs, options: Dpo) -> torch.Tensor:
+        """The loss of each pair, [pairs]."""
+
+
+class TokenLoss(Protocol):
+    """What a loss named `sft.NAME` is, built in or a plugin's."""
+
+    def __call__(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of each token, [labels], of `logits` [labels, vocabulary] in float32 and `targets` [labels]."""
 
 
 def dpo(pairs: Pairs, options: Dpo) -> torch.Tensor:
-    """DPO's loss of each pair, [pairs], by `options.loss_type`."""
-    return DPO[options.loss_type](pairs, options)
+    """DPO's loss of each pair, [pairs], by `options.loss_type`. Raises InputError where a plugin's gives another."""
+    name = f"dpo.{options.loss_type}"
+    loss: PairLoss = plugins.find("loss", name)
+    return _checked(name, loss(pairs, options), pairs.chosen)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each token, [labels]."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def sft(logits: torch.Tensor, targets: torch.Tensor, loss_type: str) -> torch.Tensor:
+    """The loss of each token, [labels]. Raises InputError where a plugin's gives another."""
+    loss: TokenLoss = plugins.find("loss", f"sft.{loss_type}")
+    return _checked(f"sft.{loss_type}", loss(logits, targets), targets)
+
+
+def _checked(name: str, values: Any, like: torch.Tensor) -> torch.Tensor:
+    if not isinstance(values, torch.Tensor) or values.shape != like.shape:
+        given = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise plugins.wrong(
+            "loss", name, _("it gives {given} and has to give {wanted}").format(given=given, wanted=list(like.shape))
+        )
+    return values
 
 
 def kto(log_ratios: torch.Tensor, wanted: torch.Tensor, kl: torch.Tensor, options: Kto) -> torch.Tensor:

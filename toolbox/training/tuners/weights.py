@@ -29,14 +29,18 @@ class WeightsTuner:
 
     def load(self, device: str) -> "PreTrainedModel":
         model = loading.base_model(self._plan.model.path, "float32", device)
+        self.choose(model)
+        self._names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        return ready(model, self._plan)
+
+    def choose(self, model: "PreTrainedModel") -> None:
+        """Let the weights that are to be trained have a gradient, and no others; a plugin's tuner has its own here."""
         model.requires_grad_(self._plan.method not in ("freeze", "lisa"))
         if self._plan.method == "freeze":
             _thaw(model, methods.own(self._plan, "FreezeConfig"))
         if self._plan.method == "lisa":
             for module in (*decoder_layers(model), *_always(model)):
                 module.requires_grad_(True)
-        self._names = [name for name, weight in model.named_parameters() if weight.requires_grad]
-        return ready(model, self._plan)
 
     def follow(self, model: "PreTrainedModel", optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
         if self._plan.method == "lisa":
