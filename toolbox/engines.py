@@ -37,6 +37,8 @@ class Launch(msgspec.Struct, kw_only=True, frozen=True):
     port: int
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Literal["cuda", "mps", "cpu"]
+    chat_template: bool = True
+    """Whether the model's folder has a template."""
 
 
 class Engine(msgspec.Struct, kw_only=True, frozen=True):
@@ -99,10 +101,12 @@ def _transformers(launch: Launch) -> list[str]:
 def _lmdeploy(launch: Launch) -> list[str]:
     dtype = launch.dtype if launch.dtype in ("float16", "bfloat16") else "auto"
     adapter = ["--backend", "pytorch", "--adapters", f"{TUNED}={launch.adapter}"] if launch.adapter else []
+    # Without it, lmdeploy 0.18 takes a template of its own for names that it knows (model.py, get_chat_template).
+    template = ["--chat-template", "hf"] if launch.chat_template else []
     return [
         "lmdeploy", "serve", "api_server", launch.model, "--model-name", SERVED, "--server-name", LOOPBACK,
         "--server-port", str(launch.port), "--device", "cuda", "--dtype", dtype, "--log-level", "WARNING",
-        "--disable-fastapi-docs", *adapter,
+        "--disable-fastapi-docs", *template, *adapter,
     ]  # fmt: skip
 
 

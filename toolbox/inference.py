@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from toolbox import templates
 from toolbox.errors import OutOfMemoryError
 from toolbox.i18n import _
 
@@ -159,13 +160,11 @@ def generation(
 ) -> "GenerationConfig":
     """Every setting stated: transformers fills what is left out from the model's generation_config.
 
-    A model may state no end of its own, or nonsense: then an answer ends with the tokenizer's, or at its full length.
+    Where nothing ends an answer, it goes on to its full length.
     """
     from transformers import GenerationConfig
 
-    own = model.generation_config.eos_token_id
-    known = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    ends = sorted({token for token in known if isinstance(token, int)})
+    ends = templates.stops(tokenizer, model.generation_config.eos_token_id)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     return GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=do_sample, num_beams=1, repetition_penalty=1.0,

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from toolbox import files, methods, models
+from toolbox import files, methods, models, templates
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -26,12 +26,17 @@ _PREPARED: list[models.Family] = []
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
-def tokenizer(path: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in `path`, with its family's chat template where it has none of its own."""
+def tokenizer(path: Path, adapter: Path | None = None, chat_template: str = "") -> "PreTrainedTokenizerBase":
+    """The tokenizer of the model in `path`, with the template that a plan gives it (its text), else its family's.
+
+    An adapter's folder may bring its own template, or a tokenizer.
+    """
     family = _prepared(path)
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **SAFE)
-    if family and family.chat_template and not found.chat_template:
-        found.chat_template = family.chat_template
+    own = adapter and (adapter / "tokenizer_config.json").is_file()
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if own else path, **SAFE)
+    if adapter and (adapter / templates.FILE).is_file():
+        chat_template = (adapter / templates.FILE).read_text("utf-8")
+    found.chat_template = chat_template or found.chat_template or (family and family.chat_template) or None
     return found
 
 

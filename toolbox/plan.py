@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from toolbox import __version__, models
+from toolbox import __version__, models, templates
 from toolbox import plugins as plugs
 from toolbox import recipe as recipes
 from toolbox import wishes as wishing
@@ -51,6 +51,8 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     quantization: Literal["none", "nf4"]
     dtype: Literal["float32", "bfloat16", "float16"]
     datasets: list[DatasetSpec]
+    chat_template: str = ""
+    """The text of the template given to a model; empty: its own."""
     eval_rows: int
     """Rows taken off the end of the shuffled data for the evaluation loss."""
     training: Training
@@ -177,6 +179,8 @@ def plan_finetune(
     _refuse_untunable(model)
     stage = wishing.stage(wishes, datasets)
     wishes = msgspec.structs.replace(wishing.agreed(wishes), stage=stage)
+    needed = bool(datasets) and stage != "pt" and not model.chat_template
+    template = templates.settled(wishes.chat_template, model.path, needed)
     rows = sum(spec.rows for spec in datasets)
     eval_rows = min(EVAL_ROWS, rows // EVAL_SHARE)
     load = _load(datasets, eval_rows, stage)
@@ -206,6 +210,7 @@ def plan_finetune(
         quantization=chosen.quantization,
         dtype=cast(Any, chosen.dtype),
         datasets=datasets,
+        chat_template=template,
         eval_rows=eval_rows,
         training=chosen.training,
         LoraConfig=chosen.LoraConfig,

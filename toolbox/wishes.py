@@ -36,6 +36,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     num_train_epochs: float | None = None
     learning_rate: float | None = None
     per_device_train_batch_size: int | None = None
+    chat_template: str = ""
+    """A name of `templates.known()`, or a Jinja file; empty: the model's own."""
     callbacks: list[str] = []
     """Names of plugins that look on."""
     settings: list[str] = []

@@ -57,6 +57,9 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     per_device_train_batch_size: Annotated[
         int | None, option(N_("Rows at once; without it, as many as fit, up to the effective batch"), ge=1)
     ] = None
+    chat_template: Annotated[
+        str, option(N_("Chat template for a base model that has none: chatml, plain …, or a Jinja file"))
+    ] = ""
     recipe: Annotated[str, option(N_("A recipe by name, or its YAML file"), choices="recipes")] = ""
     set: Annotated[
         list[str], option(N_("Any other setting, as max_steps=50 or LoraConfig.r=16"), metavar="KEY=VALUE")
@@ -116,6 +119,7 @@ def wishes(options: TuningOptions, session: Session) -> "Wishes":
         method=options.method,
         quantization=options.quantization,
         recipe=options.recipe,
+        chat_template=options.chat_template,
         max_length=options.max_length,
         num_train_epochs=options.epochs,
         learning_rate=options.learning_rate,

@@ -48,7 +48,7 @@ def subjects(plan: EvaluatePlan) -> Iterator[Subject]:
 
     Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
     """
-    tokenizer = loading.tokenizer(_tokenizer_folder(plan))
+    tokenizer = loading.tokenizer(plan.model.path, plan.adapter)
     if plan.adapter:
         model = loading.with_adapter(_load(plan, plan.model), plan.adapter).eval()
         if plan.compare:
@@ -65,11 +65,6 @@ def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
     device = loading.torch_device(plan.device.kind, plan.device.index)
     quantization = plan.BitsAndBytesConfig if plan.quantization != "none" else None
     return loading.base_model(facts.path, plan.dtype, device, quantization).eval()
-
-
-def _tokenizer_folder(plan: EvaluatePlan) -> Path:
-    own = plan.adapter and (plan.adapter / "tokenizer_config.json").is_file()
-    return plan.adapter if plan.adapter and own else plan.model.path
 
 
 def _watch(reporter: Reporter, part: int, parts: int) -> Watch:

@@ -5,18 +5,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolbox import files, methods
+from toolbox import files, methods, templates
 from toolbox.errors import InputError, Interrupted, ToolboxError
 from toolbox.i18n import _
 from toolbox.merging import proof, weights
 from toolbox.plan import MergePlan
 from toolbox.runs import Reporter, Run, Silent
 
-TOKENIZER_FILES = (
+OWN = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja",
+    "vocab.json", "merges.txt", templates.FILE, templates.GENERATION,
 )  # fmt: skip
-COPIED = (*TOKENIZER_FILES, "generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE")
+"""What an adapter may bring instead of the base's."""
+COPIED = (*OWN, "LICENSE", "LICENSE.txt", "NOTICE")
 
 
 def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -79,10 +80,10 @@ def _failed(proved: "proof.Proof") -> ToolboxError:
 
 
 def _add_files(plan: MergePlan, folder: Path) -> None:
-    """Tokenizer and chat template (the adapter's own, where it brings them), generation settings, licence."""
+    """Tokenizer, chat template and generation settings (the adapter's own, where it brings them), licence."""
     for name in COPIED:
         own = plan.adapter / name
-        source = own if name in TOKENIZER_FILES and own.is_file() else plan.model.path / name
+        source = own if name in OWN and own.is_file() else plan.model.path / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
 

@@ -12,7 +12,7 @@ import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
-from toolbox import datasets, loading
+from toolbox import datasets, loading, templates
 from toolbox.config import find_home
 from toolbox.i18n import _
 from toolbox.merging import weights
@@ -96,7 +96,9 @@ def reference(plan: MergePlan) -> Reference:
     conversations = [turns for spec in specs for turns in islice(datasets.conversations(spec), ROWS)][:ROWS]
     rows = [_encode(tokenizer, messages, False)[:TOKENS] for messages in conversations]
     prompts = [_encode(tokenizer, messages[:-1], True)[-TOKENS:] for messages in conversations[:PROMPTS]]
-    model = loading.with_adapter(weights.base(plan), plan.adapter).eval()
+    base = weights.base(plan)
+    base.generation_config.eos_token_id = templates.ends_of(plan.adapter) or base.generation_config.eos_token_id
+    model = loading.with_adapter(base, plan.adapter).eval()
     logits = _logits(model, rows)
     unadapted = _logits(model, rows, model.disable_adapter())
     return Reference(
@@ -153,9 +155,8 @@ def _checks(
 
 
 def _trained_tokenizer(plan: MergePlan) -> "PreTrainedTokenizerBase":
-    """The tokenizer that training used: the adapter's own, where it brings one."""
-    own = (plan.adapter / "tokenizer_config.json").is_file()
-    return loading.tokenizer(plan.adapter if own else plan.model.path)
+    """The tokenizer that training used."""
+    return loading.tokenizer(plan.model.path, plan.adapter)
 
 
 def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], prompt: bool) -> str:

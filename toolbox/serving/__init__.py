@@ -14,7 +14,7 @@ import msgspec
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from toolbox import access, files, ports
+from toolbox import access, files, ports, templates
 from toolbox.engines import ENGINES, Engine, Launch, environment
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
@@ -85,7 +85,10 @@ def _key(plan: ServePlan, run: Run) -> str:
 
 def _launch(plan: ServePlan, run: Run, engine: Engine) -> Launch:
     served, tuned = view.make(run.path / "engine", plan.model.path, plan.adapter, engine.adapter_apart)
-    return Launch(model=served, adapter=tuned, port=0, dtype=plan.dtype, device=plan.device.kind)
+    template = plan.model.chat_template or (run.path / "engine" / served / templates.FILE).is_file()
+    return Launch(
+        model=served, adapter=tuned, port=0, dtype=plan.dtype, device=plan.device.kind, chat_template=template
+    )
 
 
 def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> EngineProcess:

@@ -4,15 +4,21 @@ from pathlib import Path
 
 import msgspec
 
-from toolbox import files
+from toolbox import files, templates
 from toolbox.engines import SERVED, TUNED
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
 SAFE = {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}
 """What an engine may see: no Python, no pickles, whatever a model's folder holds besides."""
-TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges")
+OWN = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "generation_config")
 """How the files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
+
+WITHOUT_FIRST_BOS = (
+    "{{% set rendered %}}{}{{% endset %}}"
+    "{{{{ rendered[bos_token | length:] if rendered.startswith(bos_token) else rendered }}}}"
+)
+"""A chat template around another."""
 
 
 def make(folder: Path, model: Path, adapter: Path | None, apart: bool) -> tuple[str, str]:
@@ -31,12 +37,14 @@ def make(folder: Path, model: Path, adapter: Path | None, apart: bool) -> tuple[
                 _("Name the folder that a finetune run calls adapter/."),
             )
         mine = _safe(adapter)
-        linked |= {name: path for name, path in mine.items() if name.startswith(TOKENIZER)}
+        linked |= {name: path for name, path in mine.items() if name.startswith(OWN)}
         if apart:
             _link(folder / TUNED, mine)
         else:
             linked |= {name: path for name, path in mine.items() if name.startswith("adapter_")}
     _link(folder / SERVED, linked)
+    if apart:
+        _leave_bos_to_the_tokenizer(folder / SERVED)
     _let_requests_sample(folder / SERVED / "generation_config.json")
     return SERVED, TUNED if adapter and apart else ""
 
@@ -61,6 +69,38 @@ def _let_requests_sample(path: Path) -> None:
     config = files.read_json(path) or {}
     path.unlink(missing_ok=True)
     files.write_json(path, config | {"do_sample": True})
+
+
+def _leave_bos_to_the_tokenizer(served: Path) -> None:
+    """Keep the template from beginning with a bos_token, which lmdeploy puts before every prompt once more.
+
+    Its 0.18 tokenises what the template rendered with special tokens (processors/multimodal.py), so Llama 3, Mistral
+    and Gemma would see two, where in training there was one.
+    """
+    text, tokenizer = _template(served), served / "tokenizer.json"
+    if "bos_token" not in text or not tokenizer.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    config = files.read_json(served / "tokenizer_config.json") or {}
+    first = Tokenizer.from_file(str(tokenizer)).encode("").tokens[:1]
+    if first and _content(config.get("bos_token")) == first[0]:
+        path = served / templates.FILE
+        path.unlink(missing_ok=True)
+        files.write_text(path, WITHOUT_FIRST_BOS.format(text.removesuffix("\n")))
+
+
+def _template(folder: Path) -> str:
+    """The text of a model's one template; empty where it has none, or several."""
+    path = folder / templates.FILE
+    config = files.read_json(folder / "tokenizer_config.json") or {}
+    text = path.read_text("utf-8") if path.is_file() else config.get("chat_template")
+    return text if isinstance(text, str) else ""
+
+
+def _content(token: object) -> object:
+    """A token of tokenizer_config.json: a text, or an object with it."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 class _Generation(msgspec.Struct):

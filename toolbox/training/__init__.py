@@ -1,9 +1,10 @@
 """Fine-tuning: rows, batches, a tuner, one loop. `finetune` reaches it through a job; `run` works from Python too."""
 
 import time
+from pathlib import Path
 from typing import Any
 
-from toolbox import loading
+from toolbox import loading, templates
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
@@ -25,6 +26,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     begun = time.monotonic()
     device = loading.torch_device(plan.device.kind, plan.device.index)
     tokenizer = loading.tokenizer(plan.model.path)
+    tokenizer.chat_template = plan.chat_template or tokenizer.chat_template
     stage = stage_for(plan)
     data = preparing.prepare(plan, stage, tokenizer, run, reporter)
     reporter.phase(_("Loading the model"))
@@ -45,6 +47,8 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
     exported = {**tuner.export(model, tokenizer, run), **stage.export(model, run)}
+    made = Path(exported["adapter"] or exported["model"])
+    templates.leave(made, plan.model.path, tokenizer, model.generation_config.eos_token_id)
     data.remove()
     return {
         "run": run.id,

@@ -186,7 +186,10 @@ def _drawn(plan: FinetunePlan) -> set[int]:
 
 def _fingerprint(plan: FinetunePlan) -> str:
     """Tells whether data, tokenizer and what is made of them are the same as they were."""
-    facts = [plan.version, plan.stage, plan.options, plan.datasets, plan.eval_rows, plan.seed, plan.training.max_length]
+    facts = [
+        plan.version, plan.stage, plan.options, plan.datasets, plan.eval_rows, plan.seed, plan.training.max_length,
+        plan.chat_template,
+    ]  # fmt: skip
     digest = hashlib.sha256(msgspec.json.encode(facts, enc_hook=str))
     for path in sorted({path for pattern in TOKENIZER_FILES for path in Path(plan.model.path).glob(pattern)}):
         digest.update(f"{path.name} {files.sha256(path)}".encode())

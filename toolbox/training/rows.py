@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
+from toolbox import templates
 from toolbox.datasets import Conversation, Preference
 from toolbox.errors import InputError
 from toolbox.i18n import _
@@ -87,7 +88,7 @@ def encode(
     if not tokenizer.chat_template:
         raise InputError(
             _("The model has no chat template, so it is unknown how it takes a conversation."),
-            _("Take the model's -Instruct or -Chat version."),
+            _("Give it one with --chat-template, or take the model's -Instruct version."),
         )
     encoded, template = Encoded([]), str(tokenizer.get_chat_template())
     for row in rows:
@@ -109,7 +110,7 @@ def encode_row(dataset: str, row: Conversation | Preference, tokenizer: "PreTrai
     row = calls.fitted(row, template)
     marked = _marked_by_template if "generation %}" in template or "generation -%}" in template else _marked_by_search
     ids, answered = marked(row, tokenizer)
-    _close_turns(ids, answered, set(tokenizer.all_special_ids))
+    _close_turns(ids, answered, tokenizer)
     labels = [token if inside else IGNORED for token, inside in zip(ids, answered, strict=True)]
     return Sample(dataset, row.number, ids, labels)
 
@@ -185,11 +186,28 @@ def _answer_spans(
             yield len(prompt), end
 
 
-def _close_turns(ids: list[int], answered: list[bool], special: set[int]) -> None:
-    """Mark the special token that ends each answer too: a model that never learns it never stops generating."""
-    for index in range(len(ids) - 1):
-        if answered[index] and not answered[index + 1] and ids[index + 1] in special:
-            answered[index + 1] = True
+def _close_turns(ids: list[int], answered: list[bool], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Mark the special token that ends each answer too: a model that never learns it never stops generating.
+
+    Blanks may stand before it (Llama 2). Where nothing ends the last answer, the token that ends others is put there:
+    in GLM's template it is the beginning of the person's next turn, in one of bare text the tokenizer's eos_token.
+    """
+    special = templates.special_ids(tokenizer)
+    open_ends = [
+        place
+        for place, inside in enumerate(answered)
+        if inside and ids[place] not in special and not any(answered[place + 1 : place + 2])
+    ]
+    for place in open_ends:
+        end = place + 1
+        while end < len(ids) and ids[end] not in special and not tokenizer.decode([ids[end]]).strip():
+            end += 1
+        if end == len(ids):
+            closing = templates.answer_end(tokenizer)
+            ids.append(tokenizer.eos_token_id if closing is None else closing)
+            answered.append(True)
+        if ids[end] in special:
+            answered[place : end + 1] = [True] * (end + 1 - place)
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], tools: Any, **options: Any) -> str:
