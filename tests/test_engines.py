@@ -29,7 +29,7 @@ def test_lmdeploy_is_started_with_its_own_python() -> None:
     assert command == [
         "/e/bin/python", "-P", "-m", "lmdeploy", "serve", "api_server", "served", "--model-name", "served",
         "--server-name", "127.0.0.1", "--server-port", "4711", "--device", "cuda", "--dtype", "bfloat16",
-        "--log-level", "WARNING", "--disable-fastapi-docs",
+        "--log-level", "WARNING", "--disable-fastapi-docs", "--chat-template", "hf",
     ]  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def _close_turns(ids: list[int], answered: list[bool], tokenizer: "PreTrainedTok
     ]
     for place in open_ends:
         end = place + 1
-        while end < len(ids) and ids[end] not in special and not tokenizer.decode([ids[end]]).strip():
+        while end < len(ids) and ids[end] not in special and not str(tokenizer.decode([ids[end]])).strip():
             end += 1
         if end == len(ids):
             closing = templates.answer_end(tokenizer)
