@@ -46,7 +46,7 @@ def test_the_printed_examples_run_as_they_are_printed(
     assert made["sft"].result()["eval_loss"] < made["sft"].result()["eval_loss_before"]
     assert "10/10 · loss" in printed
     assert "10/10 · loss" in made["sft"].log_path.read_text()
-    assert "304 rows" in made["sft"].log_path.read_text()
+    assert "rows; 0 cut at 512 tokens" in made["sft"].log_path.read_text()
     assert "Training" not in printed.partition("[Conversation")[0].rpartition("I am")[2], "DPO was to be silent"
     assert "Training" in made["dpo"].log_path.read_text()
     assert (tmp_path / "merged-model" / "model.safetensors").exists()
