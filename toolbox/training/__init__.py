@@ -25,8 +25,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     """
     begun = time.monotonic()
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    tokenizer = loading.tokenizer(plan.model.path)
-    tokenizer.chat_template = plan.chat_template or tokenizer.chat_template
+    tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
     stage = stage_for(plan)
     data = preparing.prepare(plan, stage, tokenizer, run, reporter)
     reporter.phase(_("Loading the model"))

@@ -126,7 +126,7 @@ class Rollouts:
 
     def __init__(self, plan: FinetunePlan, options: Ppo | Grpo) -> None:
         self._plan, self._options = plan, options
-        self._tokenizer = loading.tokenizer(plan.model.path)
+        self._tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
         self._judges = Judges(plan, options)
 
     def encode(
