@@ -12,6 +12,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface
 
+from toolbox.training.products import by_products
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
@@ -115,7 +117,7 @@ def _at_once(
     within = spans(trees, value.device)
     q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     if within.gathered is not None:
-        k, v = k[within.gathered], v[within.gathered]
+        k, v = (states.index_select(0, within.gathered) for states in (k, v))
     return kernel(q, k, v, within, scaling)[None]
 
 
@@ -123,8 +125,11 @@ def _at_once(
 def kernel_for(kind: str, dtype: torch.dtype) -> Kernel | None:
     """The kernel for rows of many lengths that this kind of device has for `dtype`; None: each row by itself.
 
-    flash-attn where it is installed, else torch's own; both want 16 bits and an Ampere GPU or a newer one.
+    flash-attn where it is installed, else torch's own; both want 16 bits and an Ampere GPU or a newer one. On a
+    processor, products of matrices.
     """
+    if kind == "cpu":
+        return by_products
     if kind != "cuda" or dtype not in (torch.float16, torch.bfloat16) or torch.cuda.get_device_capability() < (8, 0):
         return None
     if find_spec("flash_attn"):

@@ -8,11 +8,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from toolbox.errors import DivergedError
 from toolbox.i18n import _
-from toolbox.training import batches, optim
+from toolbox.training import batches, logps, optim
 from toolbox.training.rows import Item, Sample
 
 if TYPE_CHECKING:
@@ -40,14 +39,12 @@ class Forward:
 
     def loss_sum(self, samples: Sequence[Sample]) -> torch.Tensor:
         """The cross-entropy over the label tokens of `samples`, summed, in float32."""
-        logits, targets = self.logits(samples)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+        return -logps.token_logps(*self.logits(samples)).sum()
 
     def token_logps(self, samples: Sequence[Sample]) -> tuple[torch.Tensor, ...]:
         """The log-probabilities of each sample's label tokens, [labels] for each, in float32."""
-        logits, targets = self.logits(samples)
-        logps = -F.cross_entropy(logits.float(), targets, reduction="none")
-        return logps.split([batches.label_tokens([sample]) for sample in samples])
+        tokens = logps.token_logps(*self.logits(samples))
+        return tokens.split([batches.label_tokens([sample]) for sample in samples])
 
     def logps(self, samples: Sequence[Sample]) -> torch.Tensor:
         """The log-probability of each sample's label tokens together, [samples], in float32."""

@@ -13,6 +13,7 @@ from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Run
+from toolbox.training import adapted
 from toolbox.training.tuners import WEIGHTS, adalora, ready, restore_exactly, save_exactly
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class AdapterTuner:
             _freeze_a(model)
         if methods.changes_base(plan):
             self._begun = {name: tensor.clone() for name, tensor in _state(model).items()}
+        adapted.adapt(model)
         return ready(model, plan)
 
     def _adapted(self, base: "PreTrainedModel") -> Any:
