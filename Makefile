@@ -40,9 +40,11 @@ COMPILE = $(UV) pip compile -q --python-version 3.11 --generate-hashes --only-bi
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
 LINUX = --python-platform x86_64-manylinux_2_28
 
+# pynvml, which SwanLab asks for, is a wrapper of nvidia-ml-py, which is here and is the same module.
 locks:
 	$(COMPILE) $(LINUX) pyproject.toml -o locks/cuda.txt
 	$(COMPILE) $(LINUX) -c locks/cuda.txt $(addprefix --find-links ,$(LINKS)) pyproject.toml -o locks/cpu.txt
 	MACOSX_DEPLOYMENT_TARGET=14.0 $(COMPILE) --python-platform aarch64-apple-darwin -c locks/cuda.txt pyproject.toml -o locks/macos.txt
-	$(COMPILE) $(LINUX) -c locks/cpu.txt $(addprefix --find-links ,$(LINKS)) --no-emit-package torch --group dev -o locks/dev.txt
+	$(COMPILE) $(LINUX) -c locks/cpu.txt $(addprefix --find-links ,$(LINKS)) --no-emit-package torch --no-emit-package pynvml --group dev -o locks/dev.txt
+	$(COMPILE) $(LINUX) -c locks/cuda.txt --no-emit-package pynvml --group trackers -o locks/trackers.txt
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
