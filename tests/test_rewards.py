@@ -1,13 +1,16 @@
 """Reward functions: what the built-ins find, and what is said of those that can't be used."""
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import pytest
 
-from toolbox import plan, rewards, stages, wishes
+from toolbox import plan, plugins, rewards, stages, wishes
+from toolbox.commands import Command
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError, ToolboxError
+from toolbox.options import fields, option
 
 
 def found(wish: str, said: list[str], **columns: list[Any]) -> list[float]:
@@ -99,3 +102,38 @@ def test_without_anything_that_judges_nothing_is_planned(home: Any, said: dict[s
 def test_a_stage_that_imitates_has_no_use_for_rewards(home: Any) -> None:
     with pytest.raises(InputError, match="sft has no use for rewards"):
         wishes.judged(wishes.Wishes(stage="sft", reward_funcs=["exact_match"]))
+
+
+def test_a_persons_own_function_is_found_by_its_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table in ("_registered", "_files"):  # of this process, as long as the test lasts
+        monkeypatch.setattr(plugins, table, {})
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from toolbox.plugins import register\n"
+        '@register("reward", "words")\n'
+        "def words(prompts, completions, wanted, **columns):\n"
+        "    return [float(word in said) for word, said in zip(wanted, completions)]\n"
+    )
+    plugins.load(path)
+    assert found("words", ["a b", "c"], wanted=["b", "d"]) == [1, 0]
+    assert "words" in plugins.names("reward")
+
+
+def test_the_menu_asks_for_rewards_only_where_they_have_a_use(home: Any) -> None:
+    from test_menu import Scripted
+
+    from toolbox.commands.plan import TuningOptions
+    from toolbox.menu.questions import Questions
+
+    class Asked(msgspec.Struct, kw_only=True):
+        stage: Annotated[Literal["auto", "sft", "grpo"], option("Stage", ask=True)] = "auto"
+        reward: Annotated[list[str], option("Reward", ask=True, when="stage=ppo grpo", choices="rewards")] = []
+
+    command = Command("try", "Try", Asked, lambda options, session: {})
+    assert Questions(Scripted("2"), Home(home), print).ask(command, {}) == {"stage": "sft"}
+    found = Questions(Scripted("3", "1"), Home(home), print).ask(command, {})
+    assert found == {"stage": "grpo", "reward": ["exact_match"]}
+    assert {field.name: field.when for field in fields(TuningOptions) if field.when} == {
+        "reward": "stage=ppo grpo",
+        "reward_model": "stage=ppo grpo",
+    }

@@ -27,18 +27,20 @@ def option(
     le: float | None = None,
     choices: str = "",
     unless: str = "",
+    when: str = "",
     secret: bool = False,
 ) -> msgspec.Meta:
     """Describe a field.
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
     `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "active" (runs that are alive),
-    "resumable", "tuned" (runs that made a model), "adapted" (runs that made an adapter), "suites", "methods" or
-    "recipes". `unless`: the menu asks only where the option of that name was left out, and then insists.
-    `secret`: its value is never echoed, remembered or printed.
+    "resumable", "tuned" (runs that made a model), "adapted" (runs that made an adapter), "judges" (runs that made a
+    reward model), "suites", "methods", "rewards" or "recipes". `unless`: the menu asks only where the option of that
+    name was left out, and then insists. `when`: "OPTION=VALUE VALUE …", the menu asks only where that option was
+    answered so. `secret`: its value is never echoed, remembered or printed.
     """
     extra = {"ask": ask, "positional": positional, "metavar": metavar, "choices": choices}
-    extra |= {"unless": unless, "secret": secret}
+    extra |= {"unless": unless, "when": when, "secret": secret}
     return msgspec.Meta(description=help, ge=ge, le=le, extra=extra)
 
 
@@ -59,6 +61,7 @@ class Field(msgspec.Struct, frozen=True):
     metavar: str
     choices: str
     unless: str
+    when: str
     secret: bool
 
     @property

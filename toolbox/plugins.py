@@ -323,8 +323,9 @@ def _check_call(kind: Kind, name: str, value: Any) -> None:
     if taken is None and kind == "loss":
         raise InputError(_("a loss has a name as dpo.NAME or sft.NAME, and {name!r} has not").format(name=name))
     try:
-        if kind == "reward":
-            inspect.signature(value).bind(prompts=(), completions=(), column=())
+        if kind == "reward":  # which columns it needs besides, its data have to tell
+            known = inspect.signature(value).parameters
+            inspect.signature(value).bind(**dict.fromkeys(["prompts", "completions", *known, "column"]))
         else:
             inspect.signature(value).bind(*(taken or ()))
     except (TypeError, ValueError):

@@ -68,8 +68,7 @@ def find(wish: str) -> Reward:
     function: Reward = plugins.find("reward", name)
     if colon:
         function = partial(function, argument=argument)
-    needed = inspect.signature(function).parameters.get("argument") if not colon else None
-    if needed and needed.default is inspect.Parameter.empty:
+    elif needs_argument(function):
         raise InputError(
             _("The reward function {name} needs an argument.").format(name=name),
             _("Write --reward {name}:TEXT.").format(name=name),
@@ -77,6 +76,12 @@ def find(wish: str) -> Reward:
     if name == "format" and not _is_pattern(argument):
         raise InputError(_("{text!r} is no regular expression.").format(text=argument), _("Mend it."))
     return function
+
+
+def needs_argument(function: Reward) -> bool:
+    """Whether it can't do without the text of NAME:TEXT."""
+    taken = inspect.signature(function).parameters.get("argument")
+    return taken is not None and taken.default is inspect.Parameter.empty
 
 
 def shown(wish: str, among: Sequence[str]) -> str:

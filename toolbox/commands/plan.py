@@ -40,10 +40,22 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     ] = "auto"
     reward: Annotated[
         list[str],
-        option(N_("What judges answers at the stages grpo and ppo: exact_match, number_match, format:REGEX …")),
+        option(
+            N_("What judges answers at the stages grpo and ppo: exact_match, number_match, format:REGEX …"),
+            ask=True,
+            when="stage=ppo grpo",
+            choices="rewards",
+        ),
     ] = msgspec.field(default_factory=list)
     reward_model: Annotated[
-        str, option(N_("A reward model that judges them: a run of the stage rm, or a folder"), metavar="RUN")
+        str,
+        option(
+            N_("A reward model that judges them: a run of the stage rm, or a folder"),
+            ask=True,
+            when="stage=ppo grpo",
+            metavar="RUN",
+            choices="judges",
+        ),
     ] = ""
     method: Annotated[
         str, option(N_("Method of tuning, as lora or dora; auto: by hardware and model"), ask=True, choices="methods")
@@ -212,7 +224,7 @@ def show_alternatives(others: "list[Alternative]", session: Session) -> None:
 def _stage(plan: "FinetunePlan") -> str:
     """The stage, and where it takes options, all of them: `dpo (beta=0.1, …)`."""
     options = msgspec.structs.asdict(plan.options) if plan.options else {}
-    told = ", ".join(f"{name}={value}" for name, value in options.items())
+    told = ", ".join(f"{name}={value}" for name, value in options.items() if value not in ("", []))
     return f"{plan.stage} ({told})" if told else plan.stage
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from toolbox import datasets as data
-from toolbox import embedded, methods, models, recipe, runs
+from toolbox import embedded, methods, models, plugins, recipe, rewards, runs
 from toolbox.commands.runs import STATES, why_not_resumable
 from toolbox.config import Home
 from toolbox.i18n import _
@@ -58,6 +58,11 @@ def _methods(home: Home) -> list[Choice]:
     return [("auto", _("by hardware and model")), *common]
 
 
+def _rewards(home: Home) -> list[Choice]:
+    """Reward functions; those that take a text are typed with it, as contains:TEXT."""
+    return [(name, "") for name in plugins.names("reward") if not rewards.needs_argument(plugins.find("reward", name))]
+
+
 def _said(run: Run) -> str:
     status = run.status()
     return " · ".join(filter(None, [_(STATES[status.state]), status.model_name]))
@@ -75,4 +80,6 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "suites": _suites,
     "recipes": _recipes,
     "methods": _methods,
+    "rewards": _rewards,
+    "judges": _runs(lambda run: run.status().stage == "rm" and bool(run.result())),
 }

@@ -32,7 +32,9 @@ class Questions:
         """The answers that differ from the defaults. Raises Back and Quit."""
         texts: Texts = {}
         for field in _in_order(fields(command.options)):
-            if field.unless not in texts and (answer := self._field(field, last.get(field.name, ""))):
+            if field.unless in texts or not _is_called_for(field, texts):
+                continue
+            if answer := self._field(field, last.get(field.name, "")):
                 texts[field.name] = answer
         return texts
 
@@ -91,6 +93,12 @@ class Questions:
         if not field.secret and typed == "0" and not _takes_zero(field):
             raise Back
         return typed or last
+
+
+def _is_called_for(field: Field, texts: Mapping[str, object]) -> bool:
+    """Whether the option that it depends on was answered so that it has a use."""
+    name, _equals, values = field.when.partition("=")
+    return not name or texts.get(name) in values.split()
 
 
 def _in_order(every: Sequence[Field]) -> list[Field]:

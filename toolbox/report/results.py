@@ -34,6 +34,10 @@ def _finetune(facts: Facts) -> list[str]:
         (_("Reward margin"), _from_to(facts.curve("rewards/margins"))),
         (_("Reward margin, held-out rows"), _from_to(facts.curve("eval_rewards/margins"))),
         (_("Held-out pairs told apart"), _from_to(facts.curve("eval_rewards/accuracies"))),
+        (_("Reward"), _from_to(facts.curve("reward"))),
+        (_("Reward, held-out rows"), _from_to(facts.curve("eval_reward"))),
+        (_("Tokens an answer"), _from_to(facts.curve("completions/mean_length"))),
+        (_("Divergence from the reference, a token"), _from_to(facts.curve("kl"))),
         (_("Tokens per second"), _mean(facts.curve("tokens_per_s"))),
         (_("Adapter"), code(result["adapter"]) if result.get("adapter") else ""),
     ]
@@ -137,6 +141,10 @@ def _drawn(facts: Facts) -> list[tuple[str, str]]:
     for file, title, axis, metric in (
         ("loss", _("Loss"), _("loss"), "loss"),
         ("margin", _("Reward margin"), _("chosen − rejected"), "rewards/margins"),
+        ("reward", _("Reward"), _("reward"), "reward"),
+        ("length", _("Length of answers"), _("tokens"), "completions/mean_length"),
+        ("kl", _("Divergence from the reference"), _("nats a token"), "kl"),
+        ("entropy", _("Entropy of the policy"), _("nats a token"), "entropy"),
     ):
         trained, held_out = facts.curve(metric), facts.curve(f"eval_{metric}")
         if trained or held_out:

@@ -173,6 +173,13 @@ def again(facts: Facts) -> str:
     )
 
 
+def _judges(options: dict[str, Any]) -> list[str]:
+    """What judges a model's own answers, at the stages that learn from them."""
+    functions, model = options.get("reward_funcs"), options.get("reward_model")
+    words = ["--reward", *map(str, functions)] if functions else []
+    return [*words, "--reward-model", str(model)] if model else words
+
+
 def command_line(facts: Facts) -> str:
     """The one-line command that asks for what the plan did."""
     plan = facts.plan
@@ -191,7 +198,12 @@ def command_line(facts: Facts) -> str:
         steps = training.get("max_steps", -1)
         options = plan.get("options") or {}
         settings = [f"max_steps={steps}"] if steps > 0 else []
-        settings += [f"{options['stage']}.{name}={value}" for name, value in options.items() if name != "stage"]
+        words += _judges(options)
+        settings += [
+            f"{options['stage']}.{name}={value}"
+            for name, value in options.items()
+            if name not in ("stage", "reward_funcs", "reward_model") and value != []
+        ]
         words += ["--set", *settings] if settings else []
         words += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
         words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []

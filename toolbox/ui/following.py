@@ -28,6 +28,7 @@ Looks = Iterator[tuple[Status, dict[str, Any]]]
 """The status of a run and the newest of its metrics, each time somebody looks."""
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "loss": (N_("loss {value}"), "{:.4f}".format),
+    "reward": (N_("reward {value}"), "{:.3f}".format),
     "eval_loss": (N_("eval loss {value}"), "{:.4f}".format),
     "learning_rate": (N_("lr {value}"), "{:.2e}".format),
     "grad_norm": (N_("grad norm {value}"), "{:.3f}".format),
