@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import environment, files, i18n, plan, plugins
+from toolbox import environment, files, i18n, plan, plugins, startup
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
 from toolbox.i18n import _
 from toolbox.runs import Run, State
@@ -80,11 +80,13 @@ class Job:
 
     def _open(self, step: int) -> BinaryIO:
         """Begin to count steps and seconds after `step`; steps that tell nothing else begin anew."""
+        startup.end()
         self._metrics, self._elapsed_before = open_metrics(self._run.path / "metrics.jsonl", step)
         self._begun, self._begun_step = time.monotonic(), step
         return self._metrics
 
     def ready(self, **facts: Any) -> None:
+        startup.end()
         files.write_json(self._run.path / "result.json", facts)
         self._status.state = "ready"
         self._write()
@@ -134,6 +136,7 @@ class MetricsLine(msgspec.Struct):
 
 def main(directory: str) -> int:
     """Run the plan in `directory` to its end; returns the exit status."""
+    startup.begin()
     os.umask(0o077)
     os.environ.setdefault("OMP_NUM_THREADS", str(environment.threads()))
     i18n.use(os.environ.get("YCDY_LANG") or i18n.detect())
@@ -177,14 +180,24 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     work = plan.load(run.plan_path)
     job.begin(work.verb, work.model.id)
     files.write_json(run.path / "env.json", environment.describe(work.seed))
+    if not _quantises(work):
+        startup.leave_out("bitsandbytes")
     for number, file in enumerate(work.plugins):
         plugins.load(run.plugin(number, file), shown=file.path, sha256=file.sha256)
         if changed := plugins.changed(file):
             print(changed, flush=True)
     module, function = work.entry.split(":")
-    result: dict[str, Any] = getattr(importlib.import_module(module), function)(work, run, job)
+    with startup.hidden("boto3"):  # accelerate imports it for SageMaker where it is installed: a third of a second
+        imported = importlib.import_module(module)
+    result: dict[str, Any] = getattr(imported, function)(work, run, job)
     files.write_json(run.path / "result.json", result)
     return result
+
+
+def _quantises(work: Any) -> bool:
+    """Whether the work may need bitsandbytes, whose import takes a second: nobody knows what a plugin needs."""
+    told = (work.model.quantization, getattr(work, "quantization", "none"), *getattr(work, "plugins", ()))
+    return any(word not in ("", "none") for word in told) or "8bit" in str(getattr(work, "training", ""))
 
 
 def sweep(folder: Path) -> None:

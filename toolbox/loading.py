@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from toolbox import files, methods, models, templates
+from toolbox import files, methods, models, startup, templates
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -63,6 +63,7 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True, **SAFE
     )
+    startup.end()
     if quantization:
         _keep_as_stored(model)
     return model

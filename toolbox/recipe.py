@@ -61,6 +61,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Fused kernels of the package liger-kernel, on a CUDA GPU."""
     save_steps: Count = 100
     eval_steps: Count = 100
+    eval_on_start: bool = True
+    """Whether the held-out rows are evaluated before the first step too: what the training changed is told by it."""
 
 
 class Match(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):

@@ -56,7 +56,7 @@ class Loop:
         now, training = self.state, self.plan.training
         self.callbacks.train_begins(self.forward.model, now.step, self.steps)
         with Trackers(self.plan, self.run, now.step, self.reporter) as trackers:
-            if now.step == 0 and self.held_out:
+            if now.step == 0 and self.held_out and training.eval_on_start:
                 now.before = self._evaluated()
                 self._report(trackers, now.before)
             self.reporter.phase(_("Training"))
