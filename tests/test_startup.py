@@ -3,12 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from plans import finetune_plan, finetune_run
 
-from toolbox import job, startup
+from toolbox import job, plugins, startup
 from toolbox.runs import ROOT, job_environ
 
 HEAVY = {
@@ -34,7 +33,7 @@ def test_bitsandbytes_is_there_where_something_may_be_quantised(home: Path) -> N
     assert not job._quantises(finetune_plan(home))
     assert job._quantises(finetune_plan(home, method="qlora"))
     assert job._quantises(finetune_plan(home, method="full", optim="adamw_8bit"))
-    assert job._quantises(SimpleNamespace(model=finetune_plan(home).model, plugins=["mine.py"]))
+    assert job._quantises(finetune_plan(home, plugins=[plugins.File(path=home / "mine.py", sha256="")]))
 
 
 def test_a_process_of_others_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

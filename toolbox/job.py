@@ -194,10 +194,11 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     return result
 
 
-def _quantises(work: Any) -> bool:
-    """Whether the work may need bitsandbytes, whose import takes a second: nobody knows what a plugin needs."""
-    told = (work.model.quantization, getattr(work, "quantization", "none"), *getattr(work, "plugins", ()))
-    return any(word not in ("", "none") for word in told) or "8bit" in str(getattr(work, "training", ""))
+def _quantises(work: plan.AnyPlan) -> bool:
+    """Whether the work may need bitsandbytes, whose import takes a second: nobody knows what plugins need."""
+    stored, loaded = work.model.quantization, getattr(work, "quantization", "none")
+    rounded = bool(stored) or loaded != "none" or "8bit" in str(getattr(work, "training", ""))
+    return rounded or bool(work.plugins or plugins.packages())
 
 
 def sweep(folder: Path) -> None:
