@@ -180,8 +180,8 @@ def test_flattened_equals_padded_in_loss_and_gradients(model: Any, samples: list
 def test_rows_that_see_each_other_fail_the_proof_and_are_padded(
     model: Any, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leaky(row: Any, query: Any, key: Any, value: Any, mask: Any, trees: Any = (), **options: Any) -> Any:
-        return attention.causal_within_trees(row, query, key, value, mask, ((query.shape[2], 0),), **options)
+    def leaky(row: Any, query: Any, key: Any, value: Any, mask: Any, nodes: Any = (), **options: Any) -> Any:
+        return attention.causal_within_trees(row, query, key, value, mask, ((-1, query.shape[2]),), **options)
 
     attention.AttentionInterface.register(attention.TREES, leaky)
     reporter = Recorder()

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 TREES = "causal_within_trees"
-Shape = tuple[int, ...]
-"""A tree's tokens: of its trunk, then of each branch; a row alone is (tokens, 0)."""
+Nodes = tuple[tuple[int, int], ...]
+"""(The parent's place in the tuple or -1, tokens) of each node of a batch's trees; a row alone is a root."""
+Range = tuple[int, int]
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "Spans", float | None], torch.Tensor]
 """Causal attention of query, key and value [tokens, heads, head_dim] within spans, ends aligned: as query."""
 MOST_HEAD_DIM = 256
 """Of the flash kernels."""
+AT_ONCE = 512
+"""Queries of a branch; with all of a long one, half of what is computed would be masked."""
 
 
 def causal_within_trees(
@@ -32,48 +35,53 @@ def causal_within_trees(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    trees: tuple[Shape, ...] = (),
+    nodes: Nodes = (),
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention of query, key and value [1, heads, tokens, head_dim], within each tree: [1, tokens, heads, head_dim].
 
-    A branch sees the trunk and itself. The numbers in `trees` add up to `tokens`; the model hands them through. One
+    A node sees its ancestors and itself. The tokens of `nodes` add up to `tokens`; the model hands them through. One
     mask over the whole batch would make attention quadratic in the batch: steps were 1.3 to 2.5 times slower on a CPU,
     with rows of 100 to 2000 tokens.
     """
     kernel = kernel_for(value.device.type, value.dtype)
     if kernel and value.shape[-1] == query.shape[-1] <= MOST_HEAD_DIM and not options.get("dropout"):
-        return _at_once(kernel, query, key, value, trees, options.get("scaling")), None
-    sizes = [sum(tree) for tree in trees]
-    parts = zip(*(states.split(sizes, dim=2) for states in (query, key, value)), trees, strict=True)
-    return torch.cat([seen for q, k, v, tree in parts for seen in _tree(module, q, k, v, tree, options)], dim=1), None
+        return _at_once(kernel, query, key, value, nodes, options.get("scaling")), None
+    seen = []
+    for *before, (begin, end) in paths(nodes):
+        step = AT_ONCE if before else max(1, end - begin)
+        for first in range(begin, end, step):
+            last = min(first + step, end)
+            k, v = (_taken(states, [*before, (begin, last)]) for states in (key, value))
+            q, mask = query[:, :, first:last], None
+            if before:
+                mask = torch.ones(last - first, k.shape[2], dtype=torch.bool, device=k.device)
+                mask = mask.tril(k.shape[2] - (last - first))[None, None]
+            seen.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
+    return torch.cat(seen, dim=1), None
 
 
-def _tree(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: Shape, options: Any
-) -> list[torch.Tensor]:
-    """The trunk goes with the first branch, through the causal kernel; further ones have a mask as long as they are."""
-    trunk, first, *others = tree
-    begin = trunk + first
-    q, k, v = (states[:, :, :begin] for states in (query, key, value))
-    seen = [sdpa_attention_forward(module, q, k, v, None, **options)[0]]
-    for length in others:
-        if length:
-            q = query[:, :, begin : begin + length]
-            k, v = (
-                torch.cat([states[:, :, :trunk], states[:, :, begin : begin + length]], 2) for states in (key, value)
-            )
-            mask = torch.ones(length, trunk + length, dtype=torch.bool, device=q.device).tril(trunk)
-            seen.append(sdpa_attention_forward(module, q, k, v, mask[None, None], **options)[0])
-        begin += length
-    return seen
+def _taken(states: torch.Tensor, ranges: list[Range]) -> torch.Tensor:
+    """Those tokens of states [1, heads, tokens, head_dim]; without a copy where it is a single range."""
+    parts = [states[:, :, begin:end] for begin, end in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def paths(nodes: Nodes) -> list[list[Range]]:
+    """Of each node: where its ancestors, from the root, and itself begin and end in the batch."""
+    found: list[list[Range]] = []
+    end = 0
+    for parent, tokens in nodes:
+        begin, end = end, end + tokens
+        found.append([*(found[parent] if parent >= 0 else []), (begin, end)])
+    return found
 
 
 class Spans(msgspec.Struct, frozen=True):
-    """What a kernel for rows of many lengths has to know of a batch.
+    """What a kernel for rows of many lengths has to know of a batch: a span is a node with the keys of its path.
 
     `queries` and `keys` [spans + 1]: where each span begins and ends, int32. `gathered` [keys]: the place of each key
-    in the batch, since a trunk is seen from several branches; None where every key is there once, in order.
+    in the batch, since a node is seen from several branches; None where every key is there once, in order.
     """
 
     queries: torch.Tensor
@@ -84,21 +92,12 @@ class Spans(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=4)  # the layers of a model ask in turn for the same, and making it waits for the GPU
-def spans(trees: tuple[Shape, ...], device: torch.device) -> Spans:
-    """A span for the trunk with its first branch, and one for each further branch, whose keys are the trunk's too."""
-    queries, keys, gathered, begin = [], [], [], 0
-    for trunk, first, *others in trees:
-        seen = [[*range(begin, begin + trunk + first)]]
-        end = begin + trunk + first
-        for length in filter(None, others):
-            seen.append([*range(begin, begin + trunk), *range(end, end + length)])
-            end += length
-        queries += [trunk + first, *filter(None, others)]
-        keys += [len(places) for places in seen]
-        gathered += [place for places in seen for place in places]
-        begin = end
-    places = None if len(gathered) == begin else torch.tensor(gathered, device=device)
-    return Spans(_bounds(queries, device), _bounds(keys, device), max(queries), max(keys), places)
+def spans(nodes: Nodes, device: torch.device) -> Spans:
+    """A span for each node."""
+    seen = [[place for begin, end in path for place in range(begin, end)] for path in paths(nodes)]
+    queries, keys = [tokens for _parent, tokens in nodes], [len(places) for places in seen]
+    gathered = None if queries == keys else torch.tensor([place for places in seen for place in places], device=device)
+    return Spans(_bounds(queries, device), _bounds(keys, device), max(queries), max(keys), gathered)
 
 
 def _bounds(lengths: list[int], device: torch.device) -> torch.Tensor:
@@ -110,11 +109,11 @@ def _at_once(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    trees: tuple[Shape, ...],
+    nodes: Nodes,
     scaling: float | None,
 ) -> torch.Tensor:
     """All spans in one call. Under autocast, rotary embeddings leave query and key in float32: they follow value."""
-    within = spans(trees, value.device)
+    within = spans(nodes, value.device)
     q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     if within.gathered is not None:
         k, v = (states.index_select(0, within.gathered) for states in (k, v))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import msgspec
@@ -73,11 +74,11 @@ def _effective(training: Training) -> int:
 
 def flatten(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     """All samples in one row without padding, each by itself: `input_ids` and `position_ids` [1, tokens]."""
-    return _in_one_row(samples, trees.alone(samples))
+    return _in_one_row(samples, trees.apart(samples))
 
 
 def flatten_shared(samples: Sequence[Sample], pad_token_id: int) -> Batch:
-    """As `flatten`, but what samples of one data row begin with alike is there once: the prompt, above all.
+    """As `flatten`, but what samples begin with alike is there once: a pair's prompt, a system prompt.
 
     A causal model makes the same of it for each of them, so losses and gradients stay what they are; only dropout
     draws once where it drew for each.
@@ -85,35 +86,29 @@ def flatten_shared(samples: Sequence[Sample], pad_token_id: int) -> Batch:
     return _in_one_row(samples, trees.grow(samples))
 
 
-def _in_one_row(samples: Sequence[Sample], grown: Sequence[trees.Tree]) -> Batch:
-    """Trunk and branches, tree by tree; positions go on from the trunk; attention.py takes heed of `trees`."""
-    ids: list[int] = []
-    positions: list[int] = []
-    places: dict[int, list[int]] = {}
-    shapes = []
-    for tree in grown:
-        trunk = range(len(ids), len(ids) + tree.trunk)
-        ids += samples[tree.members[0]].input_ids[: tree.trunk]
-        positions += range(tree.trunk)
-        for member in tree.members:
-            branch = samples[member].input_ids[tree.trunk :]
-            places[member] = [*trunk, *range(len(ids), len(ids) + len(branch))]
-            ids += branch
-            positions += range(tree.trunk, tree.trunk + len(branch))
-        shapes.append((tree.trunk, *(samples[member].size - tree.trunk for member in tree.members)))
+def _in_one_row(samples: Sequence[Sample], forest: trees.Forest) -> Batch:
+    """Node by node; positions go on from the parent; attention.py takes heed of `nodes`."""
+    begins = [0, *accumulate(tokens for _parent, tokens in forest.nodes)]
+    ids, positions = [0] * begins[-1], [0] * begins[-1]
+    places = []
+    for member, sample in enumerate(samples):
+        own = [place for node in forest.paths[member] for place in range(begins[node], begins[node + 1])]
+        for position, (place, token) in enumerate(zip(own, sample.input_ids, strict=True)):
+            ids[place], positions[place] = token, position
+        places.append(own)
     kept = [
         place
-        for member, sample in enumerate(samples)
-        for place, mark in zip(places[member], _kept(sample), strict=True)
+        for sample, own in zip(samples, places, strict=True)
+        for place, mark in zip(own, _kept(sample), strict=True)
         if mark
     ]
     inputs = {
         "input_ids": torch.tensor([ids]),
         "position_ids": torch.tensor([positions]),
         "logits_to_keep": torch.tensor(kept),
-        "trees": tuple(shapes),
+        "nodes": tuple(forest.nodes),
     }
-    return Batch(inputs, _targets(samples), torch.tensor([places[member][-1] for member in range(len(samples))]))
+    return Batch(inputs, _targets(samples), torch.tensor([own[-1] for own in places]))
 
 
 def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:

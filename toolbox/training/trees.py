@@ -1,4 +1,4 @@
-"""Samples that begin alike, as trees: the trunk they share is computed once for all of them. See batches.py."""
+"""Samples that begin alike, as trees: what they share is computed once for all of them. See batches.py."""
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -7,28 +7,61 @@ import msgspec
 
 from toolbox.training.rows import Sample
 
-
-class Tree(msgspec.Struct, frozen=True):
-    """Some samples, by their places in a batch, and how many tokens they all begin with alike."""
-
-    members: tuple[int, ...]
-    trunk: int
+WORTH = 16
+"""A beginning is shared where what follows is at most so many times as long: attention to it, from each branch, costs
+more than the kernel for whole rows (b² against b²/2 for b tokens), and has to be paid by the tokens that are saved."""
 
 
-def alone(samples: Sequence[Sample]) -> list[Tree]:
-    """A tree for each sample."""
-    return [Tree((place,), sample.size) for place, sample in enumerate(samples)]
+class Forest(msgspec.Struct):
+    """Nodes, each after its parent, and which of them each sample goes through.
 
-
-def grow(samples: Sequence[Sample]) -> list[Tree]:
-    """A tree for each row of the data: both answers of a pair, or any number of answers to one prompt.
-
-    Samples of one row that begin with different tokens stay alone.
+    `nodes`: (the parent's place in the list or -1, tokens). `paths`: of each sample, from its root.
     """
-    groups: dict[tuple[str, int, int], list[int]] = {}
-    for place, sample in enumerate(samples):
-        groups.setdefault((sample.dataset, sample.number, sample.input_ids[0]), []).append(place)
-    return [Tree(tuple(group), common([samples[place].input_ids for place in group])) for group in groups.values()]
+
+    nodes: list[tuple[int, int]] = []
+    paths: dict[int, list[int]] = {}
+
+    @property
+    def tokens(self) -> int:
+        """What the model sees."""
+        return sum(tokens for _parent, tokens in self.nodes)
+
+
+def apart(samples: Sequence[Sample]) -> Forest:
+    """A root for each sample."""
+    places = range(len(samples))
+    return Forest([(-1, sample.size) for sample in samples], {place: [place] for place in places})
+
+
+def grow(samples: Sequence[Sample]) -> Forest:
+    """Both answers of a pair after their prompt, any number of answers to one, all rows after one system prompt."""
+    forest = Forest()
+    for members in _by_token(samples, range(len(samples)), 0):
+        _branch(forest, samples, members, 0, [])
+    return forest
+
+
+def _branch(forest: Forest, samples: Sequence[Sample], members: list[int], begin: int, path: list[int]) -> None:
+    """Add what `members`, alike before `begin` and right after it, go on with there, behind the nodes of `path`."""
+    end = common([samples[member].input_ids for member in members])
+    if len(members) == 1 or WORTH * (end - begin) >= max(samples[member].size for member in members) - end:
+        forest.nodes.append((path[-1] if path else -1, end - begin))
+        begin, path = end, [*path, len(forest.nodes) - 1]
+    for member in members:
+        if samples[member].size == begin:
+            forest.paths[member] = path
+    longer = [member for member in members if samples[member].size > begin]
+    for group in _by_token(samples, longer, end):
+        _branch(forest, samples, group, begin, path)
+
+
+def _by_token(samples: Sequence[Sample], members: Sequence[int], at: int) -> Iterator[list[int]]:
+    """`members` by their token at that place; those that have none there, each by itself."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for member in members:
+        key = (samples[member].input_ids[at],) if samples[member].size > at else (member, -1)
+        groups.setdefault(key, []).append(member)
+    return iter(groups.values())
 
 
 def common(sequences: Sequence[Sequence[int]]) -> int:
@@ -36,20 +69,20 @@ def common(sequences: Sequence[Sequence[int]]) -> int:
     return sum(1 for _same in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
-def tokens(samples: Sequence[Sample], tree: Tree) -> int:
-    """What the model sees of a tree: its trunk once, and each branch."""
-    return tree.trunk + sum(samples[member].size - tree.trunk for member in tree.members)
-
-
-def batched(samples: Sequence[Sample], grown: Sequence[Tree], most: int) -> Iterator[list[int]]:
-    """The members of neighbouring trees that have `most` tokens together at most; a larger tree is alone."""
+def batched(samples: Sequence[Sample], most: int) -> Iterator[list[int]]:
+    """The places of all samples, those of a row together and rows by length, with `most` tokens at once at most; a row
+    that has more is alone."""
+    rows: dict[tuple[str, int], list[int]] = {}
+    for place, sample in enumerate(samples):
+        rows.setdefault((sample.dataset, sample.number), []).append(place)
+    sized = sorted((grow([samples[place] for place in places]).tokens, places) for places in rows.values())
     batch: list[int] = []
     size = 0
-    for tree in grown:
-        if batch and size + tokens(samples, tree) > most:
+    for tokens, places in sized:
+        if batch and size + tokens > most:
             yield batch
             batch, size = [], 0
-        batch += tree.members
-        size += tokens(samples, tree)
+        batch += places
+        size += tokens
     if batch:
         yield batch

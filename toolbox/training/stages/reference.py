@@ -71,14 +71,13 @@ class Reference:
     ) -> "Known":
         """Answers to one prompt go together, so that they share it; never more tokens at once than a step may have."""
         longest = sides(list(items[-self._plan.training.per_device_train_batch_size :]))
-        most = sum(trees.tokens(longest, tree) for tree in trees.grow(longest))
+        most = trees.grow(longest).tokens
         keys, values = array("Q"), array("f")
         forward.model.eval()
         with torch.no_grad():
             for part in items.in_parts(READ):
                 samples = sides(list(part))
-                grown = sorted(trees.grow(samples), key=lambda tree: trees.tokens(samples, tree))
-                for batch in trees.batched(samples, grown, most):
+                for batch in trees.batched(samples, most):
                     if reporter.stopping:
                         raise Interrupted(_("Stopped before the first step."), _("Start it again."))
                     chosen = [samples[place] for place in batch]
