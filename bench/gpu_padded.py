@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(run: Path) -> None:
     import torch
 
-    from toolbox import loading, plan, training
-    from toolbox.training import batches, optim, seeds
+    from toolbox import loading, plan
+    from toolbox.runs import Run, Silent
+    from toolbox.training import batches, optim, preparing, seeds
     from toolbox.training.meter import Meter
     from toolbox.training.stages import stage_for
     from toolbox.training.tuner import tuner_for
@@ -26,7 +27,7 @@ def main(run: Path) -> None:
     made: Any = plan.load(run / "plan.yaml")
     device = loading.torch_device(made.device.kind, made.device.index)
     tokenizer = loading.tokenizer(made.model.path)
-    samples = training._split(training._encode(made, stage_for(made), tokenizer).samples, made)[0]
+    data = preparing.prepare(made, stage_for(made), tokenizer, Run(run), Silent())
     meter = Meter(device)
     seeds.set_seed(made.seed)
     model: Any = tuner_for(made).load(device).train()
@@ -35,7 +36,7 @@ def main(run: Path) -> None:
     steps, seen, took, losses = made.training.max_steps, 0, 0.0, []
     for step in range(steps):
         begun = time.monotonic()
-        micro_batches = batches.of_step(samples, step, made.training, made.seed)
+        micro_batches = batches.of_step(data.samples, step, made.training, made.seed)
         labels = batches.label_tokens([sample for items in micro_batches for sample in items])
         loss = 0.0
         for items in micro_batches:
@@ -50,6 +51,7 @@ def main(run: Path) -> None:
         losses.append(loss)
         took += time.monotonic() - begun
         seen += sum(sample.size for items in micro_batches for sample in items)
+    data.remove()
     print(json.dumps({"tokens_per_s": seen / took, "peak_bytes": meter.peak_bytes(), "losses": losses}))
 
 

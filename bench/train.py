@@ -91,13 +91,12 @@ def prepare(shape: str, dtype: str, steps: int, threads: int, folder: Path, peer
 
 def order(rows: int, steps: int) -> list[int]:
     """The rows of a file of `rows` rows in the order in which `finetune` trains on them."""
-    from toolbox import training
     from toolbox.recipe import Training
-    from toolbox.training import batches
+    from toolbox.training import batches, preparing
 
-    numbered: list[Any] = [SimpleNamespace(index=index, size=0) for index in range(rows)]
-    plan: Any = SimpleNamespace(seed=SEED, eval_rows=rows // 10)
-    kept, _ = training._split(numbered, plan)
+    plan: Any = SimpleNamespace(seed=SEED, eval_rows=rows // 10, datasets=[SimpleNamespace(distinct=rows)])
+    held_out = preparing._drawn(plan)
+    kept: list[Any] = [SimpleNamespace(index=index, size=0) for index in range(rows) if index not in held_out]
     settings = Training(per_device_train_batch_size=BATCH, learning_rate=train_sides.RATE)
     taken = (batches.of_step(kept, step, settings, SEED) for step in range(steps))
     return [item.index for micro_batches in taken for items in micro_batches for item in items]
