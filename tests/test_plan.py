@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from conftest import Cli
 from hardware import A10, A100, QWEN_7B, T4, with_gpus, write_model
+from plans import CPU, demo_facts
 
 from toolbox import datasets, device, models, plan
 from toolbox.config import Home
@@ -213,3 +214,16 @@ def test_planning_imports_no_torch(toolbox_cli: Cli) -> None:
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in answer.err.splitlines() if "|" in line}
     assert "msgspec" in imported
     assert not imported & {"torch", "transformers", "peft", "numpy", "pynvml"}
+
+
+@pytest.mark.parametrize(("val_size", "held_out"), [(None, 30), (0.05, 15), (12, 12), (0, 0), (400, None)])
+def test_the_held_out_rows_are_those_asked_for(home: Path, val_size: float | None, held_out: int | None) -> None:
+    spec = datasets.resolve("demo-persona*2", Home(home))
+    asked = Wishes(val_size=val_size)
+    if held_out is None:
+        with pytest.raises(InputError, match="all of the 304 rows"):
+            plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+        return
+    assert plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home)).eval_rows == held_out
+    other = plan.plan_finetune(demo_facts(), [spec], CPU, Wishes(), Home(home), eval_datasets=[spec])
+    assert (other.eval_rows, other.eval_datasets) == (0, [spec])

@@ -12,7 +12,7 @@ from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
 
 SHIPPED = sorted(recipe.SHIPPED.rglob("*.y*ml"))
-NOT_IN_TRAINING_ARGUMENTS = {"max_length", "warmup_ratio"}
+NOT_IN_TRAINING_ARGUMENTS = {"packing", "max_length", "warmup_ratio"}
 """trl's SFTConfig has the first; the second is transformers' name until version 5, which reads it from warmup_steps."""
 LEAST = "name: mine\nsummary: a test\nmethod: lora\ntraining: {per_device_train_batch_size: 2, learning_rate: 2e-4}\n"
 

@@ -10,7 +10,8 @@ import pytest
 from plans import finetune_plan, finetune_run, write_jsonl
 from test_training import Recorder, train
 
-from toolbox import embedded, loading, plan, runs
+from toolbox import datasets, embedded, loading, plan, runs
+from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted
 from toolbox.runs import Run, Silent
 from toolbox.training import encoding, preparing, store
@@ -127,3 +128,13 @@ def test_a_selection_reads_only_what_is_asked_for(home: Path) -> None:
     assert probes[0].size == min(sizes)
     assert probes[-1].size == max(*made.samples.sizes.tolist(), *made.held_out.sizes.tolist())
     assert np.array_equal(np.unique(made.samples.places), made.samples.places)
+
+
+def test_rows_of_an_evaluation_set_are_left_out_of_the_training(home: Path, tmp_path: Path) -> None:
+    rows = questions(30)
+    path = write_jsonl(tmp_path / "data.jsonl", rows)
+    other = write_jsonl(tmp_path / "eval.jsonl", [*rows[:3], conversation("Something else?")])
+    spec = datasets.resolve(str(other), Home(home))
+    made = prepared(finetune_run(home, str(path), eval_rows=0, eval_datasets=[spec]))
+    assert [(item.dataset, item.number) for item in made.held_out] == [(str(other), line) for line in range(1, 5)]
+    assert (numbers(made.samples), made.twice) == (list(range(4, 31)), 3)

@@ -261,12 +261,15 @@ def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> fl
     if not speed or not load.rows:
         return 0.0
     training = recipe.training
-    batches = math.ceil(load.rows * training.num_train_epochs / training.per_device_train_batch_size)
+    room = training.max_length * load.sequences
+    rows, row_tokens = float(load.rows), min(load.mean_tokens, room)
+    if training.packing:  # a pack stands in the place of a row
+        rows, row_tokens = rows * row_tokens / room, float(room)
+    batches = math.ceil(rows * training.num_train_epochs / training.per_device_train_batch_size)
     if training.max_steps >= 0:
         batches = training.max_steps * training.gradient_accumulation_steps
-    row_tokens = min(load.mean_tokens, training.max_length * load.sequences)
     tokens = batches * training.per_device_train_batch_size * row_tokens
-    before = 2 * load.passes_before * load.rows * row_tokens
+    before = 2 * load.passes_before * rows * row_tokens
     passes = (6 if methods.trained_weights(recipe.method) else 4) + (2 if training.gradient_checkpointing else 0)
     slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
     starts: float = batches

@@ -1,6 +1,7 @@
 """Plans: everything that is decided before work starts, one kind a verb; a job needs nothing else."""
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -54,7 +55,9 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     chat_template: str = ""
     """The text of the template given to a model; empty: its own."""
     eval_rows: int
-    """Rows taken off the end of the shuffled data for the evaluation loss."""
+    """Rows held out of the data for the evaluation loss, drawn by the seed; the run's held_out.json names them."""
+    eval_datasets: list[DatasetSpec] = []
+    """Data sets whose rows are for the evaluation loss only."""
     training: Training
     LoraConfig: dict[str, Any] = {}
     BitsAndBytesConfig: dict[str, Any] = {}
@@ -137,8 +140,6 @@ TEMPLATE_TOKENS = 64
 """Room for what a chat template adds to a row."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes of English or Chinese text that become a token, about; a planning figure for the time only."""
-EVAL_SHARE, EVAL_ROWS = 10, 200
-"""A tenth of the rows is held out, at most this many; none of fewer than ten."""
 LACKING = {"adamw_8bit": ("mps",), "paged_adamw_8bit": ("mps", "cpu")}
 """Kinds of devices that bitsandbytes has no such optimizer for."""
 MIN_LENGTH = 128
@@ -170,19 +171,21 @@ def plan_finetune(
     wishes: Wishes,
     home: Home,
     must_fit: bool = True,
+    eval_datasets: Sequence[DatasetSpec] = (),
 ) -> FinetunePlan:
     """Decide how to fine-tune `model` on `datasets` with `device`; nothing is decided after it.
+
+    The evaluation loss is that of `eval_datasets`, or of rows that are held out.
 
     Raises InputError where the model or a wish can't be; DoesNotFitError with both figures and what would fit, but with
     `must_fit` false the plan that does not fit is returned.
     """
     _refuse_untunable(model)
-    stage = wishing.stage(wishes, datasets)
+    stage = wishing.stage(wishes, [*datasets, *eval_datasets])
     wishes = msgspec.structs.replace(wishing.agreed(wishes), stage=stage)
     needed = bool(datasets) and stage != "pt" and not model.chat_template
     template = templates.settled(wishes.chat_template, model.path, needed)
-    rows = sum(spec.rows for spec in datasets)
-    eval_rows = min(EVAL_ROWS, rows // EVAL_SHARE)
+    eval_rows = wishing.eval_rows(wishes, sum(spec.distinct for spec in datasets), bool(eval_datasets))
     load = _load(datasets, eval_rows, stage)
     choices = [
         _settle(candidate, model, device, load, wishes) for candidate in _candidates(model, device, wishes, home)
@@ -212,6 +215,7 @@ def plan_finetune(
         datasets=datasets,
         chat_template=template,
         eval_rows=eval_rows,
+        eval_datasets=list(eval_datasets),
         training=chosen.training,
         LoraConfig=chosen.LoraConfig,
         BitsAndBytesConfig=chosen.BitsAndBytesConfig,

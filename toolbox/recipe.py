@@ -44,6 +44,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gradient_accumulation_steps: Count = 1
     max_length: Count = 2048
     """Tokens a row; longer rows are cut, and counted."""
+    packing: bool = False
+    """A batch takes rows until they have `max_length` tokens for each that it would take; they don't see each other."""
     num_train_epochs: Amount = 3.0
     max_steps: int = -1
     """Optimizer steps; -1: as many as the epochs need."""

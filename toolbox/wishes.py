@@ -23,6 +23,8 @@ KINDS = {
 """What rows of a kind are, in words."""
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 """`BitsAndBytesConfig` where a recipe has none: as QLoRA's paper (arXiv:2305.14314)."""
+EVAL_SHARE, EVAL_ROWS = 10, 200
+"""A tenth of the rows is held out, at most this many; none of fewer than ten."""
 
 
 class Wishes(msgspec.Struct, kw_only=True, frozen=True):
@@ -43,6 +45,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     settings: list[str] = []
     """KEY=VALUE, as `recipe.change` takes them."""
     seed: int = 42
+    val_size: float | None = None
+    """Rows that are held out, or below 1 their share."""
     stage: Literal["auto", StageName] = "auto"
     """auto: the one that the data are made for."""
     reward_funcs: list[str] = []
@@ -136,6 +140,27 @@ def check_judged(options: stages.AnyOptions | None) -> None:
         )
 
 
+def eval_rows(wishes: Wishes, rows: int, has_others: bool) -> int:
+    """How many of `rows` are held out; `has_others`: the evaluation has data of its own.
+
+    Raises InputError where the wish leaves none to train on, or says it twice.
+    """
+    val_size = wishes.val_size
+    if val_size and has_others:
+        raise InputError(
+            _("--val-size holds rows out of the data, and --eval-dataset names other ones."), _("Take one of the two.")
+        )
+    if val_size is None:
+        return 0 if has_others else min(EVAL_ROWS, rows // EVAL_SHARE)
+    wanted = round(rows * val_size) if val_size < 1 else round(val_size)
+    if rows and wanted >= rows:
+        raise InputError(
+            _("--val-size {size:g} holds out all of the {rows} rows.").format(size=val_size, rows=rows),
+            _("Take a share below 1, as 0.05, or fewer rows."),
+        )
+    return wanted
+
+
 def nearest(known: list[Recipe], wishes: Wishes) -> list[Recipe]:
     """The recipes of the wished method; where it has none of its own, those of the method that is most like it."""
     like = "full" if methods.trained_weights(wishes.method) else "qlora" if wishes.quantization == "nf4" else "lora"
@@ -161,6 +186,13 @@ def granted(recipe: Recipe, wishes: Wishes) -> Recipe:
 
 def refuse_unheeded(recipe: Recipe, wishes: Wishes) -> None:
     """Raise InputError for a setting of a class that the recipe's method has no use for."""
+    if recipe.training.packing and issubclass(stages.OPTIONS.get(wishes.stage, stages.Options), stages.Rewarded):
+        raise InputError(
+            _("The stage {stage} writes its answers itself, so rows can't be packed beforehand.").format(
+                stage=wishes.stage
+            ),
+            _("Leave out --packing."),
+        )
     heeded = methods.find(recipe.method).blocks
     for setting in wishes.settings:
         block = setting.partition("=")[0].strip().rpartition(".")[0]

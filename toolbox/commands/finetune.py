@@ -56,11 +56,11 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     from toolbox import device, plan
 
     loaded = plugged.load(options.plugin, session, options.recipe)
-    datasets = resolve_datasets(options, session, fetch=True)
+    datasets, held_out = resolve_datasets(options, session, fetch=True)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
     model = find_model(options.model, session)
-    made = plan.plan_finetune(model, datasets, target, wishes(options, session), session.home)
+    made = plan.plan_finetune(model, datasets, target, wishes(options, session), session.home, eval_datasets=held_out)
     made.plugins = loaded
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()

@@ -31,6 +31,12 @@ class TuningOptions(msgspec.Struct, kw_only=True):
         list[str],
         option(N_("Data sets: demo-persona, JSON or JSONL files, or downloaded ones"), ask=True, choices="datasets"),
     ] = msgspec.field(default_factory=list)
+    eval_dataset: Annotated[
+        list[str], option(N_("Data sets for the evaluation loss only, in place of held-out rows"), choices="datasets")
+    ] = msgspec.field(default_factory=list)
+    val_size: Annotated[
+        float | None, option(N_("Rows to hold out for the evaluation loss, or below 1 their share, as 0.05"), ge=0)
+    ] = None
     columns: Annotated[
         list[str], option(N_("Column of a key where it has another name, as response=answer"), metavar="KEY=COLUMN")
     ] = msgspec.field(default_factory=list)
@@ -72,6 +78,9 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     chat_template: Annotated[
         str, option(N_("Chat template for a base model that has none: chatml, plain …, or a Jinja file"))
     ] = ""
+    packing: Annotated[
+        bool, option(N_("Fill batches with short rows up to --max-length tokens each, so that steps are alike"))
+    ] = False
     recipe: Annotated[str, option(N_("A recipe by name, or its YAML file"), choices="recipes")] = ""
     set: Annotated[
         list[str], option(N_("Any other setting, as max_steps=50 or LoraConfig.r=16"), metavar="KEY=VALUE")
@@ -107,9 +116,9 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)
-    datasets = resolve_datasets(options, session)
+    datasets, held_out = resolve_datasets(options, session)
     asked = wishes(options, session)
-    made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False)
+    made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False, eval_datasets=held_out)
     made.plugins = loaded
     others = plan.alternatives(made, asked, session.home)
     show(made, session)
@@ -139,16 +148,23 @@ def wishes(options: TuningOptions, session: Session) -> "Wishes":
         reward_funcs=options.reward,
         reward_model=str(targets.reward_model(options.reward_model, session.home)) if options.reward_model else "",
         callbacks=list(dict.fromkeys([*plugins.of_files("callback"), *options.callback])),
-        settings=[*plugged.trackers(options.tracker), *options.set],
+        settings=[*(["packing=true"] if options.packing else []), *plugged.trackers(options.tracker), *options.set],
         seed=options.seed,
+        val_size=options.val_size,
     )
 
 
-def resolve_datasets(options: TuningOptions, session: Session, fetch: bool = False) -> "list[DatasetSpec]":
-    """The data sets of the options; `fetch`: one that a hub has is downloaded, if the person agrees."""
+def resolve_datasets(
+    options: TuningOptions, session: Session, fetch: bool = False
+) -> "tuple[list[DatasetSpec], list[DatasetSpec]]":
+    """(data sets to train on, those for the evaluation loss); `fetch`: what a hub has is downloaded, if agreed to."""
     from toolbox.commands.data import choosing
 
-    return choosing.resolve(options.dataset, options.columns, options.skip_broken, session, fetch)
+    trained, held_out = (
+        choosing.resolve(names, options.columns, options.skip_broken, session, fetch)
+        for names in (options.dataset, options.eval_dataset)
+    )
+    return trained, held_out
 
 
 def summary(plan: "FinetunePlan") -> dict[str, Any]:
@@ -180,12 +196,18 @@ def show(plan: "FinetunePlan", session: Session) -> None:
     rows = [
         (_("Model"), f"{plan.model.id} ({plan.model.parameters / 1e6:,.1f}M)"),
         (_("Data sets"), ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.datasets) or "—"),
+        (_("Held out"), _held_out(plan)),
         (_("Device"), f"{plan.device.name} ({units.size(plan.device.memory_total_bytes)})"),
         (_("Recipe"), plan.recipe),
         (_("Stage"), _stage(plan)),
         (_("Method"), " ".join(filter(None, [plan.method, _rank(plan)]))),
         (_("Precision"), plan.dtype if plan.quantization == "none" else f"{plan.dtype}, {plan.quantization}"),
         (_("Batch"), f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}"),
+        *(
+            [(_("Packing"), _("rows together, up to {count} tokens").format(count=training.max_length))]
+            if training.packing
+            else []
+        ),
         (_("Longest row"), _("{count} tokens").format(count=training.max_length)),
         (_("Length"), length),
         (_("Learning rate"), f"{training.learning_rate:g}"),
@@ -219,6 +241,12 @@ def show_alternatives(others: "list[Alternative]", session: Session) -> None:
         for other in others
     ]
     session.table(_("What else there is"), (_("Recipe"), _("Method"), _("Batch"), _("Peak"), ""), rows)
+
+
+def _held_out(plan: "FinetunePlan") -> str:
+    """What the evaluation loss is of."""
+    named = ", ".join(f"{spec.name} ({spec.rows})" for spec in plan.eval_datasets)
+    return named or _("{count} rows, by the seed").format(count=plan.eval_rows)
 
 
 def _stage(plan: "FinetunePlan") -> str:

@@ -295,17 +295,17 @@ def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
             _("{model} is no longer the model that was planned with.").format(model=planned.model.id),
             _("Fetch that revision again, or make a new plan."),
         )
-    found = [
-        datasets.resolve(spec.name, session.home, spec.columns, spec.skip_broken)
-        for spec in getattr(planned, "datasets", [])
-    ]
-    for spec, here in zip(getattr(planned, "datasets", []), found, strict=True):
-        if spec.sha256 != here.sha256:
-            raise InputError(
-                _("{path} has changed since the plan was made.").format(path=here.path),
-                _("Make the plan again, or bring the old file back."),
-            )
-    return msgspec.structs.replace(planned, model=model, **({"datasets": found} if found else {}))
+    found: dict[str, list[datasets.DatasetSpec]] = {}
+    for field in ("datasets", "eval_datasets"):
+        for spec in getattr(planned, field, []):
+            here = datasets.resolve(spec.name, session.home, spec.columns, spec.skip_broken)
+            if spec.sha256 != here.sha256:
+                raise InputError(
+                    _("{path} has changed since the plan was made.").format(path=here.path),
+                    _("Make the plan again, or bring the old file back."),
+                )
+            found.setdefault(field, []).append(here)
+    return msgspec.structs.replace(planned, model=model, **found)
 
 
 def _name(old: Run, planned: "AnyPlan") -> str:

@@ -109,6 +109,7 @@ def _datasets(facts: Facts) -> str:
         "rows": _("rows trained on"),
         "rows_held_out": _("held out for evaluation"),
         "rows_skipped": _("left out, as they can't be used"),
+        "rows_left_out": _("the same as a held-out row"),
         "rows_cut": _("cut to max_length"),
         "rows_dropped": _("dropped, without an answer to learn"),
         "tokens": _("tokens"),
@@ -207,6 +208,9 @@ def command_line(facts: Facts) -> str:
         words += ["--set", *settings] if settings else []
         words += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
         words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
+        evaluated = [str(spec.get("name")) for spec in plan.get("eval_datasets") or []]
+        words += ["--eval-dataset", *evaluated] if evaluated else ["--val-size", str(plan.get("eval_rows", 0))]
+        words += ["--packing"] if training.get("packing") else []
     words += ["--suite", *map(str, plan["suites"])] if facts.verb == "evaluate" and plan.get("suites") else []
     words += ["--output", str(plan["output"])] if facts.verb == "merge" else []
     words += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if facts.verb == "serve" else []
@@ -246,7 +250,7 @@ def limits(facts: Facts) -> str:
         told.append(_("A falling loss shows that the data was learnt, not that the model got better: evaluate it."))
         if facts.plan.get("quantization") == "nf4":
             told.append(_("The adapter was trained on 4-bit weights, and is merged onto their dequantised values."))
-        if not facts.plan.get("eval_rows"):
+        if not facts.plan.get("eval_rows") and not facts.plan.get("eval_datasets"):
             told.append(_("No rows were held out, so overfitting would not be seen."))
     if facts.verb == "evaluate":
         told.append(_("Small suites leave wide intervals: differences inside them are chance."))

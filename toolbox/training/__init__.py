@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from toolbox import loading, templates
+from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
+from toolbox.stages import SEQUENCES
 from toolbox.training import batches, kernels, preparing, seeds
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop, total_steps
 from toolbox.training.meter import Meter
+from toolbox.training.packing import Packs
 from toolbox.training.stages import stage_for
 from toolbox.training.step import Forward
+from toolbox.training.store import Items
 from toolbox.training.tuner import tuner_for
 
 
@@ -38,10 +42,11 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     if plan.training.use_liger_kernel:
         kernels.fuse(forward, sequences)
     forward = choose(forward, sequences, reporter, stage.longer_by)
-    rows = len(data.samples)
-    seen = batches.of_steps(rows, total_steps(plan.training, rows), plan.training, plan.seed)
+    samples = _packed(data.samples, plan, forward) if plan.training.packing else data.samples
+    steps = total_steps(plan.training, len(samples))
+    seen = samples.members(batches.of_steps(len(samples), steps, plan.training, plan.seed))
     stage.prepare(forward, data.distinct(seen), run, reporter)
-    loop = Loop(plan, run, reporter, forward, tuner, stage, data.samples, data.held_out, meter)
+    loop = Loop(plan, run, reporter, forward, tuner, stage, samples, data.held_out, meter)
     state = loop.train()
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
@@ -72,3 +77,14 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         "tokens_per_s": round(state.tokens / state.elapsed_s, 1),
         "elapsed_s": round(time.monotonic() - begun, 1),
     }
+
+
+def _packed(samples: Items, plan: FinetunePlan, forward: Forward) -> Packs:
+    """Raises InputError for a model that takes only padded batches: a short row would take as much room as a pack."""
+    if forward.layout is batches.pad:
+        raise InputError(
+            _("This model can't keep rows apart without padding, so they can't be packed."), _("Leave out --packing.")
+        )
+    packs = Packs(samples, plan.training.max_length * SEQUENCES.get(plan.stage, 1))
+    print(_("{rows} rows in {packs} packs.").format(rows=len(samples), packs=len(packs)), flush=True)
+    return packs

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -12,9 +12,8 @@ import torch
 
 from toolbox.recipe import Training
 from toolbox.training import trees
-from toolbox.training.rows import IGNORED, Item, Sample
-
-SomeItem = TypeVar("SomeItem", bound=Item)
+from toolbox.training.packing import unpacked
+from toolbox.training.rows import IGNORED, Sample
 
 
 class Batch(msgspec.Struct):
@@ -42,17 +41,18 @@ def epoch_steps(rows: int, training: Training) -> int:
     return math.ceil(rows / _effective(training))
 
 
-def of_step(samples: Sequence[SomeItem], step: int, training: Training, seed: int) -> list[list[SomeItem]]:
+def of_step(samples: Sequence[Any], step: int, training: Training, seed: int) -> list[list[Any]]:
     """The micro-batches of optimizer step `step`, from 0: a pure function, so resuming needs nothing else.
 
-    An epoch is a fair shuffle; only within a step are rows ordered by length, so that micro-batches are even.
+    `samples` are items, or packs of them; micro-batches are of items. An epoch is a fair shuffle; only within a step
+    are rows ordered by length, so that micro-batches are even.
     """
     epoch, place = divmod(step, epoch_steps(len(samples), training))
     effective, micro = _effective(training), training.per_device_train_batch_size
     order = _order(len(samples), seed, epoch)[place * effective : (place + 1) * effective]
     chosen = [samples[int(index)] for index in order]
     chosen.sort(key=lambda sample: sample.size)
-    return [chosen[begin : begin + micro] for begin in range(0, len(chosen), micro)]
+    return [unpacked(chosen[begin : begin + micro]) for begin in range(0, len(chosen), micro)]
 
 
 def of_steps(rows: int, steps: int, training: Training, seed: int) -> np.ndarray:

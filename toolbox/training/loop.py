@@ -15,6 +15,7 @@ from toolbox.runs import Reporter, Run
 from toolbox.training import batches, checkpoints, optim, state
 from toolbox.training.callbacks import Callbacks
 from toolbox.training.meter import Meter
+from toolbox.training.packing import Pack
 from toolbox.training.rows import Item
 from toolbox.training.stages import Experience, Stage
 from toolbox.training.step import Forward, Stepped, Stepper, diverged, mean_step, means
@@ -34,7 +35,7 @@ class Loop:
         forward: Forward,
         tuner: Tuner,
         stage: Stage,
-        samples: Items,
+        samples: Sequence[Item | Pack],
         held_out: Items,
         meter: Meter,
     ) -> None:

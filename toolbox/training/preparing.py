@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def _selected(held: Store) -> Prepared:
 
 def _tell(made: Prepared, plan: FinetunePlan) -> Prepared:
     """Itself, said aloud. Raises InputError where nothing is left to train on."""
-    facts, kept = made.facts, len(made.samples) + len(made.held_out)
+    facts, kept = made.facts, len(made.samples) + len(made.held_out) + made.twice
     told = [
         _("{kept} rows; {cut} cut at {max_length} tokens, {dropped} dropped, as no answer was left.").format(
             kept=kept, cut=facts.cut, max_length=plan.training.max_length, dropped=facts.dropped
@@ -134,7 +135,8 @@ class _Filler:
 
     def fill(self, writer: Writer) -> Facts:
         facts, done = Facts(), 0
-        rows = sum(spec.distinct for spec in self._plan.datasets)
+        drawn_from = {spec.name for spec in self._plan.datasets}
+        rows = sum(spec.distinct for spec in [*self._plan.datasets, *self._plan.eval_datasets])
         workers = environment.threads() if rows >= MANY_ROWS else 1
         for chunk, made in encoding.ordered(_chunks(self._plan, self._as_prompts), self._encoder, workers):
             writer.add(made.packed, chunk.repeats)
@@ -143,7 +145,7 @@ class _Filler:
             facts.split += made.split
             if made.written_out:
                 facts.written_out[chunk.dataset] = facts.written_out.get(chunk.dataset, 0) + made.written_out
-            if not chunk.repeats:
+            if not chunk.repeats and chunk.dataset in drawn_from:
                 self.held_out.setdefault(chunk.dataset, []).extend(row.number for row in chunk.rows)
             done += len(chunk.rows)
             self._look_up(done, rows)
@@ -176,6 +178,10 @@ def _chunks(plan: FinetunePlan, as_prompts: bool) -> Iterator[Chunk]:
                 chars[repeats] = 0
         for repeats, group in waiting.items():
             yield Chunk(spec.name, group, repeats)
+    for spec in plan.eval_datasets:
+        rows = datasets.stream(spec)
+        while some := list(islice(rows, CHUNK_ROWS)):
+            yield Chunk(spec.name, some, 0)
 
 
 def _drawn(plan: FinetunePlan) -> set[int]:
@@ -186,10 +192,8 @@ def _drawn(plan: FinetunePlan) -> set[int]:
 
 def _fingerprint(plan: FinetunePlan) -> str:
     """Tells whether data, tokenizer and what is made of them are the same as they were."""
-    facts = [
-        plan.version, plan.stage, plan.options, plan.datasets, plan.eval_rows, plan.seed, plan.training.max_length,
-        plan.chat_template,
-    ]  # fmt: skip
+    data = [plan.datasets, plan.eval_datasets, plan.eval_rows, plan.seed]
+    facts = [plan.version, plan.stage, plan.options, plan.training.max_length, plan.chat_template, *data]
     digest = hashlib.sha256(msgspec.json.encode(facts, enc_hook=str))
     for path in sorted({path for pattern in TOKENIZER_FILES for path in Path(plan.model.path).glob(pattern)}):
         digest.update(f"{path.name} {files.sha256(path)}".encode())

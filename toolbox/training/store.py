@@ -184,6 +184,10 @@ class Items(Sequence[Any]):
         """Tokens of each, [items]."""
         return self.store.index.sizes[self.places]
 
+    def members(self, places: np.ndarray) -> np.ndarray:
+        """Which items are at these places: those themselves, as a pack would be several."""
+        return places
+
     def by_size(self) -> "Items":
         """The same, short ones first."""
         return Items(self.store, self.places[np.argsort(self.sizes, kind="stable")])
