@@ -107,7 +107,7 @@ def test_several_processes_make_the_same_store(home: Path, monkeypatch: pytest.M
     broken, made = loading.tokenizer(embedded.MODEL), finetune_plan(home)
     broken.chat_template = ""
     with pytest.raises(InputError, match="chat template"):
-        list(encoding.ordered(preparing._chunks(made), encoding.Encoder(stage_for(made), broken, 64), 2))
+        list(encoding.ordered(preparing._chunks(made, False), encoding.Encoder(stage_for(made), broken, 64), 2))
 
 
 def test_a_stop_while_rows_are_encoded_leaves_nothing(home: Path) -> None:

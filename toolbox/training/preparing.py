@@ -179,7 +179,7 @@ def _chunks(plan: FinetunePlan, as_prompts: bool) -> Iterator[Chunk]:
         for repeats, group in waiting.items():
             yield Chunk(spec.name, group, repeats)
     for spec in plan.eval_datasets:
-        rows = datasets.stream(spec)
+        rows = (row for row, _times in datasets.counted(spec, as_prompts))
         while some := list(islice(rows, CHUNK_ROWS)):
             yield Chunk(spec.name, some, 0)
 
