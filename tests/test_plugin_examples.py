@@ -13,11 +13,13 @@ from test_plugins import _forgotten  # noqa: F401  (what a test loads is gone af
 from test_training import Recorder, train
 
 from toolbox import embedded, evaluation, methods, models, plan, plugins, runs, suites
+from toolbox.commands import finetune
 from toolbox.config import Home
 from toolbox.datasets import resolve
 from toolbox.errors import InputError, Interrupted, NotFoundError
 from toolbox.plan import EvaluatePlan
 from toolbox.stages import Dpo, Sft
+from toolbox.ui import Terminal
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
@@ -106,6 +108,7 @@ def test_metrics_and_a_suite_measure_answers(home: Path, example: Any) -> None:
     assert suites.label("length", greater_is_better=False) == ("length ↓", False)
 
 
+@pytest.mark.slow
 def test_a_family_makes_a_model_known(home: Path, example: Any, tmp_path: Path) -> None:
     folder = tmp_path / "ours"
     shutil.copytree(embedded.MODEL, folder)
@@ -164,6 +167,22 @@ def test_what_is_not_what_its_kind_has_to_be_is_named_with_its_line(home: Path, 
         made.callbacks = made.callbacks if "callbacks" in changes else ["text"]
         with pytest.raises(InputError, match=rf"wrong\.py is broken, line {line}: {reason}"):
             train(runs.create(home / "runs", "test", made))
+
+
+def test_settings_and_a_recipe_that_is_named_bring_plugins_too(home: Path, tmp_path: Path) -> None:
+    for name in ("optimizers.py", "tuners.py", "rewards.py"):
+        (tmp_path / name).write_text(EXAMPLES[name])
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nsummary: norms\nmethod: norms\nplugins: [tuners.py, optimizers.py]\n"
+        "training: {per_device_train_batch_size: 1, learning_rate: 1e-3, optim: signum}\n"
+    )
+    session = Terminal.open(str(home))
+    session.settings.plugins = str(tmp_path / "rewards.py")
+    options = finetune.Options(dataset=["demo-persona"], recipe=str(tmp_path / "mine.yaml"), tracker=["none"])
+    made = finetune.make_plan(options, session)
+    assert [file.path.name for file in made.plugins] == ["rewards.py", "tuners.py", "optimizers.py"]
+    assert (made.method, made.training.optim, made.training.report_to) == ("norms", "signum", [])
+    assert made.estimate.peak_bytes > 0
 
 
 FLAKY = """
