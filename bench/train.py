@@ -15,7 +15,7 @@ peers, no checkpointing of gradients, no saving, threads that don't spin.
 - Tokens a second and a CPU second: those that are no padding, without the first three steps and the last. Peers are
   measured by a hook within (hook/sitecustomize.py), this toolbox from outside, at the ends of its steps.
 - Peak: the highest resident size of the process that trains, imports and loading included.
-- First step: seconds from the command until the first step begins; this toolbox evaluates held-out rows before it.
+- First step: seconds from the command until the first step begins; nobody evaluates before it (`eval_on_start`).
 - Of peak arithmetic: the operations a step needs (4 a weight and token where weights are frozen, 6 for the adapter:
   arXiv:2001.08361, section 2.1; logits at labels only; 12·n·d a layer and token of a causal row of n tokens, halved:
   arXiv:2204.02311, appendix B) a CPU second, over those of a product of two large matrices.

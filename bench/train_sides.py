@@ -196,7 +196,7 @@ def ours(case: Case, home: Path) -> list[str]:
         "training": {
             "per_device_train_batch_size": BATCH, "max_length": LONGEST, "learning_rate": RATE,
             "max_steps": case.steps, "lr_scheduler_type": "linear", "warmup_ratio": 0.0, "save_steps": 1000,
-            "eval_steps": 1000,
+            "eval_steps": 1000, "eval_on_start": False,
         },
         "LoraConfig": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": "all-linear"},
     }  # fmt: skip
