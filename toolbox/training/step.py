@@ -79,7 +79,8 @@ class Forward:
     def _run(self, batch: batches.Batch) -> torch.Tensor:
         with self.autocast():
             logits = self.model(**batch.inputs, use_cache=False).logits
-        return logits[0] if batch.kept is None else logits[batch.kept]
+        # Not logits[0], whose gradient is a second tensor of that size, filled with zeros and copied into.
+        return logits.flatten(0, 1) if batch.kept is None else logits[batch.kept]
 
     def autocast(self) -> AbstractContextManager[None]:
         """The adapter's float32 weights take part in the plan's dtype."""
