@@ -43,7 +43,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     tags: dict[str, str] = {}
 
     def mapping(self) -> dict[str, str]:
-        """Its columns and tags under the keys of `--columns`; pictures, video and sound have none."""
+        """Its columns and tags under the keys of `--columns`; pictures, video and sound have none.
+
+        A prompt alone is how LLaMA-Factory names the documents of pre-training.
+        """
+        if self.columns.keys() == {"prompt"}:
+            return {"text": self.columns["prompt"]}
         text = {COLUMNS[key]: column for key, column in self.columns.items() if key in COLUMNS}
         return text | {TAGS[key]: tag for key, tag in self.tags.items()}
 
