@@ -21,18 +21,25 @@ ALIKE = 1e-8
 
 
 def make(plan: FinetunePlan) -> Stage:
-    options = plan.options if isinstance(plan.options, Grpo) else Grpo()
-    rollout, frozen = Rollouts(plan, options), Frozen(plan)
-    high = options.epsilon_high or options.epsilon
+    grpo = GroupRelative(plan, plan.options if isinstance(plan.options, Grpo) else Grpo())
+    return grpo.rollouts.stage(grpo.loss, grpo.totals, grpo.experience, grpo.options.num_iterations)
+
+
+class GroupRelative:
+    """The functions of the stage for one plan."""
+
+    def __init__(self, plan: FinetunePlan, options: Grpo) -> None:
+        self.options, self.rollouts = options, Rollouts(plan, options)
+        self._frozen = Frozen(plan)
 
     def experience(
-        forward: Forward, micro_batches: Sequence[Sequence[Question]], step: int, heed_stop: HeedStop
+        self, forward: Forward, micro_batches: Sequence[Sequence[Question]], step: int, heed_stop: HeedStop
     ) -> Experience:
         """Groups of answers with their advantages, learnt from `num_iterations` times."""
         questions = [question for questions in micro_batches for question in questions]
-        episodes = rollout.answers(forward, questions, step, heed_stop, options.num_generations)
-        rewards, figures = rollout.rewards(episodes)
-        advantages, std = policy.grouped(rewards.view(len(questions), -1), options.scale_rewards)
+        episodes = self.rollouts.answers(forward, questions, step, heed_stop, self.options.num_generations)
+        rewards, figures = self.rollouts.rewards(episodes)
+        advantages, std = policy.grouped(rewards.view(len(questions), -1), self.options.scale_rewards)
         figures |= {
             "reward_std": float(std.mean()),
             "frac_reward_zero_std": float((std.mean(1) < ALIKE).double().mean()),
@@ -41,31 +48,34 @@ def make(plan: FinetunePlan) -> Stage:
             msgspec.structs.replace(episode, advantages=advantage.expand(episode.length))
             for episode, advantage in zip(episodes, advantages.flatten().float(), strict=True)
         ]
-        made = _with_logps(forward, rollout.divided(learnt))
-        return Experience([made] * options.num_iterations, figures)
+        made = self._with_logps(forward, self.rollouts.divided(learnt))
+        return Experience([made] * self.options.num_iterations, figures)
 
-    def _with_logps(forward: Forward, micro_batches: list[list[Episode]]) -> list[list[Episode]]:
+    def _with_logps(self, forward: Forward, micro_batches: list[list[Episode]]) -> list[list[Episode]]:
         """With the log-probabilities before the first update, and by the reference, where the loss needs them."""
+        options = self.options
         if options.num_iterations > 1:
             micro_batches = rollouts.noted(forward, micro_batches, "logps", options.temperature)
         if options.beta:
-            with frozen.forward(forward) as reference:
+            with self._frozen.forward(forward) as reference:
                 micro_batches = rollouts.noted(reference, micro_batches, "reference", options.temperature)
         return micro_batches
 
-    def totals(forward: Forward, micro_batches: Sequence[Sequence[Episode]]) -> Totals:
+    def totals(self, forward: Forward, micro_batches: Sequence[Sequence[Episode]]) -> Totals:
         """The answers, and the tokens of those that count."""
         episodes = [episode for episodes in micro_batches for episode in episodes]
-        return Totals(len(episodes), sum(episode.length for episode in episodes if counts(episode)))
+        return Totals(len(episodes), sum(episode.length for episode in episodes if self._counts(episode)))
 
-    def counts(episode: Episode) -> bool:
-        return episode.ended or not options.mask_truncated_completions
+    def _counts(self, episode: Episode) -> bool:
+        return episode.ended or not self.options.mask_truncated_completions
 
-    def loss(forward: Forward, episodes: Sequence[Episode], totals: Totals) -> Outcome:
+    def loss(self, forward: Forward, episodes: Sequence[Episode], totals: Totals) -> Outcome:
         """Equation 3, with its variants."""
+        options = self.options
+        high = options.epsilon_high or options.epsilon
         logits, targets = forward.logits([episode.sample for episode in episodes])
         logps, entropies = rollouts.token_logps(logits, targets, options.temperature)
-        lengths, counted = [episode.length for episode in episodes], [counts(episode) for episode in episodes]
+        lengths, counted = [episode.length for episode in episodes], [self._counts(episode) for episode in episodes]
         old = logps.detach() if options.num_iterations == 1 else joined(episodes, "logps", like=logps)
         advantages = joined(episodes, "advantages", like=logps)
         ratio = policy.log_ratios(logps, old, lengths, options.importance_sampling_level).exp()
@@ -78,17 +88,3 @@ def make(plan: FinetunePlan) -> Stage:
             losses = losses + options.beta * figures["kl"]
         weights = policy.weights(options, counted, lengths, totals.rows, totals.label_tokens).to(losses.device)
         return Outcome((losses * weights).sum(), {name: value[weights > 0] for name, value in figures.items()})
-
-    return Stage(
-        loss,
-        as_prompts=True,
-        encode=rollout.encode,
-        item=Question,
-        prepare=rollout.prepare,
-        totals=totals,
-        extend=rollouts.without_dropout,
-        experience=experience,
-        measure=rollout.measure,
-        longer_by=options.response_length,
-        updates=options.num_iterations,
-    )

@@ -23,67 +23,83 @@ KL_COEF = "kl_coef"
 
 
 def make(plan: FinetunePlan) -> Stage:
-    options = plan.options if isinstance(plan.options, Ppo) else Ppo()
-    rollout, frozen, kept = Rollouts(plan, options), Frozen(plan), {KL_COEF: options.kl_coef}
+    ppo = Proximal(plan, plan.options if isinstance(plan.options, Ppo) else Ppo())
+    updates = ppo.options.num_ppo_epochs * ppo.options.num_mini_batches
+    return ppo.rollouts.stage(ppo.loss, ppo.totals, ppo.experience, updates, scoring.extend, ppo.kept)
+
+
+class Proximal:
+    """The functions of the stage for one plan."""
+
+    def __init__(self, plan: FinetunePlan, options: Ppo) -> None:
+        self.options, self.rollouts = options, Rollouts(plan, options)
+        self.kept = {KL_COEF: options.kl_coef}
+        self._frozen, self._seed = Frozen(plan), plan.seed
 
     def experience(
-        forward: Forward, micro_batches: Sequence[Sequence[Question]], step: int, heed_stop: HeedStop
+        self, forward: Forward, micro_batches: Sequence[Sequence[Question]], step: int, heed_stop: HeedStop
     ) -> Experience:
         """Answers with their advantages and returns, learnt from `num_ppo_epochs` times in mini-batches."""
         questions = [question for questions in micro_batches for question in questions]
-        episodes = rollout.answers(forward, questions, step, heed_stop)
-        scores, figures = rollout.rewards(episodes)
+        episodes = self.rollouts.answers(forward, questions, step, heed_stop)
+        scores, figures = self.rollouts.rewards(episodes)
         sizes = [episode.size for episode in episodes]
-        epochs = [mini_batches(sizes, step, epoch) for epoch in range(options.num_ppo_epochs)]
+        epochs = [self._mini_batches(sizes, step, epoch) for epoch in range(self.options.num_ppo_epochs)]
         first = [places for mini_batch in epochs[0] for places in mini_batch]
-        known = looked_at(forward, [[episodes[place] for place in places] for places in first])
+        known = self._looked_at(forward, [[episodes[place] for place in places] for places in first])
         in_place = dict(zip(chain(*first), chain(*known), strict=True))
         episodes = [in_place[place] for place in range(len(episodes))]
-        learnt, told = judged(episodes, scores.nan_to_num(0.0), options, kept[KL_COEF])
-        if options.kl_coef and options.kl_target:
-            measured, horizon = told["objective/kl"], options.kl_horizon
-            kept[KL_COEF] = policy.adapted(kept[KL_COEF], measured, options.kl_target, len(learnt), horizon)
+        learnt, told = judged(episodes, scores.nan_to_num(0.0), self.options, self.kept[KL_COEF])
+        self._adapt(told, len(learnt))
         updates = [[[learnt[i] for i in places] for places in mini_batch] for epoch in epochs for mini_batch in epoch]
         return Experience(updates, figures | told)
 
-    def mini_batches(sizes: Sequence[int], step: int, epoch: int) -> list[list[list[int]]]:
+    def _mini_batches(self, sizes: Sequence[int], step: int, epoch: int) -> list[list[list[int]]]:
         """The places of episodes in each mini-batch's micro-batches: shuffled anew for each epoch."""
-        order, count = list(range(len(sizes))), min(options.num_mini_batches, len(sizes))
-        random.Random(f"{plan.seed}/{step}/{epoch}").shuffle(order)
+        order, count = list(range(len(sizes))), min(self.options.num_mini_batches, len(sizes))
+        random.Random(f"{self._seed}/{step}/{epoch}").shuffle(order)
         parts = [sorted(order[begin::count], key=lambda place: sizes[place]) for begin in range(count)]
-        return [rollout.divided(part) for part in parts]
+        return [self.rollouts.divided(part) for part in parts]
 
     @torch.no_grad()
-    def looked_at(forward: Forward, micro_batches: list[list[Episode]]) -> list[list[Episode]]:
+    def _looked_at(self, forward: Forward, micro_batches: list[list[Episode]]) -> list[list[Episode]]:
         """With log-probabilities and values before the first update, and the reference's log-probabilities.
 
         They are computed as the loss does it, in the first updates' micro-batches: so the first ratio is exactly 1.
         """
         made = []
         for episodes in micro_batches:
-            logps, values, _entropies = seen(forward, episodes)
+            logps, values, _entropies = self._seen(forward, episodes)
             lengths = [episode.length for episode in episodes]
             parts = zip(episodes, logps.split(lengths), values.split(lengths), strict=True)
             made.append([replace(episode, logps=logp, values=value) for episode, logp, value in parts])
-        if not options.kl_coef:
+        if not self.options.kl_coef:
             return made
-        with frozen.forward(forward) as reference:
-            return rollouts.noted(reference, made, "reference", options.temperature)
+        with self._frozen.forward(forward) as reference:
+            return rollouts.noted(reference, made, "reference", self.options.temperature)
 
-    def seen(forward: Forward, episodes: Sequence[Episode]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _seen(self, forward: Forward, episodes: Sequence[Episode]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(log-probabilities, values, entropies) of the answers' tokens, [tokens] each."""
         head: Any = scoring.head_of(forward.model)
         logits, targets, hidden = forward.logits_and_hidden([episode.sample for episode in episodes])
-        logps, entropies = rollouts.token_logps(logits, targets, options.temperature)
+        logps, entropies = rollouts.token_logps(logits, targets, self.options.temperature)
         return logps, head(hidden)[:, 0], entropies
 
-    def totals(forward: Forward, micro_batches: Sequence[Sequence[Episode]]) -> Totals:
+    def _adapt(self, told: dict[str, float], episodes: int) -> None:
+        """Bring the KL coefficient nearer to what gives the wanted KL, where one is wanted."""
+        options = self.options
+        if options.kl_coef and options.kl_target:
+            measured, horizon = told["objective/kl"], options.kl_horizon
+            self.kept[KL_COEF] = policy.adapted(self.kept[KL_COEF], measured, options.kl_target, episodes, horizon)
+
+    def totals(self, forward: Forward, micro_batches: Sequence[Sequence[Episode]]) -> Totals:
         episodes = [episode for episodes in micro_batches for episode in episodes]
         return Totals(len(episodes), sum(episode.length for episode in episodes))
 
-    def loss(forward: Forward, episodes: Sequence[Episode], totals: Totals) -> Outcome:
+    def loss(self, forward: Forward, episodes: Sequence[Episode], totals: Totals) -> Outcome:
         """arXiv:1707.06347, equation 9, without the entropy: means over the mini-batch's tokens."""
-        logps, values, entropies = seen(forward, episodes)
+        options = self.options
+        logps, values, entropies = self._seen(forward, episodes)
         old, advantages, old_values, returns = (
             joined(episodes, name, like=logps) for name in ("logps", "advantages", "values", "returns")
         )
@@ -99,25 +115,6 @@ def make(plan: FinetunePlan) -> Stage:
             "entropy": entropies,
         }
         return Outcome((gain + options.vf_coef * valued).sum() / totals.label_tokens, figures)
-
-    def extend(model: Any) -> None:
-        rollouts.without_dropout(model)
-        scoring.extend(model)
-
-    return Stage(
-        loss,
-        as_prompts=True,
-        encode=rollout.encode,
-        item=Question,
-        prepare=rollout.prepare,
-        totals=totals,
-        extend=extend,
-        experience=experience,
-        updates=options.num_ppo_epochs * options.num_mini_batches,
-        longer_by=options.response_length,
-        measure=rollout.measure,
-        kept=kept,
-    )
 
 
 def judged(

@@ -18,8 +18,9 @@ from toolbox.runs import Reporter, Run
 from toolbox.stages import GENERATED_AT_ONCE, Grpo, Ppo
 from toolbox.training import calls, layouts, rows
 from toolbox.training.rows import IGNORED, Encoded, Sample
+from toolbox.training.stages import Experience, Stage, Totals
 from toolbox.training.stages.judging import Judges
-from toolbox.training.step import Forward, diverged
+from toolbox.training.step import Forward, Outcome, diverged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -128,6 +129,36 @@ class Rollouts:
         self._plan, self._options = plan, options
         self._tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
         self._judges = Judges(plan, options)
+
+    def stage(
+        self,
+        loss: Callable[[Forward, Sequence[Episode], Totals], Outcome],
+        totals: Callable[[Forward, Sequence[Sequence[Episode]]], Totals],
+        experience: Callable[[Forward, Sequence[Sequence[Question]], int, HeedStop], Experience],
+        updates: int,
+        extend: Callable[["PreTrainedModel"], None] = lambda model: None,
+        kept: dict[str, float] | None = None,
+    ) -> Stage:
+        """The stage that learns in this manner from answers to questions."""
+
+        def prepared(model: "PreTrainedModel") -> None:
+            without_dropout(model)
+            extend(model)
+
+        return Stage(
+            loss,
+            as_prompts=True,
+            encode=self.encode,
+            item=Question,
+            prepare=self.prepare,
+            totals=totals,
+            extend=prepared,
+            experience=experience,
+            updates=updates,
+            longer_by=self._options.response_length,
+            measure=self.measure,
+            kept={} if kept is None else kept,
+        )
 
     def encode(
         self, dataset: str, prompts: Iterable[Prompt], tokenizer: "PreTrainedTokenizerBase", max_length: int
