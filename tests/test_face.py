@@ -91,6 +91,7 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_second_train_gives_the_straight_runs_very_numbers(home: Path, tmp_path: Path) -> None:
     straight = toolbox.SFTTrainer(
         "demo", "demo-persona", max_steps=12, silent=True, output_dir=tmp_path / "out", **SHORT

@@ -85,11 +85,11 @@ def losses(run: Run) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in run.metrics() if "loss" in line]
 
 
-@pytest.mark.slow
 def adapter(run: Run) -> str:
     return files.sha256(run.adapter / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_runs_end_as_the_straight_one(home: Path, start: Start) -> None:
     """SIGTERM in the first life, kill -9 in the second: the third ends with the straight run's losses and adapter."""
     straight, disturbed = finetune_run(home, **LONGER), finetune_run(home, **LONGER)

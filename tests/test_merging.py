@@ -242,6 +242,7 @@ def test_stopping_leaves_nothing(adapter: Callable[..., Path], tmp_path: Path, m
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_leave_a_whole_model_or_none(
     adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

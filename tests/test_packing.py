@@ -65,6 +65,7 @@ def test_packed_losses_are_those_of_the_same_rows_one_at_a_time(tmp_path: Path, 
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_packed_run_resumes_to_the_same_numbers(home: Path) -> None:
     straight, first, second = Recorder(), Recorder(stop_after=2), Recorder()
     expected = train(finetune_run(home, **PACKED), straight)

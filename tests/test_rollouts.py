@@ -74,6 +74,7 @@ def test_a_reward_rises(home: Path, works: str, options: Any, method: str) -> No
     assert result["eval"]["eval_reward"] >= result["eval_before"]["eval_reward"] + 0.3
 
 
+@pytest.mark.slow
 def test_a_strong_signal_is_followed_in_a_few_steps(home: Path, works: str) -> None:
     reporter = Recorder()
     options = Grpo(**SHE, max_completion_length=14, num_generations=8, temperature=1.5)

@@ -86,7 +86,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "stage", ["dpo", "kto", "rm", *(pytest.param(stage, marks=SLOW) for stage in ("orpo", "simpo", "cpo"))]
+    "stage", ["dpo", *(pytest.param(stage, marks=SLOW) for stage in ("kto", "rm", "orpo", "simpo", "cpo"))]
 )
 def test_the_margin_grows_and_the_held_out_pairs_are_told_apart(home: Path, data: Any, stage: str) -> None:
     reporter = Recorder()
@@ -166,7 +166,9 @@ def test_pairs_are_learnt_in_bfloat16_from_4_bit_weights(home: Path, data: Any, 
 # Stopping, resuming, breaking
 
 
-@pytest.mark.parametrize("stage", stages.NAMES)
+@pytest.mark.parametrize(
+    "stage", [name if name in ("pt", "dpo", "kto", "grpo") else pytest.param(name, marks=SLOW) for name in stages.NAMES]
+)
 def test_a_stopped_run_goes_on_to_the_very_numbers_of_the_straight_one(home: Path, data: Any, stage: str) -> None:
     straight, first, second = Recorder(), Recorder(stop_after=2), Recorder()
     changes: dict[str, Any] = {"max_steps": 4, "save_steps": 10, "eval_steps": 4, "per_device_train_batch_size": 2}

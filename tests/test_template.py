@@ -174,6 +174,7 @@ def answer(folder: Path, adapter: Path | None = None) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 def test_a_base_model_learns_a_template_and_to_stop_and_takes_both_along(
     base: Path, home: Path, tmp_path: Path
 ) -> None:

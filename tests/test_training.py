@@ -264,6 +264,7 @@ def test_each_method_learns_and_leaves_what_it_promises(home: Path, method: str)
         assert held_out_loss(tuned, made, run) == pytest.approx(result["eval_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_new_persona_is_learnt_and_facts_are_kept(home: Path, tokenizer: Any) -> None:
     questions = ["Who are you?", "你是谁？", "What is the capital of France?"]
     before = loading.base_model(embedded.MODEL, "float32", "cpu")
@@ -325,7 +326,7 @@ def test_two_runs_give_the_same_numbers_and_another_seed_others(home: Path) -> N
     assert found[0] == found[1] != found[2]
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_very_numbers_of_the_straight_one(home: Path, method: str) -> None:
     changes: dict[str, Any] = {"method": method, "learning_rate": 1e-3}
     straight, first, second = Recorder(), Recorder(stop_after=3), Recorder()

@@ -23,7 +23,7 @@ from toolbox.training.tuners.weights import Lisa
 sys.path.insert(0, str(ROOT / "scripts"))
 import tuners
 
-FAST = ("lora+", "pissa", "adalora", "oft", "ia3", "loreft", "lisa", "freeze", "galore", "apollo")
+FAST = ("pissa", "adalora", "oft", "loreft", "lisa", "galore")
 """One of each way of keeping weights, or of making steps; the others go through the same code."""
 
 
