@@ -23,13 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = 4000
 PREPARED = """
 from pathlib import Path
-from toolbox import datasets, device, embedded, files, models, plan, runs
+from toolbox import datasets, device, embedded, files, models, planning, runs
 from toolbox.config import Home
 from toolbox.runs import Silent
 from toolbox.wishes import Wishes
 home = Home(Path(PATH).parent / "home")
 spec, model = datasets.resolve(PATH, home), models.read(embedded.MODEL, id="demo", source="embedded")
-planned = plan.plan_finetune(model, [spec], device.probe().best, Wishes(), home)
+planned = planning.plan_finetune(model, [spec], device.probe().best, Wishes(), home)
 run = runs.create(home.runs, "bench", planned)
 begun = time.perf_counter()
 """

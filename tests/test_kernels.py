@@ -13,7 +13,7 @@ import pytest
 import torch
 from plans import CPU, demo_facts
 
-from toolbox import datasets, embedded, loading, plan, wishes
+from toolbox import datasets, embedded, loading, planning, wishes
 from toolbox.config import Home
 from toolbox.device import Device
 from toolbox.errors import InputError
@@ -29,18 +29,18 @@ SAMPLES = [Sample("x", number, ids, ids) for number, ids in enumerate([[5, 6, 7,
 def test_kernels_that_cannot_be_are_refused_in_the_plan(
     home: Path, device: Device, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
     asked = wishes.Wishes(settings=["use_liger_kernel=true"])
     spec = datasets.resolve("demo-persona", Home(home))
     with pytest.raises(InputError, match=reason):
-        plan.plan_finetune(demo_facts(), [spec], device, asked, Home(home))
+        planning.plan_finetune(demo_facts(), [spec], device, asked, Home(home))
 
 
 def test_kernels_stand_in_the_plan_once_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "find_spec", lambda name: object())
+    monkeypatch.setattr(planning, "find_spec", lambda name: object())
     spec = datasets.resolve("demo-persona", Home(home))
     found = [
-        plan.plan_finetune(demo_facts(), [spec], GPU, wishes.Wishes(settings=settings), Home(home)).training
+        planning.plan_finetune(demo_facts(), [spec], GPU, wishes.Wishes(settings=settings), Home(home)).training
         for settings in ([], ["use_liger_kernel=true"])
     ]
     assert [training.use_liger_kernel for training in found] == [False, True]

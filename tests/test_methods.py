@@ -12,7 +12,9 @@ from toolbox.config import Home
 from toolbox.device import assume
 from toolbox.errors import InputError
 from toolbox.methods import METHODS, Method
-from toolbox.plan import FinetunePlan, Wishes, plan_finetune
+from toolbox.plan import FinetunePlan
+from toolbox.planning import plan_finetune
+from toolbox.wishes import Wishes
 
 ADAPTERS = [method for method in METHODS if method.kind == "adapter"]
 

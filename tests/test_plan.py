@@ -10,10 +10,11 @@ from conftest import Cli
 from hardware import A10, A100, QWEN_7B, T4, with_gpus, write_model
 from plans import CPU, demo_facts
 
-from toolbox import datasets, device, models, plan
+from toolbox import datasets, device, models, plan, planning
 from toolbox.config import Home
 from toolbox.errors import DoesNotFitError, InputError, NotFoundError
-from toolbox.plan import FinetunePlan, Wishes
+from toolbox.plan import FinetunePlan
+from toolbox.wishes import Wishes
 
 Made = Callable[..., FinetunePlan]
 
@@ -31,7 +32,7 @@ def made(qwen: Path, home: Path) -> Made:
         place = Home(home)
         rows = msgspec.structs.replace(datasets.resolve("demo-persona", place), longest_chars=5000)
         facts = models.resolve(model, place)
-        return plan.plan_finetune(facts, [rows], device.assume(on), Wishes(**wishes), place, must_fit)
+        return planning.plan_finetune(facts, [rows], device.assume(on), Wishes(**wishes), place, must_fit)
 
     return make
 
@@ -149,7 +150,7 @@ def test_a_plan_is_read_back_as_it_was(made: Made, tmp_path: Path) -> None:
 
 
 def test_alternatives_are_named_with_their_peaks(made: Made, home: Path) -> None:
-    others = plan.alternatives(made("NVIDIA A10:24GiB"), Wishes(), Home(home))
+    others = planning.alternatives(made("NVIDIA A10:24GiB"), Wishes(), Home(home))
     assert {other.recipe: other.fits for other in others} == {"full": False, "qlora": True}
 
 
@@ -222,8 +223,8 @@ def test_the_held_out_rows_are_those_asked_for(home: Path, val_size: float | Non
     asked = Wishes(val_size=val_size)
     if held_out is None:
         with pytest.raises(InputError, match="all of the 304 rows"):
-            plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+            planning.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
         return
-    assert plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home)).eval_rows == held_out
-    other = plan.plan_finetune(demo_facts(), [spec], CPU, Wishes(), Home(home), eval_datasets=[spec])
+    assert planning.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home)).eval_rows == held_out
+    other = planning.plan_finetune(demo_facts(), [spec], CPU, Wishes(), Home(home), eval_datasets=[spec])
     assert (other.eval_rows, other.eval_datasets) == (0, [spec])

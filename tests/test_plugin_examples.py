@@ -12,7 +12,7 @@ from plans import finetune_plan, write_jsonl
 from test_plugins import _forgotten  # noqa: F401  (what a test loads is gone after it)
 from test_training import Recorder, train
 
-from toolbox import embedded, evaluation, methods, models, plan, plugins, runs, suites
+from toolbox import embedded, evaluation, methods, models, planning, plugins, runs, suites
 from toolbox.commands import finetune
 from toolbox.config import Home
 from toolbox.datasets import resolve
@@ -20,6 +20,7 @@ from toolbox.errors import InputError, Interrupted, NotFoundError
 from toolbox.plan import EvaluatePlan
 from toolbox.stages import Dpo, Sft
 from toolbox.ui import Terminal
+from toolbox.wishes import Wishes
 
 PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 EXAMPLES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
@@ -121,8 +122,8 @@ def test_a_family_makes_a_model_known(home: Path, example: Any, tmp_path: Path) 
     file = example("families.py")
     facts = models.resolve(str(folder), Home(home))
     assert facts.chat_template
-    made = plan.plan_finetune(facts, [resolve("demo-persona", Home(home))], finetune_plan(home).device,
-                              plan.Wishes(method="lora", settings=["max_steps=2"]), Home(home))  # fmt: skip
+    made = planning.plan_finetune(facts, [resolve("demo-persona", Home(home))], finetune_plan(home).device,
+                              Wishes(method="lora", settings=["max_steps=2"]), Home(home))  # fmt: skip
     assert made.LoraConfig["target_modules"] == ["q_proj", "v_proj"]
     made.plugins = [file]
     result = train(runs.create(home / "runs", "ours", made))
@@ -143,9 +144,9 @@ def test_a_reward_takes_columns(example: Any) -> None:
 )  # fmt: skip
 def test_a_name_that_nobody_has_is_refused_by_the_plan(home: Path, changes: dict[str, str], said: str) -> None:
     stage = "dpo" if "dpo.loss_type" in changes else "sft"
-    wishes = plan.Wishes(settings=[f"{key}={value}" for key, value in changes.items()], stage=stage)  # type: ignore[arg-type]
+    wishes = Wishes(settings=[f"{key}={value}" for key, value in changes.items()], stage=stage)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError, match=said):
-        plan.plan_finetune(models.resolve("demo", Home(home)), [], finetune_plan(home).device, wishes, Home(home))
+        planning.plan_finetune(models.resolve("demo", Home(home)), [], finetune_plan(home).device, wishes, Home(home))
 
 
 def test_what_is_not_what_its_kind_has_to_be_is_named_with_its_line(home: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import pytest
 
-from toolbox import plan, plugins, rewards, stages, wishes
+from toolbox import planning, plugins, rewards, stages, wishes
 from toolbox.commands import Command
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError, ToolboxError
@@ -77,7 +77,7 @@ def planned(home: Any, **said: Any) -> stages.Grpo:
     from toolbox import datasets
 
     spec = datasets.resolve("demo-persona", Home(home))
-    made = plan.plan_finetune(demo_facts(), [spec], CPU, wishes.Wishes(stage="grpo", **said), Home(home))
+    made = planning.plan_finetune(demo_facts(), [spec], CPU, wishes.Wishes(stage="grpo", **said), Home(home))
     assert isinstance(made.options, stages.Grpo)
     assert sum(made.estimate.parts_bytes.values()) == made.estimate.peak_bytes
     return made.options

@@ -9,7 +9,7 @@ import torch
 from plans import CPU, LORA, demo_facts, finetune_plan, finetune_run, write_jsonl
 from test_training import Recorder, poisoned_model, train
 
-from toolbox import datasets, embedded, loading, methods, plan, stages, wishes
+from toolbox import datasets, embedded, loading, methods, planning, stages, wishes
 from toolbox.config import Home
 from toolbox.datasets import Prompt
 from toolbox.errors import DivergedError, InputError, Interrupted, ToolboxError
@@ -150,7 +150,7 @@ def test_the_reference_stays_what_it_was(home: Path, works: str, method: str) ->
     """Whatever is trained, the reference's log-probabilities are those of the model as it came."""
     wished = wishes.Wishes(stage="grpo", method=method, settings=["grpo.beta=0.1"], reward_funcs=["brevity"])
     spec = datasets.resolve(works, Home(home))
-    made = plan.plan_finetune(demo_facts(), [spec], CPU, wished, Home(home))
+    made = planning.plan_finetune(demo_facts(), [spec], CPU, wished, Home(home))
     samples = [Sample("x", 1, [5, 6, 7, 8, 9], [5, 6, 7, 8, 9]), Sample("x", 2, [20, 21, 22], [20, 21, 22])]
     torch.manual_seed(0)
     model = tuner_for(made).load("cpu").eval()

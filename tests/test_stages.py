@@ -10,7 +10,7 @@ from plans import CPU, demo_facts, finetune_run, write_jsonl
 from safetensors.torch import load_file
 from test_training import Recorder, poisoned_model, train
 
-from toolbox import datasets, embedded, loading, plan, stages, targets, wishes
+from toolbox import datasets, embedded, loading, plan, planning, stages, targets, wishes
 from toolbox.config import Home
 from toolbox.errors import DivergedError, InputError, Interrupted
 from toolbox.runs import Run, Silent
@@ -146,11 +146,11 @@ def test_options_of_another_stage_are_refused(home: Path, data: Any) -> None:
     spec = datasets.resolve(data("dpo"), Home(home))
     asked = wishes.Wishes(settings=["kto.beta=1"])
     with pytest.raises(InputError, match="no use for kto"):
-        plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+        planning.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
     asked = wishes.Wishes(settings=["simpo.simpo_gamma=0.5"], stage="simpo")
-    made = plan.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
+    made = planning.plan_finetune(demo_facts(), [spec], CPU, asked, Home(home))
     assert made.options == stages.Simpo(simpo_gamma=0.5)
-    plain = plan.plan_finetune(demo_facts(), [spec], CPU, wishes.Wishes(stage="sft"), Home(home))
+    plain = planning.plan_finetune(demo_facts(), [spec], CPU, wishes.Wishes(stage="sft"), Home(home))
     assert made.training.learning_rate == pytest.approx(plain.training.learning_rate / 40)
     assert made.estimate.parts_bytes["activations"] == 2 * plain.estimate.parts_bytes["activations"]
 

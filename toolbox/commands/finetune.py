@@ -1,4 +1,4 @@
-"""`finetune`: tune a model on data; toolbox/plan.py decides how, toolbox/training/ does it."""
+"""`finetune`: tune a model on data; toolbox/planning.py decides how, toolbox/training/ does it."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,14 +53,16 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     """
     from pathlib import Path
 
-    from toolbox import device, plan
+    from toolbox import device, planning
 
     loaded = plugged.load(options.plugin, session, options.recipe)
     datasets, held_out = resolve_datasets(options, session, fetch=True)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
     model = find_model(options.model, session)
-    made = plan.plan_finetune(model, datasets, target, wishes(options, session), session.home, eval_datasets=held_out)
+    made = planning.plan_finetune(
+        model, datasets, target, wishes(options, session), session.home, eval_datasets=held_out
+    )
     made.plugins = loaded
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()

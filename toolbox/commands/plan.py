@@ -12,7 +12,9 @@ from toolbox.stages import StageName
 
 if TYPE_CHECKING:
     from toolbox.datasets import DatasetSpec
-    from toolbox.plan import Alternative, FinetunePlan, Wishes
+    from toolbox.plan import FinetunePlan
+    from toolbox.planning import Alternative
+    from toolbox.wishes import Wishes
 
 PARTS = {
     "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
@@ -111,16 +113,16 @@ class Options(TuningOptions, kw_only=True):
 
 def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
-    from toolbox import device, models, plan
+    from toolbox import device, models, planning
 
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)
     datasets, held_out = resolve_datasets(options, session)
     asked = wishes(options, session)
-    made = plan.plan_finetune(model, datasets, target, asked, session.home, must_fit=False, eval_datasets=held_out)
+    made = planning.plan_finetune(model, datasets, target, asked, session.home, must_fit=False, eval_datasets=held_out)
     made.plugins = loaded
-    others = plan.alternatives(made, asked, session.home)
+    others = planning.alternatives(made, asked, session.home)
     show(made, session)
     show_alternatives(others, session)
     return {
@@ -133,7 +135,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
 def wishes(options: TuningOptions, session: Session) -> "Wishes":
     """The options as planning takes them. Raises NotFoundError or InputError where the reward model is none."""
     from toolbox import plugins, targets
-    from toolbox.plan import Wishes
+    from toolbox.wishes import Wishes
 
     return Wishes(
         stage=options.stage,

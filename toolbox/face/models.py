@@ -12,7 +12,8 @@ from toolbox.errors import InputError
 from toolbox.face.here import prepare
 from toolbox.face.session import Caller, built, open_session
 from toolbox.i18n import _
-from toolbox.plan import FinetunePlan, plan_finetune
+from toolbox.plan import FinetunePlan
+from toolbox.planning import plan_finetune
 from toolbox.targets import Target
 from toolbox.wishes import Wishes
 
