@@ -10,20 +10,17 @@ from typing import Any
 
 import msgspec
 
-from toolbox import embedded, files, plugins
+from toolbox import embedded, files, model_files, plugins
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
 from toolbox.i18n import _
 
 HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-MAX_JSON_BYTES = 100 << 20
-"""Longer headers than this are refused, as the safetensors library itself does."""
 INNER_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where multimodal models keep the configuration of their language model."""
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """Read by libraries that stumble over anything but a JSON object."""
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
@@ -167,14 +164,14 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
     _refuse_adapter(folder)
     for name in SETTINGS:
         if (folder / name).is_file():
-            _json(folder / name)
-    outer = _json(folder / "config.json")
+            model_files.json_object(folder / name)
+    outer = model_files.json_object(folder / "config.json")
     own = family(str(outer.get("model_type", "")))
     values = {**outer, **_inner(outer)}
     values |= {field: values.get(name) for field, name in own.keys.items()} if own else {}
     config = _Config(folder / "config.json", values)
     _refuse_own_code(folder, outer)
-    headers = dict(_headers(folder))
+    tensors = model_files.tensors(folder)
     hidden = config.number("hidden_size", "n_embd", "d_model", "dim")
     heads = config.number("num_attention_heads", "n_head", "n_heads")
     facts = ModelFacts(
@@ -184,9 +181,9 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         revision=revision,
         architecture=config.first("architectures"),
         model_type=config.text("model_type"),
-        parameters=sum(math.prod(tensor.shape) for tensor in headers.values()),
-        weights_bytes=sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in headers.values()),
-        dtype=_dtype(headers),
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+        weights_bytes=sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in tensors.values()),
+        dtype=model_files.main_dtype(tensors),
         hidden_size=hidden,
         intermediate_size=config.number("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * hidden),
         num_hidden_layers=config.number("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -195,7 +192,7 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         head_dim=config.number("head_dim", default=max(1, hidden // heads)),
         vocab_size=config.number("vocab_size"),
         max_position_embeddings=config.number("max_position_embeddings", "n_positions", default=2048),
-        tie_word_embeddings=_tied(outer, headers),
+        tie_word_embeddings=_tied(outer, tensors),
         chat_template=_has_chat_template(folder) or bool(own and own.chat_template),
         quantization=_quantization(outer),
     )
@@ -257,29 +254,6 @@ class _Config:
         )
 
 
-class _Tensor(msgspec.Struct, frozen=True):
-    """A tensor as a safetensors header describes it (github.com/huggingface/safetensors#format)."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        size = path.stat().st_size
-        value = msgspec.json.decode(path.read_bytes()) if size <= MAX_JSON_BYTES else None
-    except FileNotFoundError:
-        raise NotFoundError(
-            _("{path} is missing.").format(path=path), _("A model folder holds config.json and safetensors files.")
-        ) from None
-    except (OSError, msgspec.DecodeError):
-        value = None
-    if not isinstance(value, dict):
-        raise CorruptError(_("{path} is torn or not JSON.").format(path=path), _("Fetch the model again."))
-    return value
-
-
 def _inner(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's part of a multimodal configuration, without the names that describe the whole."""
     for name in INNER_CONFIGS:
@@ -323,73 +297,10 @@ def _native(model_type: str) -> bool:
     return mappings.is_file() and f'("{model_type}", ' in mappings.read_text("utf-8")
 
 
-def _headers(folder: Path) -> Iterator[tuple[str, _Tensor]]:
-    """Every tensor of the model, by name, from the headers of all its safetensors files."""
-    for path in _shards(folder):
-        yield from read_header(path).items()
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        whole = folder / "model.safetensors"
-        if whole.is_file():
-            return [whole]
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
-            raise InputError(
-                _("{path} holds its weights as pickles, which can run code.").format(path=folder),
-                _("Take a revision of the model with safetensors files."),
-            )
-        raise NotFoundError(_("{path} holds no safetensors weights.").format(path=folder), _("Fetch the model again."))
-    names = _json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in names.values()
-    ):
-        raise CorruptError(_("{path} is torn or not JSON.").format(path=index), _("Fetch the model again."))
-    shards = [folder / name for name in sorted(set(names.values()))]
-    for shard in shards:
-        if not shard.is_file():
-            raise NotFoundError(
-                _("{path} is missing, though {index} names it.").format(path=shard, index=index.name),
-                _("Fetch the model again: what is there already is kept."),
-            )
-    return shards
-
-
-def read_header(path: Path) -> dict[str, _Tensor]:
-    """The tensors in a safetensors file, by name, without reading their data.
-
-    Raises CorruptError where the file is truncated or torn.
-    """
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 0 < length <= MAX_JSON_BYTES:
-                raise ValueError(length)
-            raw = msgspec.json.decode(file.read(length), type=dict[str, dict[str, Any]])
-        tensors = {name: msgspec.convert(value, _Tensor) for name, value in raw.items() if name != "__metadata__"}
-    except (OSError, ValueError, msgspec.MsgspecError):
-        tensors, length = {}, 0
-    end = max((tensor.data_offsets[1] for tensor in tensors.values()), default=-9)
-    if path.stat().st_size != 8 + length + end:
-        raise CorruptError(
-            _("{path} is truncated or torn.").format(path=path), _("Delete that file and fetch the model again.")
-        )
-    return tensors
-
-
-def _tied(config: dict[str, Any], headers: dict[str, _Tensor]) -> bool:
+def _tied(config: dict[str, Any], tensors: dict[str, model_files.Tensor]) -> bool:
     """The config's word where it has one in favour; else tied where no output matrix is stored."""
-    stored = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in headers)
+    stored = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
     return config.get("tie_word_embeddings") is True or not stored
-
-
-def _dtype(headers: dict[str, _Tensor]) -> str:
-    """The type that most numbers of the model have; what is stored in integers counts as float16."""
-    sizes: dict[str, int] = {}
-    for tensor in headers.values():
-        sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + math.prod(tensor.shape)
-    return DTYPES.get(max(sizes, key=lambda dtype: sizes[dtype], default="F16"), "float16")
 
 
 def _count(model: ModelFacts) -> int:
@@ -403,7 +314,7 @@ def _has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return True
     path = folder / "tokenizer_config.json"
-    return path.is_file() and bool(_json(path).get("chat_template"))
+    return path.is_file() and bool(model_files.json_object(path).get("chat_template"))
 
 
 def _quantization(config: dict[str, Any]) -> str:

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from toolbox import files
+from toolbox import files, model_files
 from toolbox.errors import CorruptError
 from toolbox.hub.store import Copy
 from toolbox.i18n import _
-from toolbox.models import read_header
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -35,7 +34,7 @@ def torn(folder: Path) -> Iterator[Problem]:
     """Weights of any folder that can't be loaded: safetensors that end early, shards that are not there."""
     for file in sorted(folder.rglob("*.safetensors")):
         try:
-            read_header(file)
+            model_files.header(file)
         except CorruptError:
             yield Problem(str(file.relative_to(folder)), _("truncated or torn"))
     for index in sorted(folder.rglob("*.safetensors.index.json")):
