@@ -161,7 +161,7 @@ def test_a_stalled_connection_is_taken_up_again(hub: LoopbackHub, tmp_path: Path
     hub.faults["model.safetensors"] = [Fault(stall_s=2.0)]
     entry = sources.Entry("model.safetensors", len(WEIGHTS))
     slow = HuggingFace(hub.url, stall_s=0.3, pause_s=0)
-    slow.get("model", ID, "main", [entry], tmp_path, lambda size: None)
+    slow.get(sources.Repo("model", ID, "main"), [entry], tmp_path, lambda size: None)
     assert content(tmp_path) == {"model.safetensors": WEIGHTS}
 
 
@@ -169,7 +169,7 @@ def test_a_server_that_only_fails_ends_in_one_sentence(hub: LoopbackHub, tmp_pat
     hub.faults["model.safetensors"] = [Fault(status=503) for _ in range(20)]
     entry = sources.Entry("model.safetensors", len(WEIGHTS))
     with pytest.raises(HubError, match="HTTP 503"):
-        HuggingFace(hub.url, pause_s=0).get("model", ID, "main", [entry], tmp_path, lambda size: None)
+        HuggingFace(hub.url, pause_s=0).get(sources.Repo("model", ID, "main"), [entry], tmp_path, lambda size: None)
     assert len(hub.faults["model.safetensors"]) == 15
 
 

@@ -15,7 +15,7 @@ from toolbox import files, units
 from toolbox.config import Home, Settings
 from toolbox.errors import CorruptError, DoesNotFitError, HubError, NotFoundError, ToolboxError
 from toolbox.hub import names, store
-from toolbox.hub.sources import PARTIAL, Entry, Listing, Source, ordered
+from toolbox.hub.sources import PARTIAL, Entry, Listing, Repo, Source, ordered
 from toolbox.hub.store import FileRecord, Kind, Manifest
 from toolbox.i18n import _
 
@@ -123,7 +123,7 @@ def _first(request: Request, ask: Callable[[Source], T]) -> T:
 
 
 def _select(hub: Source, request: Request) -> Selection:
-    listing = hub.listing(request.kind, request.id, request.revision)
+    listing = hub.listing(Repo(request.kind, request.id, request.revision))
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include)
     if not wanted:
@@ -168,7 +168,7 @@ def _bring(hub: Source, request: Request, manifest: Manifest | None, selection: 
     if missing:
         _look_for_room(request, missing, staging)
         progress = request.progress(request.id, sum(entry.size for entry in missing))
-        hub.get(request.kind, request.id, selection.listing.revision, missing, staging, progress)
+        hub.get(Repo(request.kind, request.id, selection.listing.revision), missing, staging, progress)
     records, wrong = _hash(staging, missing, request)
     for file in wrong:
         raise CorruptError(

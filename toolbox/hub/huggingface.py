@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolbox.errors import InputError, NotFoundError
-from toolbox.hub.sources import CONNECTIONS, PARTIAL, Entry, Listing, unreachable
-from toolbox.hub.store import KINDS, Kind
+from toolbox.hub.sources import CONNECTIONS, PARTIAL, Entry, Listing, Repo, unreachable
+from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -32,23 +33,25 @@ class HuggingFace:
         self._stall_s = stall_s
         self._pause_s = pause_s
 
-    def listing(self, kind: Kind, repo_id: str, revision: str) -> Listing:
+    def listing(self, repo: Repo) -> Listing:
         from huggingface_hub import HfApi, errors
         from huggingface_hub.hf_api import RepoFile
 
         api = HfApi(endpoint=self.endpoint)
         try:
-            commit = api.repo_info(repo_id, revision=revision or None, repo_type=kind, timeout=self._stall_s).sha
-            tree = list(api.list_repo_tree(repo_id, recursive=True, revision=commit, repo_type=kind))
+            commit = api.repo_info(
+                repo.id, revision=repo.revision or None, repo_type=repo.kind, timeout=self._stall_s
+            ).sha
+            tree = list(api.list_repo_tree(repo.id, recursive=True, revision=commit, repo_type=repo.kind))
         except errors.GatedRepoError as error:
             raise InputError(
-                _("Hugging Face does not let us read {id}.").format(id=repo_id),
-                _("Accept its terms on {endpoint}/{id}, then set HF_TOKEN.").format(endpoint=self.endpoint, id=repo_id),
+                _("Hugging Face does not let us read {id}.").format(id=repo.id),
+                _("Accept its terms on {endpoint}/{id}, then set HF_TOKEN.").format(endpoint=self.endpoint, id=repo.id),
             ) from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
             raise NotFoundError(
                 _("Hugging Face has no {kind} {id} at revision {revision}, or it is private.").format(
-                    kind=_(KINDS[kind]), id=repo_id, revision=revision or "main"
+                    kind=_(KINDS[repo.kind]), id=repo.id, revision=repo.revision or "main"
                 ),
                 _("Check the spelling on {endpoint}, --type, HF_TOKEN, or try --source modelscope.").format(
                     endpoint=self.endpoint
@@ -61,22 +64,15 @@ class HuggingFace:
             for file in tree
             if isinstance(file, RepoFile)
         ]
-        return Listing(self.name, self.endpoint, commit or revision, entries)
+        return Listing(self.name, self.endpoint, commit or repo.revision, entries)
 
-    def get(
-        self,
-        kind: Kind,
-        repo_id: str,
-        revision: str,
-        entries: Sequence[Entry],
-        folder: Path,
-        progress: Callable[[int], None],
-    ) -> None:
+    def get(self, repo: Repo, entries: Sequence[Entry], folder: Path, progress: Callable[[int], None]) -> None:
         import httpx
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        url = partial(hf_hub_url, repo.id, repo_type=repo.kind, revision=repo.revision, endpoint=self.endpoint)
         stop = threading.Event()
         with (
             httpx.Client(headers=headers, follow_redirects=True, timeout=self._stall_s) as client,
@@ -84,14 +80,7 @@ class HuggingFace:
         ):
             transfers = [
                 pool.submit(
-                    _Transfer(
-                        client,
-                        hf_hub_url(repo_id, entry.path, repo_type=kind, revision=revision, endpoint=self.endpoint),
-                        folder / entry.path,
-                        entry.size,
-                        progress,
-                        stop,
-                    ).run,
+                    _Transfer(client, url(entry.path), folder / entry.path, entry.size, progress, stop).run,
                     self._pause_s,
                 )
                 for entry in entries

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
-from toolbox.hub.sources import CONNECTIONS, Entry, Listing, unreachable
-from toolbox.hub.store import KINDS, Kind
+from toolbox.hub.sources import CONNECTIONS, Entry, Listing, Repo, unreachable
+from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
 DOMESTIC = ("modelscope.cn", ".modelscope.cn", ".aliyuncs.com")
@@ -38,17 +38,17 @@ class ModelScope:
         self._home = home
         self._token = environ.get("MODELSCOPE_API_TOKEN", "")
 
-    def listing(self, kind: Kind, repo_id: str, revision: str) -> Listing:
+    def listing(self, repo: Repo) -> Listing:
         api = self._api
         from modelscope_hub import errors
 
-        revision = revision or "master"
+        revision = repo.revision or "master"
         try:
-            found = api.list_repo_files(repo_id, kind, revision=revision)
+            found = api.list_repo_files(repo.id, repo.kind, revision=revision)
         except errors.NotExistError as error:
             raise NotFoundError(
                 _("ModelScope has no {kind} {id} at revision {revision}.").format(
-                    kind=_(KINDS[kind]), id=repo_id, revision=revision
+                    kind=_(KINDS[repo.kind]), id=repo.id, revision=revision
                 ),
                 _("Check the spelling on {endpoint}, --type, or try --source huggingface.").format(
                     endpoint=self.endpoint
@@ -56,7 +56,7 @@ class ModelScope:
             ) from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
             raise InputError(
-                _("ModelScope does not let us read {id}.").format(id=repo_id),
+                _("ModelScope does not let us read {id}.").format(id=repo.id),
                 _("Set MODELSCOPE_API_TOKEN to a token of an account that may."),
             ) from error
         except (errors.HubError, OSError, ValueError) as error:
@@ -64,23 +64,15 @@ class ModelScope:
         entries = [Entry(file.path, file.size, (file.sha256 or "").lower()) for file in found if file.type != "tree"]
         return Listing(self.name, self.endpoint, revision, entries)
 
-    def get(
-        self,
-        kind: Kind,
-        repo_id: str,
-        revision: str,
-        entries: Sequence[Entry],
-        folder: Path,
-        progress: Callable[[int], None],
-    ) -> None:
+    def get(self, repo: Repo, entries: Sequence[Entry], folder: Path, progress: Callable[[int], None]) -> None:
         api = self._api
         from modelscope_hub import errors
 
         try:
             api.download_repo(
-                repo_id,
-                kind,
-                revision=revision,
+                repo.id,
+                repo.kind,
+                revision=repo.revision,
                 local_dir=folder,
                 cache_dir=folder,
                 max_workers=CONNECTIONS,

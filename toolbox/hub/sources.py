@@ -23,6 +23,14 @@ HEAD_START_S = 0.5
 """By how much another hub must be quicker than the first in the order, ModelScope, to be asked in its place."""
 
 
+class Repo(msgspec.Struct, frozen=True):
+    """A repository of a hub at a revision; empty: the hub's own first one."""
+
+    kind: Kind
+    id: str
+    revision: str
+
+
 class Entry(msgspec.Struct, frozen=True):
     """A file as a hub lists it. `sha256` is empty where the listing has none; `git_sha1` is git's hash of a blob."""
 
@@ -53,18 +61,10 @@ class Source(Protocol):
     title: str
     endpoint: str
 
-    def listing(self, kind: Kind, repo_id: str, revision: str) -> Listing:
+    def listing(self, repo: Repo) -> Listing:
         """Raises NotFoundError, InputError where access needs a token, HubError where the hub does not answer."""
 
-    def get(
-        self,
-        kind: Kind,
-        repo_id: str,
-        revision: str,
-        entries: Sequence[Entry],
-        folder: Path,
-        progress: Callable[[int], None],
-    ) -> None:
+    def get(self, repo: Repo, entries: Sequence[Entry], folder: Path, progress: Callable[[int], None]) -> None:
         """Put the entries below `folder`, resuming what ends in PARTIAL. Sizes are right, hashes are not checked.
 
         `progress` is told the size of each piece, in bytes, from several threads. Raises HubError, OSError.
