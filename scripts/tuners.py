@@ -1,7 +1,6 @@
-"""Measures every method of tuning on the embedded model and writes docs/tuners.json and docs/tuners.md.
+"""Measures every method of tuning on the embedded model and writes docs/tuners.json.
 
-python scripts/tuners.py            measure all, write both (minutes)
-python scripts/tuners.py --page     write the page anew from the figures that are there
+python scripts/tuners.py [METHOD …]     measure all, or these (minutes); then: python scripts/tuners_page.py
 """
 
 import sys
@@ -19,27 +18,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from toolbox import methods  # noqa: E402
 
-PAGE, FIGURES = ROOT / "docs" / "tuners.md", ROOT / "docs" / "tuners.json"
+FIGURES = ROOT / "docs" / "tuners.json"
 STEPS, STOP = 4, 2
 """Optimizer steps of a short run, and after how many of them the interrupted one stops."""
 SAME, MERGED = 2e-5, 5e-5
 """The largest difference of a logit that is rounding in float32, where logits go up to 11: reloaded, and merged."""
-
-
-NOTES = """
-Where *served* says no, `serve` and `chat` refuse the adapter: transformers would load it otherwise than it was
-trained, or not at all. Merged, it is served as any model; `evaluate` takes every adapter as it is. lmdeploy takes
-plain LoRA only. `pissa` and `olora` change the base while they train; what they leave is a plain LoRA of twice the
-rank for the untouched base, so it is served and merged as LoRA.
-
-`--quantization nf4` trains any method that has a figure in the last column (*reload*) over a base in 4 bits.
-`--method full` takes `--set optim=adamw_8bit`; `galore` and `apollo` are optimizers of our own: galore-torch and
-apollo-torch keep state that needs pickles, and agree with ours to 1e-6 over 8 steps.
-
-Left out: prompt, prefix and p-tuning, which add tokens to each row and so would lose the layout without padding;
-LoftQ, EVA and CorDA, which need a pass over the weights or the data before training; OSF and FRoD, which take every
-weight apart first; AdaMSS, which needs scikit-learn.
-""".splitlines()
 
 
 class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -66,17 +49,17 @@ def measure(method: str, quantization: str, home: Path, merge: bool = True) -> F
     from toolbox import plan as plans
 
     straight, model, result = _train(method, quantization, home)
-    expected = _logits(model)
+    expected = logits(model)
     made: Any = plans.load(straight.plan_path)
     adapter = straight.adapter if straight.adapter.is_dir() else None
     reloaded = _reloaded(made, adapter, Path(result.get("model", ".")))
     figures = Figures(
-        method=method, quantization=quantization, reload_diff=_difference(_logits(reloaded), expected),
+        method=method, quantization=quantization, reload_diff=difference(logits(reloaded), expected),
         weights=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         loss_before=result["eval_loss_before"], loss_after=result["eval_loss"],
     )  # fmt: skip
     if quantization == "none" or method == "qlora":
-        figures.resumed_equal = _same_files(straight.path, _stopped(method, quantization, home).path)
+        figures.resumed_equal = same_files(straight.path, _stopped(method, quantization, home).path)
     if adapter and quantization == "none":
         figures.engine_diff, figures.engine_error = _as_engine(made, adapter, home / "view", expected)
     if adapter and merge and not methods.find(method).unmergeable:
@@ -111,7 +94,7 @@ def _train(method: str, quantization: str, home: Path) -> tuple[Any, Any, dict[s
 
     made = _plan(method, quantization, home)
     run = runs.create(home / "runs", "straight", made)
-    with _caught() as models:
+    with caught() as models:
         result = training.run(made, run, Silent())
     return run, models[0], result
 
@@ -142,7 +125,7 @@ def _stopped(method: str, quantization: str, home: Path) -> Any:
 
 
 @contextmanager
-def _caught() -> Iterator[list[Any]]:
+def caught() -> Iterator[list[Any]]:
     """The models that tuners load meanwhile."""
     from toolbox import training
 
@@ -186,7 +169,7 @@ def _as_engine(made: Any, adapter: Path, view: Path, expected: Any) -> tuple[flo
     served, _tuned = views.make(view, made.model.path, adapter, apart=False)
     try:
         model = AutoModelForCausalLM.from_pretrained(view / served, dtype=torch.float32)
-        return _difference(_logits(model), expected), ""
+        return difference(logits(model), expected), ""
     except Exception as error:  # whatever a library says is the result
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
@@ -203,25 +186,37 @@ def _merged(made: Any, adapter: Path, output: Path) -> float:
     return float(merging.run(plan)["max_abs_diff"])
 
 
-def _logits(model: Any) -> Any:
+def tokens() -> Any:
+    """Two rows of 24 tokens, always the same."""
     import torch
 
-    tokens = torch.randint(5, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
+    return torch.randint(5, 1000, (2, 24), generator=torch.Generator().manual_seed(0))
+
+
+def logits(model: Any) -> Any:
+    """What `model` says of `tokens`, by attention as everybody has it."""
+    import torch
+
     model.eval()
+    with plain_attention(model), torch.no_grad():
+        return model(input_ids=tokens(), use_cache=False).logits.float()
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
     text = model.config.get_text_config()
     attention, text._attn_implementation = text._attn_implementation, "sdpa"
     try:
-        with torch.no_grad():
-            return model(input_ids=tokens, use_cache=False).logits.float()
+        yield
     finally:
         text._attn_implementation = attention
 
 
-def _difference(some: Any, others: Any) -> float:
+def difference(some: Any, others: Any) -> float:
     return float((some - others).abs().max())
 
 
-def _same_files(one: Path, other: Path) -> bool:
+def same_files(one: Path, other: Path) -> bool:
     """Whether two runs left the same weights, byte for byte."""
     made = sorted(path for folder in ("adapter", "model") for path in (one / folder).glob("*.safetensors"))
     return bool(made) and all(path.read_bytes() == (other / path.relative_to(one)).read_bytes() for path in made)
@@ -236,43 +231,6 @@ def every() -> Iterator[tuple[str, str]]:
             yield method.name, "nf4"
 
 
-def page(figures: list[Figures]) -> str:
-    """docs/tuners.md."""
-    plain = {figure.method: figure for figure in figures if figure.quantization == "none"}
-    rounded = {figure.method: figure for figure in figures if figure.quantization == "nf4"}
-    lines = [
-        "# Methods of tuning",
-        "",
-        "<!-- Written by scripts/tuners.py from toolbox/methods.py and docs/tuners.json; a test compares them. -->",
-        "",
-        f"Each was trained for {STEPS} steps on the embedded model through the toolbox's own job, in float32 on a",
-        "processor; figures are largest differences of logits. *Resumed*: stopped after half of the steps and resumed,",
-        "it left the very bytes of a straight run. *Served*: loaded unmerged as `transformers serve` loads it.",
-        "",
-        "| `--method` | what | paper | settings | weights | resumed | reload | merge | served | 4 bits |",
-        "|---|---|---|---|--:|---|--:|--:|--:|---|",
-    ]
-    for method in methods.METHODS:
-        if found := plain.get(method.name) or rounded.get(method.name):
-            lines.append(_row(method, found, rounded.get(method.name)))
-    merged = [method for method in methods.METHODS if method.unmergeable]
-    unmergeable = [f"`{method.name}` does not merge: {method.unmergeable}." for method in merged]
-    return "\n".join([*lines, "", *unmergeable, *NOTES]) + "\n"
-
-
-def _row(method: methods.Method, found: Figures, rounded: Figures | None) -> str:
-    own = methods.find(method.name).kind == "weights"
-    merge = "a model" if own else "no" if method.unmergeable else f"{found.merge_diff or 0:.0e}"
-    served = "a model" if own else "—" if found.engine_diff is None else f"{found.engine_diff:.0e}"
-    served = served if method.served else "no"
-    four = "—" if not rounded else f"{rounded.reload_diff:.0e}"
-    cells = [
-        f"`{method.name}`", method.summary, method.paper or "—", f"`{method.block}`" if method.block else "—",
-        f"{found.weights:,}", "equal" if found.resumed_equal else "—", f"{found.reload_diff:.0e}", merge, served, four,
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
 def read() -> list[Figures]:
     return msgspec.json.decode(FIGURES.read_bytes(), type=list[Figures])
 
@@ -285,15 +243,13 @@ def keep(figures: Figures) -> None:
     FIGURES.write_bytes(msgspec.json.format(msgspec.json.encode(ordered), indent=1) + b"\n")
 
 
-def main(arguments: list[str]) -> int:
-    if arguments != ["--page"]:
-        for method, quantization in every():
-            if not arguments or method in arguments:
-                begun = time.monotonic()
-                with tempfile.TemporaryDirectory() as home:
-                    keep(measure(method, quantization, Path(home)))
-                print(f"{method} {quantization}: {time.monotonic() - begun:.1f} s", flush=True)
-    PAGE.write_text(page(read()), encoding="utf-8")
+def main(chosen: list[str]) -> int:
+    for method, quantization in every():
+        if not chosen or method in chosen:
+            begun = time.monotonic()
+            with tempfile.TemporaryDirectory() as home:
+                keep(measure(method, quantization, Path(home)))
+            print(f"{method} {quantization}: {time.monotonic() - begun:.1f} s", flush=True)
     return 0
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, Cli
 from plans import CPU, demo_facts, finetune_plan
 
-from toolbox import embedded, loading, loreft, merging, methods
+from toolbox import embedded, i18n, loading, loreft, merging, methods
 from toolbox.errors import InputError
 from toolbox.methods import LisaConfig, LoreftConfig
 from toolbox.plan import MergePlan
@@ -22,6 +22,7 @@ from toolbox.training.tuners.weights import Lisa
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import tuners
+import tuners_page
 
 FAST = ("pissa", "adalora", "oft", "loreft", "lisa", "galore")
 """One of each way of keeping weights, or of making steps; the others go through the same code."""
@@ -58,12 +59,20 @@ def test_all_methods_with_and_without_four_bits(method: str, quantization: str, 
     passes(tuners.measure(method, quantization, home))
 
 
-def test_the_page_is_what_was_measured_of_every_method() -> None:
+def test_what_the_page_tells_was_measured_of_every_method() -> None:
     figures = tuners.read()
     assert {(figure.method, figure.quantization) for figure in figures} == set(tuners.every())
     for figure in figures:
         passes(figure)
-    assert tuners.PAGE.read_text("utf-8") == tuners.page(figures)
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_the_page_says_what_was_measured(language: str) -> None:
+    written = tuners_page.PAGES[language].read_text("utf-8")
+    try:
+        assert written == tuners_page.page(language), "run scripts/tuners_page.py"
+    finally:
+        i18n.use("en")
 
 
 # Each by itself

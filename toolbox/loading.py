@@ -49,10 +49,13 @@ def _prepared(path: Path) -> models.Family | None:
     return family
 
 
-def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any] | None = None) -> "PreTrainedModel":
+def base_model(
+    path: Path, dtype: str, device: str, quantization: dict[str, Any] | None = None, scores: bool = False
+) -> "PreTrainedModel":
     """The causal language model in `path`, on `device` ("cpu", "mps", "cuda:0").
 
     `dtype` is torch's name ("bfloat16"). `quantization`: keyword arguments of transformers' `BitsAndBytesConfig`.
+    `scores`: as a reward model, whose head gives one number in the language head's place.
     """
     _prepared(path)
     config = None
@@ -60,9 +63,11 @@ def base_model(path: Path, dtype: str, device: str, quantization: dict[str, Any]
         from transformers import BitsAndBytesConfig
 
         config = BitsAndBytesConfig(**quantization)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True, **SAFE
-    )
+    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(
+        path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True,
+        **({"num_labels": 1} if scores else {}), **SAFE,
+    )  # fmt: skip
     startup.end()
     if quantization:
         _keep_as_stored(model)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 NAME = "loreft"
 """The module's name within the model."""
+SCORE = "base_model.model.score.weight"
+"""The head of a reward model, as peft names it."""
 
 
 class Intervention(torch.nn.Module):
@@ -119,7 +121,10 @@ def load(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     try:
         described = json.loads((folder / CONFIG).read_text("utf-8"))
         config = msgspec.convert({name: described[name] for name in LoreftConfig.__struct_fields__}, LoreftConfig)
-        attach(model, config, fixed=True).load_state_dict(load_file(folder / WEIGHTS))
+        tensors = load_file(folder / WEIGHTS)
+        if SCORE in tensors:  # of a reward model
+            model.score.load_state_dict({"weight": tensors.pop(SCORE)})  # type: ignore[operator, union-attr]
+        attach(model, config, fixed=True).load_state_dict(tensors)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CorruptError(
             _("The interventions in {path} can't be read: {reason}.").format(path=folder, reason=error),

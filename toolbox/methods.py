@@ -291,6 +291,12 @@ def of_adapter(folder: Path) -> Method | None:
     return blocks.get(kind)
 
 
+def scores(folder: Path) -> bool:
+    """Whether the adapter in `folder` makes a reward model of its base."""
+    config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}
+    return config.get("task_type") == "SEQ_CLS"
+
+
 def refuse_unmergeable(folder: Path) -> None:
     """Raise InputError where the adapter in `folder` can't become weights, saying why."""
     method = of_adapter(folder)

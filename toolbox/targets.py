@@ -5,12 +5,15 @@ from pathlib import Path
 
 import msgspec
 
-from toolbox import files, models, plan, runs
+from toolbox import files, methods, models, plan, runs
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError
 from toolbox.i18n import _
 from toolbox.models import ModelFacts
 from toolbox.runs import Run
+
+SCORING = "ForSequenceClassification"
+"""How transformers ends the names of models that score."""
 
 
 class Target(msgspec.Struct, kw_only=True, frozen=True):
@@ -29,19 +32,21 @@ class Target(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def resolve(model: str, adapter: str, run: str, home: Home, with_adapter: bool = False) -> Target:
-    """What `--model`, `--adapter` and `--run` mean together; `with_adapter`: `--run last` is the last that made one.
+    """What `--model`, `--adapter` and `--run` mean together.
 
+    `with_adapter`: `--run last` is the last that made one, and a reward model's will do; else the model has to write.
     An adapter alone brings the base that its adapter_config.json names. Raises InputError where they contradict each
     other or nothing was named, NotFoundError where what was named is not here.
     """
     if run:
         if model or adapter:
             raise InputError(_("--run already says which model and adapter."), _("Leave out --model and --adapter."))
-        return _last(home, with_adapter) if run == "last" else _made_by(runs.find(home.runs, run), home)
+        return _last(home, with_adapter) if run == "last" else _made_by(runs.find(home.runs, run), home, with_adapter)
     if not model and not adapter:
         raise InputError(_("No model was named."), _("Name one with --model, or what a run made with --run."))
     folder = Path(adapter).expanduser().absolute() if adapter else None
-    return Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
+    target = Target(model=models.resolve(model or _base_of(folder), home), adapter=folder and _checked(folder))
+    return target if with_adapter else _writing(target)
 
 
 def reward_model(name: str, home: Home) -> Path:
@@ -66,29 +71,37 @@ def _last(home: Home, with_adapter: bool) -> Target:
     """What the newest run made that made a model at all: an evaluation or a chat since then is not meant."""
     for run in runs.every(home.runs):
         with contextlib.suppress(InputError):
-            target = _made_by(run, home)
+            target = _made_by(run, home, with_adapter)
             if target.adapter or not with_adapter:
                 return target
     raise NotFoundError(_("No run has made a model yet."), _("Start with: finetune --model demo"))
 
 
-def _made_by(run: Run, home: Home) -> Target:
-    """An adapter on its base, a fully tuned model, or a merged one."""
+def _made_by(run: Run, home: Home, scores: bool) -> Target:
+    """An adapter on its base, a fully tuned model, or a merged one; with `scores`, reward models too."""
     made = plan.load(run.plan_path)
-    if isinstance(made, plan.FinetunePlan) and made.stage == "rm":
-        raise InputError(
-            _("{run} made a reward model: it scores answers and writes none.").format(run=run.id),
-            _("Train a model that writes with the stage sft, or dpo."),
-        )
-    if isinstance(made, plan.FinetunePlan) and made.method != "full" and run.adapter.is_dir():
-        return Target(model=made.model, adapter=run.adapter, run=run.id)
     folder = made.output if isinstance(made, plan.MergePlan) else run.path / "model"
-    if folder.is_dir():
-        return Target(model=models.resolve(str(folder), home), run=run.id)
+    target = None
+    if isinstance(made, plan.FinetunePlan) and run.adapter.is_dir():
+        target = Target(model=made.model, adapter=run.adapter, run=run.id)
+    elif folder.is_dir():
+        target = Target(model=models.resolve(str(folder), home), run=run.id)
+    if target:
+        return target if scores else _writing(target)
     raise InputError(
         _("{run} has made no model (it is {state}).").format(run=run.id, state=run.status().state),
         _("See what it did: runs show {run}").format(run=run.id),
     )
+
+
+def _writing(target: Target) -> Target:
+    """Itself. Raises InputError for a reward model."""
+    if target.model.architecture.endswith(SCORING) or (target.adapter and methods.scores(target.adapter)):
+        raise InputError(
+            _("{name} is a reward model: it scores answers and writes none.").format(name=target.name),
+            _("Train a model that writes with the stage sft, or dpo."),
+        )
+    return target
 
 
 def _checked(folder: Path) -> Path:

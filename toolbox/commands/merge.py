@@ -41,7 +41,7 @@ class MergeOptions(msgspec.Struct, kw_only=True):
 
 def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     """Merge, prove, deliver. The `--json` object: `output max_abs_diff passed` and the rest of the proof."""
-    from toolbox import runs
+    from toolbox import methods, runs
 
     plan = make_plan(options, session)
     _show_plan(plan, session)
@@ -53,7 +53,8 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     result = {"run": job.id, **job.result()}
     show_proof(result["proof"], session)
     session.say(_("The merged model lies in {output}.").format(output=plan.output))
-    session.say(_("Next: {command}").format(command=job.command("serve", "--run")))
+    if not methods.scores(plan.adapter):
+        session.say(_("Next: {command}").format(command=job.command("serve", "--run")))
     return result
 
 

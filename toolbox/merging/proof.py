@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from toolbox import datasets, loading, templates
+from toolbox import datasets, loading, methods, templates
 from toolbox.config import find_home
 from toolbox.i18n import _
 from toolbox.merging import weights
@@ -40,7 +40,10 @@ class Answer(msgspec.Struct):
 
 
 class Reference(msgspec.Struct):
-    """What base and adapter say: logits (a tensor of tokens × vocabulary a row) and answers."""
+    """What base and adapter say: logits (a tensor of tokens × vocabulary a row) and answers.
+
+    A reward model says one number a row, and gives no answers.
+    """
 
     rows: list[list[int]]
     prompts: list[list[int]]
@@ -84,9 +87,13 @@ class Proof(msgspec.Struct, frozen=True):
 
 
 def tolerance(plan: MergePlan, reference: Reference) -> float:
-    """The stated tolerance of this merge, in logits: rounding grows with what is rounded."""
+    """The stated tolerance of this merge, in logits: rounding grows with what is rounded.
+
+    A score near zero is what is left of larger numbers.
+    """
     share = QUANTISED_TOLERANCE if plan.quantization == "nf4" else TOLERANCES[plan.dtype]
-    return share * max(float(logits.abs().max()) for logits in reference.logits)
+    largest = max(float(logits.abs().max()) for logits in reference.logits)
+    return share * (max(1.0, largest) if methods.scores(plan.adapter) else largest)
 
 
 def reference(plan: MergePlan) -> Reference:
@@ -105,7 +112,7 @@ def reference(plan: MergePlan) -> Reference:
         rows=rows,
         prompts=prompts,
         logits=logits,
-        answers=[_answer(model, prompt) for prompt in prompts],
+        answers=[] if methods.scores(plan.adapter) else [_answer(model, prompt) for prompt in prompts],
         adapter_effect=_largest_difference(logits, unadapted),
         conversation=conversations[0],
         template=_rendered(tokenizer, conversations[0], False),
@@ -116,9 +123,10 @@ def reference(plan: MergePlan) -> Reference:
 def prove(plan: MergePlan, folder: Path, reference: Reference) -> Proof:
     """Load the merged model as anybody would, and compare."""
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=device, **loading.SAFE).eval()
+    kind: Any = AutoModelForSequenceClassification if methods.scores(plan.adapter) else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, device_map=device, **loading.SAFE).eval()
     difference = _largest_difference(_logits(model, reference.rows), reference.logits)
-    answers = [_answer(model, prompt) for prompt in reference.prompts]
+    answers = [_answer(model, prompt) for prompt in reference.prompts[: len(reference.answers)]]
     tokenizer = loading.tokenizer(folder)
     allowed = tolerance(plan, reference)
     greedy = all(map(partial(_same, tie=2 * allowed), reference.answers, answers))
@@ -143,12 +151,17 @@ def _checks(
     )
     moved = _("it moves logits by up to {effect:.3g}").format(effect=effect)
     rows = _("{rows} rows, {tokens} tokens").format(rows=len(reference.rows), tokens=sum(map(len, reference.rows)))
-    answers = _("{count} answers of {tokens} tokens").format(count=len(reference.prompts), tokens=NEW_TOKENS)
+    count = len(reference.answers)
+    answers = Check(
+        _("Greedy answers equal"),
+        greedy,
+        _("{count} answers of {tokens} tokens").format(count=count, tokens=NEW_TOKENS),
+    )
     return (
         Check(_("Loads in plain transformers"), True, rows),
         Check(_("Logits equal base + adapter"), difference <= allowed, logits),
         Check(_("The adapter is in it"), effect == 0 or difference < effect / 2, moved),
-        Check(_("Greedy answers equal"), greedy, answers),
+        *([Check(_("Greedy answers equal"), greedy, answers)] if count else []),
         Check(_("Chat template equal"), same_text, _("renders the same text")),
         Check(_("End-of-answer tokens equal"), same_stops, ", ".join(map(str, sorted(reference.stops)))),
     )
@@ -170,7 +183,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]
 
 
 def _stops(tokenizer: "PreTrainedTokenizerBase", model: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
+    configured = (getattr(model, "generation_config", None) or model.config).eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return {end for end in (tokenizer.eos_token_id, *ends) if end is not None}
 

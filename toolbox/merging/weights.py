@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from toolbox import files, loading
+from toolbox import files, loading, methods
 from toolbox.errors import ToolboxError
 from toolbox.i18n import _
 from toolbox.plan import MergePlan
@@ -178,7 +178,8 @@ def _quantised(plan: MergePlan) -> Iterator[tuple[str, torch.nn.Module]]:
 def base(plan: MergePlan) -> Any:
     """The base model as the adapter knew it: in 4 bits for QLoRA."""
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    return loading.base_model(plan.model.path, plan.dtype, device, plan.BitsAndBytesConfig or None)
+    scores = methods.scores(plan.adapter)
+    return loading.base_model(plan.model.path, plan.dtype, device, plan.BitsAndBytesConfig or None, scores=scores)
 
 
 def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
