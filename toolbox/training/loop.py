@@ -18,7 +18,7 @@ from toolbox.training.meter import Meter
 from toolbox.training.packing import Pack
 from toolbox.training.rows import Item
 from toolbox.training.stages import Experience, Stage
-from toolbox.training.step import Forward, Stepped, Stepper, diverged, mean_step, means
+from toolbox.training.step import Forward, Stepped, Stepper, culprits, diverged, mean_step, means
 from toolbox.training.store import Items
 from toolbox.training.trackers import Trackers
 from toolbox.training.tuner import Tuner
@@ -92,10 +92,10 @@ class Loop:
             totals = self.stage.totals(self.forward, micro_batches)
             outcomes = [self.stage.loss(self.forward, items, totals) for items in micro_batches]
         self.forward.model.train()
-        loss = sum(float(outcome.loss) for outcome in outcomes)
-        if not math.isfinite(loss):
-            raise diverged(self.state.step, [rows])
-        return {"eval_loss": loss, **{f"eval_{name}": value for name, value in means(outcomes).items()}}
+        losses = [float(outcome.loss) for outcome in outcomes]
+        if bad := [items for items, loss in zip(micro_batches, losses, strict=True) if not math.isfinite(loss)]:
+            raise diverged(self.state.step, culprits(self.forward, self.stage, bad))
+        return {"eval_loss": sum(losses), **{f"eval_{name}": value for name, value in means(outcomes).items()}}
 
     def _step(self) -> dict[str, float]:
         """One step, of one optimizer step or as many as the stage makes; returns its metrics."""

@@ -135,10 +135,10 @@ class Stepper:
             outcomes.append(Outcome(outcome.loss.detach(), outcome.figures))
         values = torch.stack([outcome.loss for outcome in outcomes]).tolist()
         if bad := [items for items, value in zip(micro_batches, values, strict=True) if not math.isfinite(value)]:
-            raise diverged(number, bad)
+            raise diverged(number, culprits(self.forward, self.stage, bad))
         grad_norm = self._clip()
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
-            raise diverged(number, micro_batches)
+            raise diverged(number, [item for items in micro_batches for item in items])
         optim.set_rate(self.optimizer, rate)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -174,9 +174,18 @@ def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return found
 
 
-def diverged(number: int, micro_batches: Sequence[Sequence[Item]]) -> DivergedError:
-    rows = [f"{item.dataset}:{item.number}" for items in micro_batches for item in items]
-    shown = ", ".join(rows[:SHOWN_ROWS]) + (" …" if len(rows) > SHOWN_ROWS else "")
+def culprits(forward: Forward, stage: "Stage", micro_batches: Sequence[Sequence[Item]]) -> list[Item]:
+    """Those of the rows whose loss is no finite number by themselves; all, where none is so alone."""
+    rows = [item for items in micro_batches for item in items]
+    with torch.no_grad():
+        alone = [stage.loss(forward, [row], stage.totals(forward, [[row]])).loss for row in rows]
+    return [row for row, loss in zip(rows, alone, strict=True) if not math.isfinite(float(loss))] or rows
+
+
+def diverged(number: int, items: Sequence[Item]) -> DivergedError:
+    rows = sorted({(item.dataset, item.number) for item in items})
+    shown = ", ".join(f"{dataset}:{row}" for dataset, row in rows[:SHOWN_ROWS])
+    shown += " …" if len(rows) > SHOWN_ROWS else ""
     return DivergedError(
         _("The loss is no finite number any more at step {step}; its rows: {rows}.").format(step=number, rows=shown),
         _("Look at these rows, or use a smaller --learning-rate; the weights before that step are kept."),
