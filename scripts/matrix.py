@@ -28,6 +28,8 @@ from toolbox import methods, stages  # noqa: E402
 from toolbox.runs import Silent  # noqa: E402
 
 FIGURES = ROOT / "docs" / "matrix.json"
+STAGES = tuple(stage for stage in stages.NAMES if stage not in ("ppo", "grpo"))
+"""Those that learn from answers that are there; the two that write their own have tests of their own."""
 STEPS = 3
 SCORES = 1e-4
 """The largest difference of a score that is rounding in float32."""
@@ -81,7 +83,7 @@ class Watching(Silent):
 def every() -> Iterator[tuple[str, str, str]]:
     """(method, stage, quantization) of all that is measured."""
     for method, quantization in tuners.every():
-        for stage in stages.NAMES:
+        for stage in STAGES:
             yield method, stage, quantization
 
 

@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import matrix  # noqa: E402
 import tuners  # noqa: E402
 
-from toolbox import i18n, methods, stages  # noqa: E402
+from toolbox import i18n, methods  # noqa: E402
 from toolbox.i18n import _  # noqa: E402
 
 PAGES = {"zh": ROOT / "docs" / "tuners.md", "en": ROOT / "docs" / "tuners.en.md"}
@@ -150,13 +150,13 @@ def _stages(words: Words) -> list[str]:
     """A row a method, a column a stage, and the stages that go with a base in 4 bits."""
     known = {(pair.method, pair.stage, pair.quantization): pair for pair in matrix.read()}
     lines = [
-        "| `--method` | " + " | ".join(f"`{stage}`" for stage in stages.NAMES) + f" | {words.four_bits} |",
-        "|---" * (len(stages.NAMES) + 2) + "|",
+        "| `--method` | " + " | ".join(f"`{stage}`" for stage in matrix.STAGES) + f" | {words.four_bits} |",
+        "|---" * (len(matrix.STAGES) + 2) + "|",
     ]
     for method in methods.METHODS:
-        at_nf4 = [stage for stage in stages.NAMES if (method.name, stage, "nf4") in known]
-        cells = [_cell(known.get((method.name, stage, _own(method)))) for stage in stages.NAMES]
-        four = words.all_stages if len(at_nf4) == len(stages.NAMES) else ", ".join(at_nf4) or "—"
+        at_nf4 = [stage for stage in matrix.STAGES if (method.name, stage, "nf4") in known]
+        cells = [_cell(known.get((method.name, stage, _own(method)))) for stage in matrix.STAGES]
+        four = words.all_stages if len(at_nf4) == len(matrix.STAGES) else ", ".join(at_nf4) or "—"
         lines.append(f"| `{method.name}` | " + " | ".join([*cells, four]) + " |")
     return lines
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from toolbox import methods, stages
+from toolbox import methods
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import matrix
@@ -47,7 +47,7 @@ def test_a_method_works_at_a_stage(method: str, stage: str, quantization: str, h
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", stages.NAMES)
+@pytest.mark.parametrize("stage", matrix.STAGES)
 @pytest.mark.timeout(1200)
 def test_every_method_works_at_every_stage(stage: str) -> None:
     for method, named, quantization in matrix.every():
