@@ -220,4 +220,7 @@ def _merge_by_peft(plan: MergePlan, folder: Path) -> None:
                 delattr(model.config, key)
         model.is_loaded_in_4bit = False  # peft's IA3 asks this flag, not the weights
     adapted: Any = loading.with_adapter(model, plan.adapter)
-    adapted.merge_and_unload(safe_merge=True).save_pretrained(folder, max_shard_size="4GB")
+    merged = adapted.merge_and_unload(safe_merge=True)
+    if kept := getattr(getattr(merged, "score", None), "modules_to_save", None):
+        merged.score = kept["default"]  # peft's LN tuning leaves a reward model's head wrapped
+    merged.save_pretrained(folder, max_shard_size="4GB")

@@ -196,7 +196,7 @@ class Rollouts:
         def each_token(logits: torch.Tensor) -> None:
             heed_stop()
             if logits.isnan().any():
-                raise diverged(step + 1, [questions])
+                raise diverged(step + 1, questions)
 
         asked = [question for question in questions for _ in range(generations)]
         settings = inference.generation(
