@@ -23,6 +23,10 @@ from toolbox.training import checkpoints
 
 STAGES = [stage for stage in stages.NAMES if stage not in ("ppo", "grpo")]
 """Those that learn from answers that are there."""
+KINDS = [
+    stage if stage in ("pt", "sft", "dpo", "kto") else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES
+]
+"""One stage of each kind of rows in the fast set."""
 BROKEN = 7
 PLACES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Bern", "Riga", "Kyiv", "Doha", "北京", "上海"]
 
@@ -65,7 +69,7 @@ def stage_run(home: Path, stage: str, spec: DatasetSpec, **changes: Any) -> Run:
 # 14: a bad line
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", KINDS)
 def test_a_bad_line_is_named_with_its_text_or_skipped_and_counted(stage: str, home: Path, tmp_path: Path) -> None:
     path = tmp_path / "torn.jsonl"
     torn = lines(stage)
@@ -178,7 +182,7 @@ def newest(home: Path) -> Run:
 # 24: a loss that is no number
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", KINDS)
 def test_a_loss_that_is_no_number_names_the_very_row_among_many(stage: str, home: Path, tmp_path: Path) -> None:
     """As many rows a step as there are: only the poisoned one is named, whether it is trained on or held out."""
     facts = poisoned_model(tmp_path / "poisoned", "Z")

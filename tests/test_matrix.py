@@ -15,8 +15,8 @@ import matrix
 import tuners
 
 FAST = [
-    ("dora", "kto", "none"), ("lisa", "rm", "none"), ("adalora", "rm", "none"), ("loreft", "rm", "none"),
-    ("pissa", "dpo", "none"), ("ln", "orpo", "none"), ("galore", "cpo", "none"), ("ia3", "rm", "nf4"),
+    ("dora", "kto", "none"), ("lisa", "rm", "none"), ("loreft", "rm", "none"), ("ln", "rm", "none"),
+    ("ia3", "orpo", "nf4"),
 ]  # fmt: skip
 """One of each way of keeping weights at a stage that adds some, or has a reference."""
 RESTING = {"lisa": 0.2}
@@ -42,8 +42,8 @@ def passes(pair: matrix.Pair) -> None:
 
 
 @pytest.mark.parametrize(("method", "stage", "quantization"), FAST)
-def test_a_method_works_at_a_stage(method: str, stage: str, quantization: str, home: Path) -> None:
-    passes(matrix.measure(method, stage, quantization, home))
+def test_a_method_works_at_a_stage(method: str, stage: str, quantization: str, tmp_path: Path) -> None:
+    passes(matrix.measure(method, stage, quantization, tmp_path))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from plans import CPU, demo_facts, finetune_run, write_jsonl
 from safetensors.torch import load_file
 from test_training import Recorder, poisoned_model, train
 
-from toolbox import datasets, embedded, loading, plan, planning, stages, targets, wishes
+from toolbox import datasets, embedded, loading, merging, plan, planning, stages, targets, wishes
 from toolbox.config import Home
 from toolbox.errors import DivergedError, InputError, Interrupted
 from toolbox.runs import Run, Silent
@@ -274,6 +274,19 @@ def test_a_reward_model_is_no_model_to_chat_with(home: Path, data: Any) -> None:
     train(run)
     with pytest.raises(InputError, match="reward model"):
         targets.resolve("", "", run.id, Home(home))
+
+
+def test_a_reward_model_is_merged_and_its_scores_proved(home: Path, data: Any, tmp_path: Path) -> None:
+    run = stage_run(home, data, "rm", max_steps=3, eval_rows=0, learning_rate=1e-3)
+    train(run)
+    assert targets.resolve("", "", run.id, Home(home), with_adapter=True).adapter == run.adapter
+    with pytest.raises(InputError, match="reward model"):
+        targets.resolve("", str(run.adapter), "", Home(home))
+    out = tmp_path / "merged"
+    merge = plan.MergePlan(entry="", model=demo_facts(), device=CPU, adapter=run.adapter, output=out, dtype="float32")
+    assert merging.run(merge)["max_abs_diff"] < 1e-4
+    with pytest.raises(InputError, match="reward model"):
+        targets.resolve(str(out), "", "", Home(home))
 
 
 def held_out(made: Any, run: Run) -> list[Any]:
