@@ -189,7 +189,7 @@ METHODS = (
            rate=0.05, optim="apollo_adamw"),
 )  # fmt: skip
 """Defaults are the papers' or peft's own. With its rate each lowers the embedded model's held-out loss within four
-steps (docs/tuners.json); no rate is claimed to be the best."""
+steps (docs/tuners.json), AdaLoRA by next to nothing: it begins at zero. No rate is claimed to be the best."""
 
 _BY_NAME = {method.name: method for method in METHODS}
 PEFT_FOLDERS = {

@@ -104,7 +104,8 @@ def reference(plan: MergePlan) -> Reference:
     rows = [_encode(tokenizer, messages, False)[:TOKENS] for messages in conversations]
     prompts = [_encode(tokenizer, messages[:-1], True)[-TOKENS:] for messages in conversations[:PROMPTS]]
     base = weights.base(plan)
-    base.generation_config.eos_token_id = templates.ends_of(plan.adapter) or base.generation_config.eos_token_id
+    if ends := templates.ends_of(plan.adapter):
+        _generation(base).eos_token_id = ends
     model = loading.with_adapter(base, plan.adapter).eval()
     logits = _logits(model, rows)
     unadapted = _logits(model, rows, model.disable_adapter())
@@ -178,8 +179,13 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]]
     return list(tokenizer(_rendered(tokenizer, messages, prompt), add_special_tokens=False)["input_ids"])
 
 
+def _generation(model: Any) -> Any:
+    """What says where answers end; a reward model, which writes none, has only its config."""
+    return getattr(model, "generation_config", None) or model.config
+
+
 def _stops(tokenizer: "PreTrainedTokenizerBase", model: Any) -> set[int]:
-    configured = (getattr(model, "generation_config", None) or model.config).eos_token_id
+    configured = _generation(model).eos_token_id
     ends = configured if isinstance(configured, list) else [configured]
     return {end for end in (tokenizer.eos_token_id, *ends) if end is not None}
 
