@@ -122,7 +122,8 @@ def _plan(method: str, stage: str, quantization: str, home: Path) -> Any:
 
     from toolbox import datasets
     from toolbox.config import Home
-    from toolbox.plan import Wishes, plan_finetune
+    from toolbox.planning import plan_finetune
+    from toolbox.wishes import Wishes
 
     settings = [
         f"max_steps={STEPS}", "save_steps=1", "eval_steps=100", "per_device_train_batch_size=2",

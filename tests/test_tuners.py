@@ -29,7 +29,7 @@ FAST = ("pissa", "adalora", "oft", "loreft", "lisa", "galore")
 
 
 BARELY = {"adalora": 1e-3}
-"""What four steps may be off where they hardly move anything: AdaLoRA's product begins at zero, with a small P and Q."""
+"""What four steps may be off where they hardly move anything: AdaLoRA begins at zero, between small P and Q."""
 
 
 @pytest.fixture(autouse=True)
