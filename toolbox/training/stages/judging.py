@@ -1,4 +1,4 @@
-"""What answers are worth: reward functions by name, and a reward model with its own tokenizer."""
+"""What `finetune --reward NAME --reward-model RUN` finds answers worth: functions by name, and a model that judges."""
 
 from collections.abc import Sequence
 from functools import cached_property
