@@ -28,10 +28,6 @@ FAST = ("pissa", "adalora", "oft", "loreft", "lisa", "galore")
 """One of each way of keeping weights, or of making steps; the others go through the same code."""
 
 
-BARELY = {"adalora": 1e-3}
-"""What four steps may be off where they hardly move anything: AdaLoRA begins at zero, between small P and Q."""
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -44,7 +40,7 @@ def model() -> Any:
 def passes(figures: tuners.Figures) -> None:
     method = methods.find(figures.method)
     assert figures.resumed_equal is (None if figures.quantization == "nf4" and method.name != "qlora" else True)
-    assert figures.loss_after < figures.loss_before + BARELY.get(method.name, 0)
+    assert figures.loss_after < figures.loss_before
     assert figures.reload_diff <= tuners.SAME
     if method.kind == "adapter" and figures.merge_diff is not None:
         assert figures.merge_diff <= tuners.MERGED
