@@ -52,7 +52,7 @@ def test_what_a_file_registers_is_found_by_its_name(tmp_path: Path) -> None:
     assert plugins.find("reward", "short")(["?"], ["abc"]) == [0.25]
     assert plugins.added("reward") == plugins.of_files("reward") == ["short"]
     assert plugins.load(file.path) == file, "the second time nothing is run, so no name is taken"
-    with pytest.raises(NotFoundError, match="no reward 'shor'") as error:
+    with pytest.raises(NotFoundError, match="no reward function 'shor'") as error:
         plugins.find("reward", "shor")
     assert "short" in error.value.remedy
     with pytest.raises(InputError, match="not the one that was planned with"):

@@ -19,12 +19,17 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from toolbox.errors import InputError, NotFoundError, ToolboxError
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
 
 Kind = Literal[
     "loss", "metric", "optimizer", "callback", "tuner", "dataset", "model", "reward", "tracker", "suite", "stage"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TITLES: dict[Kind, str] = {
+    "loss": N_("loss"), "metric": N_("metric"), "optimizer": N_("optimizer"), "callback": N_("callback"),
+    "tuner": N_("tuner"), "dataset": N_("data set"), "model": N_("model"), "reward": N_("reward function"),
+    "tracker": N_("tracker"), "suite": N_("suite"), "stage": N_("stage"),
+}  # fmt: skip
 GROUP = "yichuidingyin"
 """Entry points of the group `yichuidingyin.KIND` are plugins of that kind."""
 
@@ -126,7 +131,9 @@ def register(kind: Kind, name: str) -> Callable[[T], T]:
         holder = _holder(kind, name)
         if holder and holder != origin:
             raise InputError(
-                _("the {kind} {name!r} is there already, from {holder}").format(kind=kind, name=name, holder=holder),
+                _("the {kind} {name!r} is there already, from {holder}").format(
+                    kind=_(TITLES[kind]), name=name, holder=holder
+                ),
                 _("Choose another name."),
             )
         _check_call(kind, name, value)
@@ -148,7 +155,7 @@ def find(kind: Kind, name: str) -> Any:
     known = names(kind)
     near = difflib.get_close_matches(name, known, n=1)
     raise NotFoundError(
-        _("There is no {kind} {name!r}.").format(kind=kind, name=name),
+        _("There is no {kind} {name!r}.").format(kind=_(TITLES[kind]), name=name),
         _("Did you mean {name}?").format(name=near[0])
         if near
         else _("There is: {names}; or bring your own with --plugin FILE.py.").format(names=", ".join(known) or "–"),
@@ -331,5 +338,5 @@ def _check_call(kind: Kind, name: str, value: Any) -> None:
     except (TypeError, ValueError):
         wanted = ", ".join(("prompts", "completions", "**columns") if kind == "reward" else taken or ())
         raise InputError(
-            _("the {kind} {name!r} has to take ({wanted})").format(kind=kind, name=name, wanted=wanted)
+            _("the {kind} {name!r} has to take ({wanted})").format(kind=_(TITLES[kind]), name=name, wanted=wanted)
         ) from None

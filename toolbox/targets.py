@@ -57,7 +57,13 @@ def reward_model(name: str, home: Home) -> Path:
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return folder.absolute()
-    run = runs.find(home.runs, name, lambda run: run.status().stage == "rm")
+    try:
+        run = runs.find(home.runs, name, lambda run: run.status().stage == "rm")
+    except NotFoundError:
+        raise NotFoundError(
+            _("There is no reward model {name!r}: neither a folder of a model nor a run.").format(name=name),
+            _("Train one with: finetune --stage rm"),
+        ) from None
     found = [path for path in (run.path / "model", run.adapter) if path.is_dir()]
     if run.status().stage != "rm" or not found:
         raise InputError(

@@ -143,7 +143,7 @@ def check_judged(options: stages.AnyOptions | None) -> None:
 def eval_rows(wishes: Wishes, rows: int, has_others: bool) -> int:
     """How many of `rows` are held out; `has_others`: the evaluation has data of its own.
 
-    Raises InputError where the wish leaves none to train on, or says it twice.
+    Raises InputError where the wish is no number of rows, leaves none to train on, or says it twice.
     """
     val_size = wishes.val_size
     if val_size and has_others:
@@ -152,6 +152,11 @@ def eval_rows(wishes: Wishes, rows: int, has_others: bool) -> int:
         )
     if val_size is None:
         return 0 if has_others else min(EVAL_ROWS, rows // EVAL_SHARE)
+    if val_size > 1 and val_size != int(val_size):
+        raise InputError(
+            _("--val-size {size:g} is neither a share nor a number of rows.").format(size=val_size),
+            _("Take a share below 1, as 0.05, or a whole number of rows."),
+        )
     wanted = round(rows * val_size) if val_size < 1 else round(val_size)
     if rows and wanted >= rows:
         raise InputError(
