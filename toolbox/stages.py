@@ -4,8 +4,23 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from toolbox.i18n import N_
+
 StageName = Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "cpo", "ppo", "grpo"]
 NAMES: tuple[StageName, ...] = get_args(StageName)
+SUMMARIES: dict[StageName, str] = {
+    "pt": N_("continued pre-training on plain text"),
+    "sft": N_("supervised fine-tuning on conversations"),
+    "rm": N_("a reward model, from pairs of answers"),
+    "dpo": N_("preference for the better of two answers, held to a reference"),
+    "kto": N_("preference from answers marked good or bad"),
+    "orpo": N_("fine-tuning and preference at once, without a reference"),
+    "simpo": N_("preference by mean likelihood, without a reference"),
+    "cpo": N_("preference and likelihood of the better answer, without a reference"),
+    "ppo": N_("learning from rewards for its own answers, with a value head"),
+    "grpo": N_("learning from rewards for its own answers, compared within groups"),
+}
+"""What each is for, in a few words."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e3)]
 Weight = Annotated[float, msgspec.Meta(ge=0, le=1e3)]

@@ -44,7 +44,8 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     ] = msgspec.field(default_factory=list)
     skip_broken: Annotated[bool, option(N_("Leave out rows that can't be used, counted and listed"))] = False
     stage: Annotated[
-        Literal["auto", StageName], option(N_("Stage of training; auto: what the data are made for"), ask=True)
+        Literal["auto", StageName],
+        option(N_("Stage of training; auto: what the data are made for"), ask=True, choices="stages"),
     ] = "auto"
     reward: Annotated[
         list[str],

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from toolbox import datasets as data
-from toolbox import embedded, methods, models, plugins, recipe, rewards, runs
+from toolbox import embedded, methods, models, plugins, recipe, rewards, runs, stages
 from toolbox.commands.runs import STATES, why_not_resumable
 from toolbox.config import Home
 from toolbox.i18n import _
@@ -58,6 +58,10 @@ def _methods(home: Home) -> list[Choice]:
     return [("auto", _("by hardware and model")), *common]
 
 
+def _stages(home: Home) -> list[Choice]:
+    return [("auto", _("what the data are made for")), *((name, _(said)) for name, said in stages.SUMMARIES.items())]
+
+
 def _rewards(home: Home) -> list[Choice]:
     """Reward functions; those that take a text are typed with it, as contains:TEXT."""
     return [(name, "") for name in plugins.names("reward") if not rewards.needs_argument(plugins.find("reward", name))]
@@ -81,5 +85,6 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "recipes": _recipes,
     "methods": _methods,
     "rewards": _rewards,
+    "stages": _stages,
     "judges": _runs(lambda run: run.status().stage == "rm" and bool(run.result())),
 }

@@ -52,7 +52,8 @@ class Questions:
         if field.kind is bool:
             choices = [("yes", ""), ("no", "")]
         elif field.values:
-            choices = [(value, "") for value in field.values]
+            notes = dict(self._known(field)) if field.choices else {}
+            choices = [(value, notes.get(value, "")) for value in field.values]
         elif field.choices:
             choices = self._offered(field, last)
         nothing = _("default") if field.values else _("leave empty") if field.many else _("none")
@@ -64,10 +65,13 @@ class Questions:
             for number, (value, note) in enumerate(choices, start=1)
         ]
 
-    def _offered(self, field: Field, last: str) -> list[tuple[str, str]]:
+    def _known(self, field: Field) -> list[tuple[str, str]]:
         from toolbox.menu.choices import offered
 
-        choices = offered(field.choices, self._home)
+        return offered(field.choices, self._home)
+
+    def _offered(self, field: Field, last: str) -> list[tuple[str, str]]:
+        choices = self._known(field)
         if last and last not in [value for value, _note in choices]:
             choices.insert(0, (last, _("last answer")))
         if not field.required and not field.unless and field.default in NO_DEFAULT:
