@@ -28,9 +28,15 @@ from toolbox import methods, stages  # noqa: E402
 from toolbox.runs import Silent  # noqa: E402
 
 FIGURES = ROOT / "docs" / "matrix.json"
-STAGES = tuple(stage for stage in stages.NAMES if stage not in ("ppo", "grpo"))
-"""Those that learn from answers that are there; the two that write their own have tests of their own."""
 STEPS = 3
+SETTINGS = {
+    "ppo": ["ppo.response_length=6", "ppo.num_ppo_epochs=2", "ppo.num_mini_batches=2", "ppo.temperature=2.0"],
+    "grpo": ["grpo.max_completion_length=6", "grpo.num_generations=4", "grpo.num_iterations=2", "grpo.beta=0.1",
+             "grpo.temperature=2.0"],
+}  # fmt: skip
+"""Short answers that differ, learnt from more than once and held to the reference."""
+REWARD = "brevity:40"
+"""Answers in characters differ nearly always, so that there is something to learn from."""
 SCORES = 1e-4
 """The largest difference of a score that is rounding in float32."""
 PLACES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito")
@@ -83,7 +89,7 @@ class Watching(Silent):
 def every() -> Iterator[tuple[str, str, str]]:
     """(method, stage, quantization) of all that is measured."""
     for method, quantization in tuners.every():
-        for stage in STAGES:
+        for stage in stages.NAMES:
             yield method, stage, quantization
 
 
@@ -127,9 +133,12 @@ def _plan(method: str, stage: str, quantization: str, home: Path) -> Any:
 
     settings = [
         f"max_steps={STEPS}", "save_steps=1", "eval_steps=100", "per_device_train_batch_size=2",
-        "gradient_accumulation_steps=1", "max_length=64",
+        "gradient_accumulation_steps=1", "max_length=64", *SETTINGS.get(stage, ()),
     ]  # fmt: skip
-    wishes: Any = Wishes(method=method, quantization=quantization, stage=stage, recipe="cpu-tiny", settings=settings)
+    wishes: Any = Wishes(
+        method=method, quantization=quantization, stage=stage, recipe="cpu-tiny", settings=settings,
+        reward_funcs=[REWARD] if stage in SETTINGS else [],
+    )  # fmt: skip
     spec = datasets.resolve(str(_rows(stage, home)), Home(home))
     return plan_finetune(demo_facts(), [spec], CPU, wishes, Home(home), must_fit=False)
 
@@ -147,6 +156,8 @@ def _rows(stage: str, home: Path) -> Path:
                 {"prompt": question, "completion": answers[number % 2], "label": number % 2 == 0}
                 for number, (question, *answers) in enumerate(asked)
             ]
+        case "ppo" | "grpo":
+            rows = [{"prompt": question} for question, _, _ in asked]
         case "sft":
             rows = [{"prompt": question, "completion": wanted} for question, wanted, _ in asked]
         case _:

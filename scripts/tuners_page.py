@@ -13,7 +13,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import matrix  # noqa: E402
 import tuners  # noqa: E402
 
-from toolbox import i18n, methods  # noqa: E402
+from toolbox import i18n, methods, stages  # noqa: E402
 from toolbox.i18n import _  # noqa: E402
 
 PAGES = {"zh": ROOT / "docs" / "tuners.md", "en": ROOT / "docs" / "tuners.en.md"}
@@ -50,6 +50,8 @@ it left the very bytes of a straight run. *Served*: loaded unmerged as `transfor
 ✓: in {matrix.STEPS} steps through the toolbox's own job every loss was finite, the trained weights moved and nothing
 else did; what was saved gives the same logits when it is loaded again (at `rm` the same scores); resumed after the
 first step it left the very bytes of the straight run; and merged it still says the same. ○: all of that but merging.
+At `ppo` and `grpo` the model learns from short answers of its own, judged by `{matrix.REWARD}`, several times a step,
+and is held to the reference; the value head of `ppo` is trained too, and is no part of what is saved for use.
 *4 bits*: the stages where the same holds over a base in nf4.
 """,
     whole="a model", no="no", equal="equal", all_stages="all", four_bits="4 bits",
@@ -83,6 +85,8 @@ ZH = Words(
     stages=f"""
 ✓：用工具箱自己的任务训练 {matrix.STEPS} 步，损失都是有限数，该训练的参数变了，别的都没变；保存后重新加载，logits 相同
 （`rm` 是分数相同）；第一步之后续训，留下的文件与一次跑完逐字节相同；合并后说的还一样。○：除了合并，其余都成立。
+`ppo` 和 `grpo` 时，模型从自己写的短回答里学，由 `{matrix.REWARD}` 打分，每步学几遍，并受参考模型约束；`ppo` 的价值头
+也一起训练，但不在最后保存的结果里。
 *4 比特*：底座量化成 nf4 时，上述各项仍然成立的阶段。
 """,
     whole="完整模型", no="否", equal="相同", all_stages="全部", four_bits="4 比特",
@@ -150,13 +154,13 @@ def _stages(words: Words) -> list[str]:
     """A row a method, a column a stage, and the stages that go with a base in 4 bits."""
     known = {(pair.method, pair.stage, pair.quantization): pair for pair in matrix.read()}
     lines = [
-        "| `--method` | " + " | ".join(f"`{stage}`" for stage in matrix.STAGES) + f" | {words.four_bits} |",
-        "|---" * (len(matrix.STAGES) + 2) + "|",
+        "| `--method` | " + " | ".join(f"`{stage}`" for stage in stages.NAMES) + f" | {words.four_bits} |",
+        "|---" * (len(stages.NAMES) + 2) + "|",
     ]
     for method in methods.METHODS:
-        at_nf4 = [stage for stage in matrix.STAGES if (method.name, stage, "nf4") in known]
-        cells = [_cell(known.get((method.name, stage, _own(method)))) for stage in matrix.STAGES]
-        four = words.all_stages if len(at_nf4) == len(matrix.STAGES) else ", ".join(at_nf4) or "—"
+        at_nf4 = [stage for stage in stages.NAMES if (method.name, stage, "nf4") in known]
+        cells = [_cell(known.get((method.name, stage, _own(method)))) for stage in stages.NAMES]
+        four = words.all_stages if len(at_nf4) == len(stages.NAMES) else ", ".join(at_nf4) or "—"
         lines.append(f"| `{method.name}` | " + " | ".join([*cells, four]) + " |")
     return lines
 

@@ -21,10 +21,14 @@ from toolbox.errors import DivergedError, InputError
 from toolbox.runs import Run
 from toolbox.training import checkpoints
 
-STAGES = [stage for stage in stages.NAMES if stage not in ("ppo", "grpo")]
-"""Those that learn from answers that are there."""
+REWARDED: dict[str, dict[str, Any]] = {
+    "ppo": {"reward_funcs": ["contains:a"], "response_length": 6, "num_ppo_epochs": 2},
+    "grpo": {"reward_funcs": ["contains:a"], "max_completion_length": 6, "num_generations": 2},
+}
+"""What judges the answers of the stages that write their own, and how long they are."""
 KINDS = [
-    stage if stage in ("pt", "sft", "dpo", "kto") else pytest.param(stage, marks=pytest.mark.slow) for stage in STAGES
+    stage if stage in ("pt", "sft", "dpo", "kto", "grpo") else pytest.param(stage, marks=pytest.mark.slow)
+    for stage in stages.NAMES
 ]
 """One stage of each kind of rows in the fast set."""
 BROKEN = 7
@@ -46,6 +50,8 @@ def rows(stage: str) -> list[dict[str, Any]]:
     match stage:
         case "pt":
             return [{"text": f"{question} {wanted}"} for question, wanted, _ in asked]
+        case "ppo" | "grpo":
+            return [{"prompt": question} for question, _, _ in asked]
         case "sft":
             return [{"instruction": question, "output": wanted} for question, wanted, _ in asked]
         case "kto":
@@ -63,7 +69,8 @@ def lines(stage: str) -> list[str]:
 
 def stage_run(home: Path, stage: str, spec: DatasetSpec, **changes: Any) -> Run:
     kind = stages.OPTIONS.get(stage)
-    return finetune_run(home, stage=stage, datasets=[spec], options=kind() if kind else None, **changes)
+    options = kind(**REWARDED.get(stage, {})) if kind else None
+    return finetune_run(home, stage=stage, datasets=[spec], options=options, **changes)
 
 
 # 14: a bad line
@@ -90,7 +97,7 @@ def test_a_bad_line_is_named_with_its_text_or_skipped_and_counted(stage: str, ho
 # 15: odd files
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 @pytest.mark.parametrize(
     ("name", "encoding"), [("marked.jsonl", "utf-8-sig"), ("gbk.jsonl", "gb18030"), ("lines.json", "utf-8")]
 )
@@ -103,10 +110,10 @@ def test_odd_files_are_read_as_the_plain_one(stage: str, name: str, encoding: st
     assert stage in datasets.STAGES[found.kind]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 def test_an_empty_field_is_named_with_its_line(stage: str, home: Path, tmp_path: Path) -> None:
     spoilt = rows(stage)
-    column = list(spoilt[0])[1] if stage != "pt" else "text"
+    column = list(spoilt[0])[:2][-1]
     spoilt[BROKEN - 1][column] = ""
     path = write_jsonl(tmp_path / "empty.jsonl", spoilt)
     with pytest.raises(InputError, match=rf"\b{BROKEN}\b"):
@@ -118,7 +125,7 @@ def test_an_empty_field_is_named_with_its_line(stage: str, home: Path, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 def test_ctrl_c_once_saves_and_the_resumed_run_ends_as_a_straight_one(
     stage: str, home: Path, tmp_path: Path, toolbox_environ: dict[str, str], toolbox_cli: Cli
 ) -> None:
@@ -140,7 +147,7 @@ def test_ctrl_c_once_saves_and_the_resumed_run_ends_as_a_straight_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 def test_ctrl_c_twice_quits_at_once_and_nothing_is_torn(
     stage: str, home: Path, tmp_path: Path, toolbox_environ: dict[str, str], toolbox_cli: Cli
 ) -> None:
@@ -165,7 +172,12 @@ def test_ctrl_c_twice_quits_at_once_and_nothing_is_torn(
 
 def command(stage: str, folder: Path) -> list[str]:
     data = write_jsonl(folder / f"{stage}.jsonl", rows(stage))
-    return ["finetune", "--model", "demo", "--dataset", str(data), "--stage", stage, "--yes"]
+    judged = [
+        word
+        for name, value in REWARDED.get(stage, {}).items()
+        for word in ("--set", f"{stage}.{name}={msgspec.json.encode(value).decode()}")
+    ]
+    return ["finetune", "--model", "demo", "--dataset", str(data), "--stage", stage, *judged, "--yes"]
 
 
 def in_terminal(environ: dict[str, str], *words: str) -> "pexpect.spawn[str]":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from toolbox import methods
+from toolbox import methods, stages
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import matrix
@@ -16,9 +16,9 @@ import tuners
 
 FAST = [
     ("dora", "kto", "none"), ("lisa", "rm", "none"), ("loreft", "rm", "none"), ("ln", "rm", "none"),
-    ("ia3", "orpo", "nf4"),
+    ("ia3", "orpo", "nf4"), ("lisa", "ppo", "none"),
 ]  # fmt: skip
-"""One of each way of keeping weights at a stage that adds some, or has a reference."""
+"""One of each way of keeping weights at a stage that adds some, has a reference, or learns more than once."""
 RESTING = {"lisa": 0.2}
 """The least share of the trained tensors that moves where not all do: layers of LISA rest."""
 
@@ -47,7 +47,7 @@ def test_a_method_works_at_a_stage(method: str, stage: str, quantization: str, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", matrix.STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 @pytest.mark.timeout(1200)
 def test_every_method_works_at_every_stage(stage: str) -> None:
     for method, named, quantization in matrix.every():

@@ -255,7 +255,7 @@ def test_a_policy_that_gives_no_numbers_names_its_rows(home: Path, tmp_path: Pat
     facts = poisoned_model(tmp_path / "poisoned", "Z")
     data = str(write_jsonl(tmp_path / "z.jsonl", [{"prompt": "Who?"}, {"prompt": "Z?"}]))
     options = Grpo(**SHE, max_completion_length=2, num_generations=2)
-    with pytest.raises(DivergedError, match=r"step 1; its rows: .*z\.jsonl:2"):
+    with pytest.raises(DivergedError, match=r"step 1; its rows: [^,]*z\.jsonl:2\."):
         train(rl_run(home, data, options, model=facts, eval_rows=0, max_steps=1))
 
 

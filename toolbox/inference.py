@@ -22,6 +22,8 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Watch = Callable[[int, int], None]
 """Told (done, all) after each batch; stops the work by raising."""
+EachToken = Callable[[Sequence[list[int]], torch.Tensor], None]
+"""Told (the prompts that are answered, their logits [prompts, vocabulary]) before each token; stops by raising."""
 
 
 def unwatched(done: int, total: int) -> None:
@@ -121,20 +123,19 @@ def answer_ids(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
     watch: Watch = unwatched,
-    each_token: Callable[[torch.Tensor], None] = lambda logits: None,
+    each_token: EachToken = lambda prompts, logits: None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt, up to and with the first that ends an answer, where one does.
 
-    `each_token` is told the logits before each token, and stops the work by raising. The random state outside is left
-    as it was.
+    The random state outside is left as it was.
     """
     ends = settings.eos_token_id or []
 
-    def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        each_token(logits)
-        return logits
-
     def answer(batch: list[list[int]]) -> list[list[int]]:
+        def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            each_token(batch, logits)
+            return logits
+
         ids, mask = _pad_left(batch, settings.pad_token_id, model.device)
         made = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[told]

@@ -193,10 +193,12 @@ class Rollouts:
         """
         options, model = self._options, forward.model
 
-        def each_token(logits: torch.Tensor) -> None:
+        def each_token(prompts: Sequence[list[int]], logits: torch.Tensor) -> None:
             heed_stop()
-            if logits.isnan().any():
-                raise diverged(step + 1, questions)
+            finite = logits.amax(-1).isfinite()
+            if not finite.all():
+                bad = [ids for ids, fine in zip(prompts, finite.tolist(), strict=True) if not fine]
+                raise diverged(step + 1, [question for question in questions if question.input_ids in bad])
 
         asked = [question for question in questions for _ in range(generations)]
         settings = inference.generation(
