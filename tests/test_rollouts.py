@@ -316,10 +316,14 @@ def test_a_reward_model_of_the_stage_rm_teaches_ppo(home: Path, tmp_path: Path, 
     assert sum(rewards[-3:]) > sum(rewards[:3])
 
 
-def test_the_value_head_is_trained_kept_and_left_out_of_the_adapter(home: Path, works: str) -> None:
-    run = rl_run(home, works, Ppo(**SHE, response_length=4), max_steps=1, eval_rows=0)
+@pytest.mark.parametrize(("method", "made"), [("lora", "adapter"), ("full", "model")])
+def test_the_value_head_is_trained_kept_and_left_out_of_the_result(
+    home: Path, works: str, method: str, made: str
+) -> None:
+    run = rl_run(home, works, Ppo(**SHE, response_length=4), method=method, max_steps=1, eval_rows=0)
     train(run)
     assert (next(run.checkpoints.iterdir()) / scoring.FILE).is_file()
     from safetensors.torch import load_file
 
-    assert not any("score" in name for name in load_file(run.adapter / "adapter_model.safetensors"))
+    (weights,) = (run.path / made).glob("*.safetensors")
+    assert not any("score" in name for name in load_file(weights))

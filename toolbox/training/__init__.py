@@ -50,7 +50,8 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     state = loop.train()
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
-    exported = {**tuner.export(model, tokenizer, run), **stage.export(model, run)}
+    with stage.exporting(model):
+        exported = {**tuner.export(model, tokenizer, run), **stage.export(model, run)}
     made = Path(exported["adapter"] or exported["model"])
     templates.leave(made, plan.model.path, tokenizer, model.generation_config.eos_token_id)
     data.remove()

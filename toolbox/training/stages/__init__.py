@@ -1,6 +1,7 @@
 """What each stage of training differs in, a small module each; the loop is one for all. `finetune --stage NAME`."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,6 +95,8 @@ class Stage:
     """Figures of held-out rows, where a loss of theirs says nothing."""
     kept: dict[str, float] = field(default_factory=dict)
     """What the stage remembers from step to step; checkpoints keep it."""
+    exporting: Callable[["PreTrainedModel"], AbstractContextManager[object]] = nullcontext
+    """Takes out of the model what is only for the training, while the result is written."""
     export: Callable[["PreTrainedModel", Run], dict[str, str]] = _no_more
     """Completes what the tuner has exported; returns its part of the result."""
 

@@ -25,7 +25,7 @@ KL_COEF = "kl_coef"
 def make(plan: FinetunePlan) -> Stage:
     ppo = Proximal(plan, plan.options if isinstance(plan.options, Ppo) else Ppo())
     updates = ppo.options.num_ppo_epochs * ppo.options.num_mini_batches
-    return ppo.rollouts.stage(ppo.loss, ppo.totals, ppo.experience, updates, scoring.extend, ppo.kept)
+    return ppo.rollouts.stage(ppo.loss, ppo.totals, ppo.experience, updates, scoring.extend, ppo.kept, scoring.left_out)
 
 
 class Proximal:

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -138,6 +139,7 @@ class Rollouts:
         updates: int,
         extend: Callable[["PreTrainedModel"], None] = lambda model: None,
         kept: dict[str, float] | None = None,
+        exporting: Callable[["PreTrainedModel"], AbstractContextManager[object]] = nullcontext,
     ) -> Stage:
         """The stage that learns in this manner from answers to questions."""
 
@@ -158,6 +160,7 @@ class Rollouts:
             longer_by=self._options.response_length,
             measure=self.measure,
             kept={} if kept is None else kept,
+            exporting=exporting,
         )
 
     def encode(

@@ -3,6 +3,8 @@
 `finetune --stage rm` makes one. What is saved loads as transformers' `…ForSequenceClassification` with one label.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,18 @@ def extend(model: "PreTrainedModel") -> None:
 def head_of(model: "PreTrainedModel") -> torch.nn.Linear | None:
     """The head that `extend` gave to `model`, if it did."""
     return getattr(_base(model), "score", None)
+
+
+@contextmanager
+def left_out(model: "PreTrainedModel") -> Iterator[None]:
+    """Without the head, where it is only for the training: engines refuse a weight that they have no place for."""
+    base = _base(model)
+    head = base.score
+    del base.score
+    try:
+        yield
+    finally:
+        base.score = head
 
 
 def save(model: "PreTrainedModel", folder: Path) -> None:
