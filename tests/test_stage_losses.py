@@ -21,6 +21,13 @@ from toolbox.training.step import Forward
 
 pytestmark = pytest.mark.slow  # importing TRL and making its trainers takes longer than all the losses
 TOLERANCE = 1e-4
+
+
+def same(loss: float) -> Any:
+    """What the loss is in another division into micro-batches, but for rounding."""
+    return pytest.approx(loss, rel=1e-5, abs=1e-5)
+
+
 QUESTIONS = ["Who are you?", "What is the capital of France?", "Say something nice.", "你是谁？"]
 CHOSEN = [
     "I am a small model that answers briefly.",
@@ -160,7 +167,7 @@ def test_dpo(options: Dpo, dpo_trainer: Any, reference: Any, policy: Any, items:
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"):
         assert figures[name] == pytest.approx(told[name], abs=TOLERANCE), name
     if "aot" not in options.loss_type:  # which sorts each micro-batch by itself
-        assert ours("dpo", options, reference, policy, items, home, micro=1)[0] == pytest.approx(found, rel=1e-5, abs=1e-5)
+        assert ours("dpo", options, reference, policy, items, home, micro=1)[0] == same(found)
 
 
 def test_dpo_without_a_reference(reference: Any, policy: Any, items: list[Pair], home: Path) -> None:
@@ -208,7 +215,7 @@ def test_kto(
         expected = float(trainer._compute_loss(trainer.model, batch, False))
     found, figures = ours("kto", options, reference, policy, judged, home)
     assert found == pytest.approx(expected, abs=TOLERANCE)
-    assert ours("kto", options, reference, policy, judged, home, micro=1)[0] == pytest.approx(found, rel=1e-5, abs=1e-5)
+    assert ours("kto", options, reference, policy, judged, home, micro=1)[0] == same(found)
     told = {name: values[-1] for name, values in trainer._metrics["eval"].items()}
     for name in ("rewards/chosen", "rewards/rejected", "rewards/margins", "kl"):
         assert figures[name] == pytest.approx(told[name], abs=TOLERANCE), name
@@ -240,7 +247,7 @@ def test_orpo(
     found, figures = ours("orpo", Orpo(beta=beta), reference, policy, items, home)
     assert found == pytest.approx(float(expected), abs=TOLERANCE)
     assert figures["rewards/margins"] == pytest.approx(told["rewards/margins"], abs=TOLERANCE)
-    assert ours("orpo", Orpo(beta=beta), reference, policy, items, home, micro=1)[0] == pytest.approx(found, rel=1e-5, abs=1e-5)
+    assert ours("orpo", Orpo(beta=beta), reference, policy, items, home, micro=1)[0] == same(found)
 
 
 CPO_CASES: list[tuple[str, Any, dict[str, Any]]] = [
@@ -274,7 +281,7 @@ def test_cpo_and_simpo(
     found, figures = ours(name, options, reference, policy, items, home)
     assert found == pytest.approx(float(expected), abs=TOLERANCE)
     assert figures["rewards/margins"] == pytest.approx(told["rewards/margins"], abs=TOLERANCE)
-    assert ours(name, options, reference, policy, items, home, micro=1)[0] == pytest.approx(found, rel=1e-5, abs=1e-5)
+    assert ours(name, options, reference, policy, items, home, micro=1)[0] == same(found)
 
 
 @pytest.mark.parametrize("centred", [0.0, 0.01])
