@@ -67,7 +67,7 @@ class LoopbackHub:
 
     def __enter__(self) -> "LoopbackHub":
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", self.port), _handler(self))
+        self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
         return self
@@ -116,143 +116,143 @@ class LoopbackHub:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
+    def __init__(self, hub: LoopbackHub) -> None:
+        super().__init__(("127.0.0.1", hub.port), _Handler)
+        self.hub = hub
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed is what these tests are about; anything else is told."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
-def _handler(hub: LoopbackHub) -> type[BaseHTTPRequestHandler]:
-    """A request handler bound to `hub`."""
+class _Handler(BaseHTTPRequestHandler):
+    """Answers as both hubs do, from what the server's hub holds."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    server: _Server
+    protocol_version = "HTTP/1.1"
 
-        def log_message(self, *words: object) -> None: ...
+    def log_message(self, *words: object) -> None: ...
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-        def do_GET(self) -> None:
-            address = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(address.query).items()}
-            parts = [unquote(part) for part in address.path.strip("/").split("/")]
-            try:
-                self._route(parts, query)
-            except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True
+    def do_GET(self) -> None:
+        address = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(address.query).items()}
+        parts = [unquote(part) for part in address.path.strip("/").split("/")]
+        try:
+            self._route(parts, query)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
 
-        def _route(self, parts: list[str], query: dict[str, str]) -> None:
-            match parts:
-                case ["api", "v1", kinds, owner, name, "repo", "files" | "tree"]:
-                    self._listing(kinds, f"{owner}/{name}", query.get("Revision", ""))
-                case ["api", "v1", kinds, owner, name, "repo"]:
-                    self._body(kinds, f"{owner}/{name}", query["FilePath"])
-                case ["api", kinds, owner, name, "revision", _] | ["api", kinds, owner, name]:
-                    self._info(kinds, f"{owner}/{name}")
-                case ["api", kinds, owner, name, "tree", _]:
-                    self._tree(kinds, f"{owner}/{name}")
-                case ["signed", kinds, owner, name, *path]:
-                    self._body(kinds, f"{owner}/{name}", "/".join(path), signed=True)
-                case ["datasets", owner, name, "resolve", _, *path]:
-                    self._body("datasets", f"{owner}/{name}", "/".join(path))
-                case [owner, name, "resolve", _, *path]:
-                    self._body("models", f"{owner}/{name}", "/".join(path))
-                case _:
-                    self._json({"Code": 404, "Message": "not found"}, 404)
+    def _route(self, parts: list[str], query: dict[str, str]) -> None:
+        match parts:
+            case ["api", "v1", kinds, owner, name, "repo", "files" | "tree"]:
+                self._listing(kinds, f"{owner}/{name}", query.get("Revision", ""))
+            case ["api", "v1", kinds, owner, name, "repo"]:
+                self._body(kinds, f"{owner}/{name}", query["FilePath"])
+            case ["api", kinds, owner, name, "revision", _] | ["api", kinds, owner, name]:
+                self._info(kinds, f"{owner}/{name}")
+            case ["api", kinds, owner, name, "tree", _]:
+                self._tree(kinds, f"{owner}/{name}")
+            case ["signed", kinds, owner, name, *path]:
+                self._body(kinds, f"{owner}/{name}", "/".join(path), signed=True)
+            case ["datasets", owner, name, "resolve", _, *path]:
+                self._body("datasets", f"{owner}/{name}", "/".join(path))
+            case [owner, name, "resolve", _, *path]:
+                self._body("models", f"{owner}/{name}", "/".join(path))
+            case _:
+                self._json({"Code": 404, "Message": "not found"}, 404)
 
-        def _listing(self, kinds: str, repo_id: str, revision: str) -> None:
-            files = hub.repositories.get((kinds.removesuffix("s"), repo_id))
-            if files is None or revision not in ("master", COMMIT):
-                self._json({"Code": 10010205001, "Message": "record not found", "Success": False}, 404)
-                return
-            entries = [hub.entry(path, content) for path, content in files.items()]
-            self._json({"Code": 200, "Success": True, "Data": {"Files": entries}})
+    def _listing(self, kinds: str, repo_id: str, revision: str) -> None:
+        files = self.server.hub.repositories.get((kinds.removesuffix("s"), repo_id))
+        if files is None or revision not in ("master", COMMIT):
+            self._json({"Code": 10010205001, "Message": "record not found", "Success": False}, 404)
+            return
+        entries = [self.server.hub.entry(path, content) for path, content in files.items()]
+        self._json({"Code": 200, "Success": True, "Data": {"Files": entries}})
 
-        def _info(self, kinds: str, repo_id: str) -> None:
-            files = hub.repositories.get((kinds.removesuffix("s"), repo_id))
-            if files is None:
-                self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
-                return
-            siblings = [{"rfilename": path} for path in files]
-            about = {"_id": "x", "id": repo_id, "sha": COMMIT, "private": False, "gated": False, "disabled": False}
-            self._json({**about, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+    def _info(self, kinds: str, repo_id: str) -> None:
+        files = self.server.hub.repositories.get((kinds.removesuffix("s"), repo_id))
+        if files is None:
+            self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        siblings = [{"rfilename": path} for path in files]
+        about = {"_id": "x", "id": repo_id, "sha": COMMIT, "private": False, "gated": False, "disabled": False}
+        self._json({**about, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
-        def _tree(self, kinds: str, repo_id: str) -> None:
-            files = hub.repositories[kinds.removesuffix("s"), repo_id]
-            self._json([hub.leaf(path, content) for path, content in files.items()])
+    def _tree(self, kinds: str, repo_id: str) -> None:
+        files = self.server.hub.repositories[kinds.removesuffix("s"), repo_id]
+        self._json([self.server.hub.leaf(path, content) for path, content in files.items()])
 
-        def _body(self, kinds: str, repo_id: str, path: str, signed: bool = False) -> None:
-            if hub.storage and not signed:
-                storage = hub.url.replace("127.0.0.1", "localhost")
-                self._json({}, 302, {"Location": f"{storage}/signed/{kinds}/{repo_id}/{quote(path)}?Signature=s3cret"})
-                return
-            content = hub.repositories.get((kinds.removesuffix("s"), repo_id), {}).get(path)
-            if content is None:
-                self._json({"Code": 404, "Message": "no such file"}, 404)
-                return
-            asked = self.headers.get("Range", "")
-            offset = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-            fault = hub.fault(path, offset) if self.command == "GET" else Fault()
-            if fault.status:
-                self._saw(path, 0)
-                self._json({"Code": fault.status, "Message": "no"}, fault.status)
-                return
-            if fault.corrupt:
-                middle = len(content) // 2
-                content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-            if asked and offset >= len(content):
-                self._json({}, 416, {"Content-Range": f"bytes */{len(content)}"})
-                return
-            self._send(
-                path, content, 0 if fault.ignore_range else offset, bool(asked) and not fault.ignore_range, fault
-            )
+    def _body(self, kinds: str, repo_id: str, path: str, signed: bool = False) -> None:
+        if self.server.hub.storage and not signed:
+            storage = self.server.hub.url.replace("127.0.0.1", "localhost")
+            self._json({}, 302, {"Location": f"{storage}/signed/{kinds}/{repo_id}/{quote(path)}?Signature=s3cret"})
+            return
+        content = self.server.hub.repositories.get((kinds.removesuffix("s"), repo_id), {}).get(path)
+        if content is None:
+            self._json({"Code": 404, "Message": "no such file"}, 404)
+            return
+        asked = self.headers.get("Range", "")
+        offset = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        fault = self.server.hub.fault(path, offset) if self.command == "GET" else Fault()
+        if fault.status:
+            self._saw(path, 0)
+            self._json({"Code": fault.status, "Message": "no"}, fault.status)
+            return
+        if fault.corrupt:
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        if asked and offset >= len(content):
+            self._json({}, 416, {"Content-Range": f"bytes */{len(content)}"})
+            return
+        self._send(path, content, 0 if fault.ignore_range else offset, bool(asked) and not fault.ignore_range, fault)
 
-        def _send(self, path: str, content: bytes, offset: int, ranged: bool, fault: Fault) -> None:
-            rest = content[offset:]
-            self.send_response(206 if ranged else 200)
-            self.send_header("Content-Length", str(len(rest)))
-            if ranged:
-                self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            sent = 0
-            end = len(rest) if fault.drop_at is None else min(fault.drop_at, len(rest))
-            try:
-                while sent < end:
-                    piece = rest[sent : min(sent + PIECE, end)]
-                    self.wfile.write(piece)
-                    sent += len(piece)
-                    hub.sent += len(piece)
-                    if hub.rate:
-                        time.sleep(len(piece) / hub.rate)
-                    if fault.stall_s and sent < end:
-                        self.wfile.flush()
-                        time.sleep(fault.stall_s)
-            finally:
-                self._saw(path, sent)
-            if sent < len(rest):
-                self.wfile.flush()
-                self.close_connection = True
+    def _send(self, path: str, content: bytes, offset: int, ranged: bool, fault: Fault) -> None:
+        rest = content[offset:]
+        self.send_response(206 if ranged else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        if ranged:
+            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        sent = 0
+        end = len(rest) if fault.drop_at is None else min(fault.drop_at, len(rest))
+        try:
+            while sent < end:
+                piece = rest[sent : min(sent + PIECE, end)]
+                self.wfile.write(piece)
+                sent += len(piece)
+                self.server.hub.sent += len(piece)
+                if self.server.hub.rate:
+                    time.sleep(len(piece) / self.server.hub.rate)
+                if fault.stall_s and sent < end:
+                    self.wfile.flush()
+                    time.sleep(fault.stall_s)
+        finally:
+            self._saw(path, sent)
+        if sent < len(rest):
+            self.wfile.flush()
+            self.close_connection = True
 
-        def _saw(self, path: str, sent: int) -> None:
-            hub.seen.append(
-                Seen(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""), sent)
-            )
+    def _saw(self, path: str, sent: int) -> None:
+        self.server.hub.seen.append(
+            Seen(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""), sent)
+        )
 
-        def _json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            for name, text in {**(headers or {}), "Content-Type": "application/json"}.items():
-                self.send_header(name, text)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-            hub.seen.append(Seen(self.command, self.path, "", self.headers.get("Authorization", "")))
-
-    return Handler
+    def _json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {**(headers or {}), "Content-Type": "application/json"}.items():
+            self.send_header(name, text)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.server.hub.seen.append(Seen(self.command, self.path, "", self.headers.get("Authorization", "")))
 
 
 def serve(folder: Path, port: int, wait: Callable[[], None]) -> None:

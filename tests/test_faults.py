@@ -2,7 +2,6 @@
 
 import re
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from conftest import Cli
 from plans import finetune_run, write_jsonl
+from terminals import ctrl_c_once, in_terminal
 from test_training import Recorder, poisoned_model, train
 
 from toolbox import datasets, runs, stages
@@ -131,14 +131,9 @@ def test_ctrl_c_once_saves_and_the_resumed_run_ends_as_a_straight_one(
 ) -> None:
     words = [*command(stage, tmp_path), "--set", "max_steps=40", "save_steps=100"]
     straight = toolbox_cli(*words, "--json").done().json
-    front = in_terminal(toolbox_environ, *words)
+    front = in_terminal(toolbox_environ, "-m", "toolbox", *words)
     front.expect(r" [1-9]\d*/40")
-    front.sendintr()
-    front.expect("once more to quit at once")
-    front.expect("Stopped after")
-    front.expect(pexpect.EOF)
-    front.close()
-    assert front.exitstatus == 130
+    ctrl_c_once(front)
     run = newest(home)
     assert (run.status().state, run.status().resumable) == ("interrupted", True)
     resumed = toolbox_cli("runs", "resume", run.id, "--json").done().json
@@ -151,7 +146,9 @@ def test_ctrl_c_once_saves_and_the_resumed_run_ends_as_a_straight_one(
 def test_ctrl_c_twice_quits_at_once_and_nothing_is_torn(
     stage: str, home: Path, tmp_path: Path, toolbox_environ: dict[str, str], toolbox_cli: Cli
 ) -> None:
-    front = in_terminal(toolbox_environ, *command(stage, tmp_path), "--set", "max_steps=4000", "save_steps=1")
+    front = in_terminal(
+        toolbox_environ, "-m", "toolbox", *command(stage, tmp_path), "--set", "max_steps=4000", "save_steps=1"
+    )
     front.expect(r" [2-9]\d*/4000")
     front.sendintr()
     front.sendintr()
@@ -163,7 +160,7 @@ def test_ctrl_c_twice_quits_at_once_and_nothing_is_torn(
     kept = checkpoints.newest(run.checkpoints)
     assert kept is not None
     assert all("step" in line for line in run.metrics())
-    resumed = in_terminal(toolbox_environ, "runs", "resume", run.id)
+    resumed = in_terminal(toolbox_environ, "-m", "toolbox", "runs", "resume", run.id)
     resumed.expect(rf"Going on after step {checkpoints.step_of(kept)}|{checkpoints.step_of(kept)}/4000")
     resumed.kill(signal.SIGINT)
     resumed.expect(pexpect.EOF)
@@ -178,13 +175,6 @@ def command(stage: str, folder: Path) -> list[str]:
         for word in ("--set", f"{stage}.{name}={msgspec.json.encode(value).decode()}")
     ]
     return ["finetune", "--model", "demo", "--dataset", str(data), "--stage", stage, *judged, "--yes"]
-
-
-def in_terminal(environ: dict[str, str], *words: str) -> "pexpect.spawn[str]":
-    return pexpect.spawn(
-        sys.executable, ["-P", "-m", "toolbox", *words], env={**environ, "TERM": "xterm-256color"}, encoding="utf-8",
-        dimensions=(30, 100), timeout=100,
-    )  # fmt: skip
 
 
 def newest(home: Path) -> Run:

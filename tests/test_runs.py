@@ -14,6 +14,7 @@ import pytest
 from conftest import Cli
 from plans import finetune_plan, finetune_run
 from serving_help import plan as serve_plan
+from terminals import ctrl_c_once, in_terminal
 
 from toolbox import files, runs
 from toolbox.commands import runs as commands
@@ -158,23 +159,11 @@ except Exception as error:
 """
 
 
-def in_terminal(environ: dict[str, str], *words: str, columns: int = 100) -> pexpect.spawn:
-    environ = {**environ, "TERM": "xterm-256color"}
-    return pexpect.spawn(
-        sys.executable, ["-P", *words], env=environ, encoding="utf-8", dimensions=(30, columns), timeout=60
-    )
-
-
 def test_ctrl_c_once_saves_and_ends_with_130(make: Make, toolbox_environ: dict[str, str]) -> None:
     run = make("count", steps=2000)
     front = in_terminal(toolbox_environ, "-c", FOLLOWER, run.id)
     front.expect(r"/2000")
-    front.sendintr()
-    front.expect("once more to quit at once")
-    front.expect("Stopped after")
-    front.expect(pexpect.EOF)
-    front.close()
-    assert front.exitstatus == 130
+    ctrl_c_once(front)
     assert run.status().state == "interrupted"
     assert run.has_checkpoint()
 
