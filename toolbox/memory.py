@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import msgspec
 
 from toolbox import methods, parameters
-from toolbox.device import Device, specification
+from toolbox.costs import predict
+from toolbox.device import Device
 from toolbox.models import ModelFacts
 from toolbox.recipe import Training
 from toolbox.stages import GENERATED_AT_ONCE
@@ -54,22 +55,6 @@ gradient."""
 OVERHEAD_BYTES = {"cuda": 600 << 20, "mps": 500 << 20, "cpu": 400 << 20}
 """Before any weight is there. cuda: context and libraries, a usual figure, not measured here. cpu: the resident size
 of a process that has imported torch 2.13, transformers and peft, measured. mps: between them, a guess."""
-
-UTILISATION = {"cuda": 0.4, "mps": 0.3}
-"""Share of the data sheet's arithmetic that training reaches: 0.2 to 0.5 is usual (Chowdhery et al. 2022,
-arXiv:2204.02311, table 3)."""
-CPU_CORE_FLOPS = 5e10
-"""A core's arithmetic in training: an 18.9M Qwen2 with LoRA gave 1313 tokens/s on two cores (a trial of this
-project)."""
-QLORA_SLOWDOWN = 1.5
-"""Time of nf4 against 16-bit weights: litgpt's table for Llama 2 7B, 3.68 against 2.36 min."""
-BATCH_OVERHEAD_S = {"cuda": 0.1, "mps": 0.1, "cpu": 0.02}
-"""A micro-batch's time beside its arithmetic, for starting a few thousand small operations."""
-STORE_SHARE = 2.5
-"""Bytes of encoded rows for a byte of the files they come from, at most: 2.4 measured with `bench/data.py` where a
-token is 1.3 letters, less where it is more."""
-KEPT_CHECKPOINTS = 2
-"""The newest, and the one that is being written."""
 
 
 class Recipe(Protocol):
@@ -137,8 +122,16 @@ class Estimate(msgspec.Struct, kw_only=True, frozen=True):
     """What the device offers: its free memory at planning, in bytes."""
     fits: bool
     time_s: float
-    """A rough figure; 0 where the device's speed or the data are not known."""
+    """0 where the device's speed or the data are not known."""
+    time_low_s: float = 0.0
+    time_high_s: float = 0.0
+    tokens_per_s: float = 0.0
+    """That are learnt from, over the whole time."""
+    energy_wh: float = 0.0
+    """0 where the device's power or the time is not known."""
     disk_bytes: int
+    disk_parts_bytes: dict[str, int] = {}
+    """Parts: checkpoints, rows, result, merged. They add up to `disk_bytes`."""
 
 
 def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> Estimate:
@@ -148,13 +141,14 @@ def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> E
     """
     parts = parts_bytes(model, recipe, device, load)
     peak = sum(parts.values())
+    costs = predict(model, recipe, device, load, _moments_bytes(model, recipe))
     return Estimate(
         peak_bytes=peak,
         parts_bytes=parts,
         device_bytes=device.memory_free_bytes,
         fits=peak <= device.memory_free_bytes,
-        time_s=_time_s(model, recipe, device, load),
-        disk_bytes=_disk_bytes(model, recipe) + round(STORE_SHARE * load.data_bytes),
+        disk_bytes=sum(costs.disk_parts_bytes.values()),
+        **msgspec.structs.asdict(costs),
     )
 
 
@@ -249,59 +243,6 @@ def _kept_per_token(model: ModelFacts, recipe: Recipe) -> float:
         # Each adapted linear keeps its own dropped input, and the mask in the same type.
         total += 2 * width * sum(model.linears[name][0] for name in targets)
     return total
-
-
-def _time_s(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> float:
-    """Arithmetic over speed. A weight and token take 2 operations forward, 2 for activations' gradients, 2 for its own.
-
-    Kaplan et al. 2020 (arXiv:2001.08361, section 2.1). Frozen weights have no gradient; checkpointing adds a forward
-    pass.
-    """
-    speed = _speed(device, recipe.dtype)
-    if not speed or not load.rows:
-        return 0.0
-    training = recipe.training
-    room = training.max_length * load.sequences
-    rows, row_tokens = float(load.rows), min(load.mean_tokens, room)
-    if training.packing:  # a pack stands in the place of a row
-        rows, row_tokens = rows * row_tokens / room, float(room)
-    batches = math.ceil(rows * training.num_train_epochs / training.per_device_train_batch_size)
-    if training.max_steps >= 0:
-        batches = training.max_steps * training.gradient_accumulation_steps
-    tokens = batches * training.per_device_train_batch_size * row_tokens
-    before = 2 * load.passes_before * rows * row_tokens
-    passes = (6 if methods.trained_weights(recipe.method) else 4) + (2 if training.gradient_checkpointing else 0)
-    slowdown = QLORA_SLOWDOWN if recipe.quantization != "none" else 1.0
-    starts: float = batches
-    if rollout := load.rollout:  # an answer is written, judged by the reference, and learnt from a few times
-        answers = batches * training.per_device_train_batch_size * rollout.answers
-        seen = answers * (row_tokens + rollout.tokens)
-        tokens, before = seen * rollout.updates, 2 * (1 + rollout.reference) * seen
-        written_at_once = GENERATED_AT_ONCE * training.per_device_train_batch_size
-        starts = answers * (rollout.updates / training.per_device_train_batch_size + rollout.tokens / written_at_once)
-    work = (passes * tokens + before) * model.parameters * slowdown
-    return work / speed + starts * BATCH_OVERHEAD_S[device.kind]
-
-
-def _speed(device: Device, dtype: str) -> float:
-    """Operations a second that training reaches on `device`; 0 where its data sheet is not known."""
-    if device.kind == "cpu":
-        return device.cores * CPU_CORE_FLOPS
-    sheet = specification(device.name)
-    if not sheet:
-        return 0.0
-    tflops = {"bfloat16": sheet.bf16_tflops, "float16": sheet.fp16_tflops}.get(dtype) or sheet.fp32_tflops
-    return (tflops or 0.0) * 1e12 * UTILISATION[device.kind]
-
-
-def _disk_bytes(model: ModelFacts, recipe: Recipe) -> int:
-    """Checkpoints (weights and AdamW's moments), what comes out, and the merged model that usually follows an
-    adapter."""
-    trained = parameters.trained(model, recipe)
-    moments = _moments_bytes(model, recipe)
-    checkpoint = 4 * trained + moments
-    result = model.weights_bytes + (0 if methods.trained_weights(recipe.method) else 4 * trained)
-    return math.ceil(KEPT_CHECKPOINTS * checkpoint + result)
 
 
 def _moments_bytes(model: ModelFacts, recipe: Recipe) -> float:
