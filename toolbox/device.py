@@ -60,6 +60,8 @@ class Device(msgspec.Struct, kw_only=True, frozen=True):
     bf16: bool
     """Whether bfloat16 is native: compute capability 8.0 and more, avx512_bf16 or amx_bf16, Apple M2 and later."""
     cores: int = 0
+    power_w: float = 0.0
+    """What it draws at most: NVML's limit, or the data sheet's; 0: not known."""
     processes: tuple[GpuProcess, ...] = ()
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from toolbox import methods, parameters
+from toolbox.calibration import Factors
 from toolbox.costs import predict
 from toolbox.device import Device
 from toolbox.models import ModelFacts
@@ -106,6 +107,8 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
     """Forward passes over all rows before the first step."""
     data_bytes: int = 0
     """Of the files that the rows are read from."""
+    eval_rows: int = 0
+    """That are evaluated, on top."""
     rollout: Rollout | None = None
     """Where the model answers the rows itself."""
 
@@ -125,13 +128,21 @@ class Estimate(msgspec.Struct, kw_only=True, frozen=True):
     """0 where the device's speed or the data are not known."""
     time_low_s: float = 0.0
     time_high_s: float = 0.0
+    rest_s: float = 0.0
+    """Of `time_s`, what no training step takes: starting, loading, evaluating, saving."""
+    tokens: int = 0
+    """That are learnt from."""
     tokens_per_s: float = 0.0
-    """That are learnt from, over the whole time."""
+    """While training; 0 where the device's speed is not known."""
     energy_wh: float = 0.0
     """0 where the device's power or the time is not known."""
     disk_bytes: int
     disk_parts_bytes: dict[str, int] = {}
-    """Parts: checkpoints, rows, result, merged. They add up to `disk_bytes`."""
+    """Parts: checkpoints, rows, exported, merged. They add up to `disk_bytes`."""
+    margin: float = 0.0
+    """Share of the device's memory that the plan leaves free; 0: it fits without one, or not at all."""
+    factors: Factors = Factors()
+    """What runs of this machine have changed the formulas' figures by."""
 
 
 def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> Estimate:
