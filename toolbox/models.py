@@ -10,15 +10,17 @@ from typing import Any
 
 import msgspec
 
-from toolbox import embedded, files, model_files, plugins
+from toolbox import embedded, files, model_files, networks, plugins
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
 from toolbox.i18n import _
+from toolbox.networks import Network
 
 HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 INNER_CONFIGS = ("text_config", "llm_config", "language_config")
 """Where multimodal models keep the configuration of their language model."""
+WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """Read by libraries that stumble over anything but a JSON object."""
 
@@ -50,6 +52,17 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
     chat_template: bool
     quantization: str = ""
     """`quantization_config.quant_method` of a base that is already quantised."""
+    network: Network = Network(hidden=0, vocab=0, layers=())
+    """What it is made of; of Llama's kind where a plan is older than this field."""
+
+    def __post_init__(self) -> None:
+        if self.network.layers:
+            return
+        made = networks.llama_like(
+            self.hidden_size, self.intermediate_size, self.num_hidden_layers, self.num_attention_heads,
+            self.num_key_value_heads, self.head_dim, self.vocab_size, self.tie_word_embeddings,
+        )  # fmt: skip
+        msgspec.structs.force_setattr(self, "network", made)
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -166,37 +179,68 @@ def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFact
         if (folder / name).is_file():
             model_files.json_object(folder / name)
     outer = model_files.json_object(folder / "config.json")
-    own = family(str(outer.get("model_type", "")))
-    values = {**outer, **_inner(outer)}
-    values |= {field: values.get(name) for field, name in own.keys.items()} if own else {}
-    config = _Config(folder / "config.json", values)
     _refuse_own_code(folder, outer)
     tensors = model_files.tensors(folder)
-    hidden = config.number("hidden_size", "n_embd", "d_model", "dim")
-    heads = config.number("num_attention_heads", "n_head", "n_heads")
-    facts = ModelFacts(
-        id=id,
-        path=folder,
-        source=source,
-        revision=revision,
-        architecture=config.first("architectures"),
-        model_type=config.text("model_type"),
-        parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+    facts = msgspec.structs.replace(
+        facts_of_config(outer, id=id, source=source, revision=revision, path=folder),
         weights_bytes=sum(tensor.data_offsets[1] - tensor.data_offsets[0] for tensor in tensors.values()),
         dtype=model_files.main_dtype(tensors),
-        hidden_size=hidden,
-        intermediate_size=config.number("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=4 * hidden),
-        num_hidden_layers=config.number("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=config.number("num_key_value_heads", default=heads),
-        head_dim=config.number("head_dim", default=max(1, hidden // heads)),
-        vocab_size=config.number("vocab_size"),
-        max_position_embeddings=config.number("max_position_embeddings", "n_positions", default=2048),
         tie_word_embeddings=_tied(outer, tensors),
-        chat_template=_has_chat_template(folder) or bool(own and own.chat_template),
-        quantization=_quantization(outer),
     )
-    return msgspec.structs.replace(facts, parameters=_count(facts)) if facts.quantization else facts
+    facts = msgspec.structs.replace(
+        facts,
+        chat_template=facts.chat_template or _has_chat_template(folder),
+        network=msgspec.structs.replace(facts.network, tied=facts.tie_word_embeddings),
+    )
+    stored = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    return msgspec.structs.replace(facts, parameters=facts.network.parameters if facts.quantization else stored)
+
+
+def facts_of_config(
+    config: dict[str, Any], *, id: str, source: str, revision: str = "", path: Path = Path()
+) -> ModelFacts:
+    """The facts of a model whose weights are not here, as its config.json tells them; counted, not read.
+
+    Raises InputError where it doesn't say what every model has.
+    """
+    own = family(str(config.get("model_type", "")))
+    values = {**config, **_inner(config)}
+    values |= {field: values.get(name) for field, name in own.keys.items()} if own else {}
+    said = _Config(path / "config.json", values)
+    network = Network(hidden=0, vocab=0, layers=()) if own and own.keys else networks.read(config)
+    hidden = said.number("hidden_size", "n_embd", "d_model", "dim", default=network.hidden or None)
+    first = network.layers[0] if network.layers else None
+    attention, mlp = (first.attention, first.mlp) if first else (None, None)
+    heads = said.number("num_attention_heads", "n_head", "n_heads", default=attention.heads if attention else None)
+    inner = mlp.inner if mlp else 4 * hidden
+    dtype = said.text("dtype") or said.text("torch_dtype") or "bfloat16"
+    facts = ModelFacts(
+        id=id,
+        path=path,
+        source=source,
+        revision=revision,
+        architecture=said.first("architectures"),
+        model_type=said.text("model_type"),
+        parameters=0,
+        weights_bytes=0,
+        dtype=dtype,
+        hidden_size=hidden,
+        intermediate_size=said.number("intermediate_size", "n_inner", "ffn_dim", "d_ff", default=inner),
+        num_hidden_layers=said.number(
+            "num_hidden_layers", "n_layer", "num_layers", "n_layers", default=network.depth or None
+        ),
+        num_attention_heads=heads,
+        num_key_value_heads=said.number("num_key_value_heads", default=attention.kv_heads if attention else heads),
+        head_dim=said.number("head_dim", default=attention.head_dim if attention else max(1, hidden // heads)),
+        vocab_size=said.number("vocab_size", default=network.vocab or None),
+        max_position_embeddings=said.number("max_position_embeddings", "n_positions", default=2048),
+        tie_word_embeddings=network.tied,
+        chat_template=bool(own and own.chat_template),
+        quantization=_quantization(config),
+        network=network,
+    )
+    counted = facts.network.parameters
+    return msgspec.structs.replace(facts, parameters=counted, weights_bytes=counted * WEIGHT_BYTES.get(dtype, 2))
 
 
 def _refuse_adapter(folder: Path) -> None:
@@ -301,13 +345,6 @@ def _tied(config: dict[str, Any], tensors: dict[str, model_files.Tensor]) -> boo
     """The config's word where it has one in favour; else tied where no output matrix is stored."""
     stored = any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
     return config.get("tie_word_embeddings") is True or not stored
-
-
-def _count(model: ModelFacts) -> int:
-    """Parameters by the shapes in the config, for a base whose stored integers are no count of them."""
-    layer = sum(inputs * outputs for inputs, outputs in model.linears.values())
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
-    return embeddings + model.num_hidden_layers * layer
 
 
 def _has_chat_template(folder: Path) -> bool:
