@@ -8,14 +8,15 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from toolbox import methods
+from toolbox import costs, files, methods
 from toolbox.device import Device
+from toolbox.runs import Run
 
 if TYPE_CHECKING:
     from toolbox.memory import Estimate, Recipe
@@ -32,6 +33,10 @@ ALIKE = 4.0
 that is reached depends on it."""
 BOUNDS = {"memory": 2.0, "speed": 50.0, "tokens": 10.0, "rest": 50.0}
 """No factor is more than this, or less than one over it: what is further off is another error than the model's."""
+LEFT = ("adapter", "model", "checkpoints")
+"""What a finished run leaves, below its folder."""
+CROWDED = 1.5
+"""A process that held more than the overhead so many times before the training is not measured by its peak."""
 SPREAD_RUNS = 2
 """From so many runs on their spread is the range of a prediction."""
 
@@ -48,6 +53,7 @@ class Figures(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """That were learnt from."""
     energy_wh: float = 0.0
     disk_bytes: int = 0
+    """That a finished run leaves."""
 
     @property
     def time_s(self) -> float:
@@ -123,6 +129,53 @@ def line(plan: "FinetunePlan", run: str, measured: Figures, *, out_of_memory: bo
     )  # fmt: skip
 
 
+def compared(plan: "FinetunePlan", run: Run, result: Mapping[str, Any], elapsed_s: float) -> dict[str, Any]:
+    """What result.json says of prediction and measurement, after it was noted in the run's home.
+
+    `result`: what the training returned; `elapsed_s`: of the job so far, in this start.
+    """
+    found: Mapping[str, Any] = result.get("measured", {})
+    steps_s = float(found.get("steps_s", 0))
+    written = sum(files.size_of(path) for name in LEFT if (path := run.path / name).exists())
+    measured = Figures(
+        peak_bytes=_comparable(plan, found),
+        steps_s=steps_s,
+        rest_s=max(0.0, elapsed_s - steps_s) if found.get("fresh") else 0.0,
+        tokens=result.get("tokens", 0),
+        energy_wh=found.get("energy_wh", 0.0) if found.get("fresh") else 0.0,
+        disk_bytes=written,
+    )
+    noted = line(plan, run.id, measured)
+    note(run.path.parents[1], noted)
+    return {
+        "predicted": {**shown(noted.said), "before_calibration": shown(noted.predicted)},
+        "measured": {**found, **shown(measured)},
+    }
+
+
+def shown(figures: Figures) -> dict[str, float]:
+    """The known ones of the figures, with what follows from them, for `--json`."""
+    values = {
+        **msgspec.structs.asdict(figures), "time_s": figures.time_s, "tokens_per_s": figures.tokens_per_s,
+    }  # fmt: skip
+    return {name: round(value, 3) for name, value in values.items() if value}
+
+
+def _comparable(plan: "FinetunePlan", found: Mapping[str, Any]) -> int:
+    """The measured peak of what was predicted: of the whole process; 0 where that is not known.
+
+    cuda: where the driver hides processes, as in containers, what the allocator reserved and the predicted overhead.
+    cpu: not where the process held more than the overhead before the model was loaded, as in a notebook.
+    """
+    overhead = plan.estimate.parts_bytes.get("overhead", 0)
+    if plan.device.kind == "cuda":
+        reserved = found.get("reserved_bytes", 0)
+        return int(found.get("process_bytes", 0) or (reserved + overhead if reserved else 0))
+    if found.get("begun_bytes", 0) > CROWDED * overhead:
+        return 0
+    return int(found.get("peak_bytes", 0))
+
+
 def note(home: Path, found: Line) -> None:
     """Append a line to HOME/calibration.jsonl, whole: also after a torn one, and beside other jobs."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -189,7 +242,7 @@ def of_lines(lines: Sequence[Line], model: "ModelFacts", recipe: "Recipe", devic
     )
 
 
-def corrected(estimate: "Estimate", by: Factors, power_w: float = 0.0) -> "Estimate":
+def corrected(estimate: "Estimate", by: Factors) -> "Estimate":
     """`estimate`, made by the formulas alone, as this machine's runs say; its parts still add up to its peak."""
     if not by.runs:
         return estimate
@@ -224,7 +277,7 @@ def told(estimate: "Estimate") -> Figures:
         rest_s=estimate.rest_s,
         tokens=estimate.tokens,
         energy_wh=estimate.energy_wh,
-        disk_bytes=estimate.disk_bytes,
+        disk_bytes=costs.left_bytes(estimate.disk_parts_bytes),
     )
 
 

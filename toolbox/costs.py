@@ -1,6 +1,7 @@
 """What a training costs beside memory: time, energy and disk, torch-free and in milliseconds; `plan` shows it."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -237,3 +238,8 @@ def _disk_parts(model: ModelFacts, recipe: "Recipe", load: "Load", optimizer_byt
         "merged": 0 if full else model.weights_bytes,
     }
     return {name: math.ceil(value) for name, value in parts.items()}
+
+
+def left_bytes(parts: Mapping[str, int]) -> int:
+    """Of a disk's parts, what lies in the run when it has ended: one checkpoint, and what was exported."""
+    return parts.get("checkpoints", 0) // KEPT_CHECKPOINTS + parts.get("exported", 0)

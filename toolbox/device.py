@@ -212,6 +212,24 @@ def _bounded(look: Callable[[], _Gpus]) -> _Gpus:
         return (), "", _("The NVIDIA driver does not answer: restart this machine.")
 
 
+def nvml_handle(index: int, environ: Mapping[str, str] = os.environ) -> Any | None:
+    """NVML's handle of torch's GPU `index`, to be asked until the process ends; None where there is none."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        numbers = list(_visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES")))
+        return pynvml.nvmlDeviceGetHandleByIndex(numbers[index]) if index < len(numbers) else None
+    except pynvml.NVMLError:
+        return None
+
+
 def _nvidia(environ: Mapping[str, str], root: Path) -> _Gpus:
     import ctypes
 
@@ -325,8 +343,17 @@ def _gpu(pynvml: Any, handle: Any, index: int) -> Device:
         memory_free_bytes=memory.free,
         compute_capability=".".join(map(str, capability)),
         bf16=capability >= BF16_CAPABILITY,
+        power_w=_power_limit(pynvml, handle),
         processes=tuple(_processes(pynvml, handle)),
     )
+
+
+def _power_limit(pynvml: Any, handle: Any) -> float:
+    """Watts; 0 where the driver does not tell."""
+    try:
+        return float(pynvml.nvmlDeviceGetPowerManagementLimit(handle)) / 1e3
+    except pynvml.NVMLError:
+        return 0.0
 
 
 def _processes(pynvml: Any, handle: Any) -> Iterator[GpuProcess]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import environment, files, i18n, plan, plugins, startup
+from toolbox import calibration, environment, files, i18n, plan, plugins, startup
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
 from toolbox.i18n import _
 from toolbox.runs import Run, State
@@ -177,6 +177,7 @@ def carry_out(run: Run, job: Job) -> dict[str, Any]:
 
 
 def _work(run: Run, job: Job) -> dict[str, Any]:
+    begun = time.monotonic()
     work = plan.load(run.plan_path)
     job.begin(work.verb, work.model.id)
     files.write_json(run.path / "env.json", environment.describe(work.seed))
@@ -190,6 +191,8 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     with startup.hidden("boto3"):  # accelerate imports it for SageMaker where it is installed: a third of a second
         imported = importlib.import_module(module)
     result: dict[str, Any] = getattr(imported, function)(work, run, job)
+    if isinstance(work, plan.FinetunePlan):
+        result |= calibration.compared(work, run, result, time.monotonic() - begun)
     files.write_json(run.path / "result.json", result)
     return result
 

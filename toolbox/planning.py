@@ -193,6 +193,7 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
         scored=stage == "rm",
         passes_before=PASSES_BEFORE.get(stage, 0),
         data_bytes=size,
+        eval_rows=eval_rows,
     )
 
 

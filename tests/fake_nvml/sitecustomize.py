@@ -7,7 +7,7 @@ By hand, the menu on a T4:
         PYTHONPATH=tests/fake_nvml:. python -m toolbox
 
 Keys: driver, cuda (as 13000), init_error and hang_s; a GPU's: name, total_mib, free_mib, capability, uuid, error,
-processes as [pid, name, mib].
+limit_w, power_w, counts_energy, processes as [pid, name, mib], where a pid of 0 is the asking process.
 """
 
 import ctypes
@@ -18,7 +18,8 @@ from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_v
 from typing import Any
 
 MIB = 1 << 20
-SUCCESS, INSUFFICIENT_SIZE = 0, 7
+SUCCESS, NOT_SUPPORTED, INSUFFICIENT_SIZE = 0, 3, 7
+BEGUN = time.monotonic()
 
 
 class Process(ctypes.Structure):
@@ -101,6 +102,24 @@ class Library:
         self.number(first, major)
         return self.number(second, minor)
 
+    @exported(c_void_p, c_void_p)
+    def nvmlDeviceGetPowerManagementLimit(self, handle: int, pointer: int) -> int:
+        limit_w = self.gpus[handle - 1].get("limit_w")
+        return self.number(int(limit_w * 1e3), pointer) if limit_w else NOT_SUPPORTED
+
+    @exported(c_void_p, c_void_p)
+    def nvmlDeviceGetPowerUsage(self, handle: int, pointer: int) -> int:
+        power_w = self.gpus[handle - 1].get("power_w")
+        return self.number(int(power_w * 1e3), pointer) if power_w else NOT_SUPPORTED
+
+    @exported(c_void_p, c_void_p)
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int, pointer: int) -> int:
+        gpu = self.gpus[handle - 1]
+        if not gpu.get("counts_energy"):
+            return NOT_SUPPORTED
+        cast(pointer, POINTER(c_ulonglong))[0] = int(1e3 * gpu["power_w"] * (time.monotonic() - BEGUN))
+        return SUCCESS
+
     @exported(c_void_p, c_void_p, c_void_p)
     def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: int, count: int, array: int) -> int:
         running = self.gpus[handle - 1].get("processes", [])
@@ -108,13 +127,13 @@ class Library:
         if not array:
             return INSUFFICIENT_SIZE if running else SUCCESS
         for place, (pid, _name, mib) in enumerate(running):
-            cast(array, POINTER(Process))[place] = Process(pid, mib * MIB)
+            cast(array, POINTER(Process))[place] = Process(pid or os.getpid(), mib * MIB)
         return SUCCESS
 
     @exported(c_uint, c_void_p, c_uint)
     def nvmlSystemGetProcessName(self, wanted: int, buffer: int, size: int) -> int:
         running = [process for gpu in self.gpus for process in gpu.get("processes", [])]
-        return self.text(next(name for pid, name, _mib in running if pid == wanted), buffer)
+        return self.text(next(name for pid, name, _mib in running if (pid or os.getpid()) == wanted), buffer)
 
 
 if "FAKE_NVML" in os.environ:

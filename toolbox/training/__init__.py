@@ -27,13 +27,14 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     Started again, it goes on from the newest checkpoint. Returns the `--json` object of `finetune`.
     Raises InputError, Interrupted, DivergedError.
     """
-    begun = time.monotonic()
+    begun, fresh = time.monotonic(), not run.has_checkpoint()
     device = loading.torch_device(plan.device.kind, plan.device.index)
+    meter = Meter(device)
     tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
     stage = stage_for(plan)
     data = preparing.prepare(plan, stage, tokenizer, run, reporter)
     reporter.phase(_("Loading the model"))
-    tuner, meter = tuner_for(plan), Meter(device)
+    tuner = tuner_for(plan)
     seeds.set_seed(plan.seed)
     model = tuner.load(device)
     stage.extend(model)
@@ -77,6 +78,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         "tokens": state.tokens,
         "tokens_per_s": round(state.tokens / state.elapsed_s, 1),
         "elapsed_s": round(time.monotonic() - begun, 1),
+        "measured": {**meter.measured(), "steps_s": state.elapsed_s, "fresh": fresh},
     }
 
 
