@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from toolbox import files, methods, models, startup, templates
@@ -23,6 +30,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _PREPARED: list[models.Family] = []
+SHOWN_CHARS = 200
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -55,9 +63,12 @@ def base_model(
     """The causal language model in `path`, on `device` ("cpu", "mps", "cuda:0").
 
     `dtype` is torch's name ("bfloat16"). `quantization`: keyword arguments of transformers' `BitsAndBytesConfig`.
-    `scores`: as a reward model, whose head gives one number in the language head's place.
+    `scores`: as a reward model, whose head gives one number in the language head's place. On "meta" it has shapes and
+    no numbers, made of config.json alone.
     """
     _prepared(path)
+    if device == "meta":
+        return _shapes(path, dtype, quantization)
     config = None
     if quantization:
         from transformers import BitsAndBytesConfig
@@ -71,6 +82,37 @@ def base_model(
     startup.end()
     if quantization:
         _keep_as_stored(model)
+    return model
+
+
+def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "PreTrainedModel":
+    """Raises InputError where transformers has no language model for that config.json."""
+    try:
+        config = AutoConfig.from_pretrained(path, **SAFE)
+        kinds = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
+        kind: Any = next((kind for kind in kinds if type(config) in kind._model_mapping), None)
+    except (ValueError, KeyError, OSError) as error:
+        kind, reason = None, " ".join(str(error).split())[:SHOWN_CHARS]
+    else:
+        reason = _("no language model belongs to {kind}").format(kind=config.model_type)
+    if kind is None:
+        raise InputError(
+            _("transformers can't make a language model of {path}: {reason}.").format(
+                path=path / "config.json", reason=reason.rstrip(".")
+            ),
+            _("Take a model that transformers knows by itself, or name a --plugin that brings its classes."),
+        )
+    with torch.device("meta"):
+        model: PreTrainedModel = kind.from_config(config, dtype=getattr(torch, dtype))
+    startup.end()
+    if quantization:
+        from transformers import BitsAndBytesConfig
+        from transformers.integrations import replace_with_bnb_linear
+        from transformers.quantizers.base import get_keys_to_not_convert
+
+        settings = BitsAndBytesConfig(**quantization)
+        kept = [*get_keys_to_not_convert(model), *(settings.llm_int8_skip_modules or [])]
+        replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
     return model
 
 

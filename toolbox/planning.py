@@ -197,6 +197,11 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
     )
 
 
+def load_of(plan: FinetunePlan) -> Load:
+    """What the plan's data and stage do to a step."""
+    return _rolled_out(_load(plan.datasets, plan.eval_rows, plan.stage), plan.options)
+
+
 def _rolled_out(load: Load, options: AnyOptions | None) -> Load:
     """`load` with what it takes that the model answers the rows itself, where the stage has it do so."""
     match options:

@@ -1,0 +1,139 @@
+"""`plan --exact`: the peak of a training step, counted in a dry run of the very step on fake tensors.
+
+No weights are read and no GPU is needed: the model is made of its config.json. What is trained on is the worst
+micro-batch as the memory model assumes it: every row as long as the longest, all of it labels.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from toolbox import planning
+from toolbox.errors import Interrupted
+from toolbox.i18n import _
+from toolbox.plan import FinetunePlan
+from toolbox.runs import Reporter, Run
+from toolbox.stages import SEQUENCES
+from toolbox.training import adapted, attention, batches, hollow, layouts, optim
+from toolbox.training.counting import Live
+from toolbox.training.rows import Item, Sample
+from toolbox.training.stages import stage_for
+from toolbox.training.stages.kto import Judged
+from toolbox.training.stages.pairs import Pair
+from toolbox.training.stages.reference import Reference
+from toolbox.training.step import Forward, Stepper
+from toolbox.training.tuner import tuner_for
+
+CUDA_BLOCK = 512
+"""torch's CUDA allocator hands out multiples of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
+FIRST_TOKENS = 16
+"""Of the rows of a step before the one that is counted, which only makes the optimizer's state."""
+
+
+class Counted(msgspec.Struct, kw_only=True, frozen=True):
+    """`parts_bytes` adds up to `peak_bytes`; both are of tensors, without the process or a GPU's context."""
+
+    peak_bytes: int
+    parts_bytes: dict[str, int]
+    operation: str
+    """That made the peak, as `aten.mm.default`."""
+    phase: str
+    """Of the step: forward, backward or optimizer."""
+
+
+def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """The job of `plan --exact`; returns a `Counted`. Raises as `peak`, and Interrupted."""
+
+    def heed_stop() -> None:
+        if reporter.stopping:
+            raise Interrupted(_("Stopped before the end of the dry run."), _("Start it again."))
+
+    reporter.phase(_("Dry run of a training step"))
+    return msgspec.to_builtins(peak(plan, heed_stop))  # type: ignore[no-any-return]
+
+
+def peak(plan: FinetunePlan, heed_stop: Callable[[], None] = lambda: None) -> Counted:
+    """The peak of a step of `plan` with the optimizer's state there, on the plan's device. Raises InputError."""
+    rounded_to = CUDA_BLOCK if plan.device.kind == "cuda" else 1
+    with ExitStack() as stack:
+        with torch.device("meta"):
+            tuner = tuner_for(plan)
+            model = tuner.load("meta")
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        tensors = hollow.filled(model)
+        if plan.device.kind == "cpu":
+            adapted.adapt(model)
+        stack.enter_context(hollow.as_on(plan.device, plan.dtype))
+        stack.enter_context(hollow.replaced(Reference, "logps", lambda self, samples, like: torch.zeros_like(like)))
+        live = Live(model.config.get_text_config().vocab_size, rounded_to, heed_stop)
+        stepper = _stepper(plan, model, live)
+        trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+        own = "adapter" if len(trained) < len(list(model.parameters())) else "weights"
+        live.note((tensor for tensor in tensors if id(tensor) not in trained), "weights")
+        live.note((weight for weight in model.parameters() if weight.requires_grad), own)
+        live.watch(weight for weight in model.parameters() if weight.requires_grad)
+        stack.enter_context(live)
+        tokens, rate = longest_tokens(plan), plan.training.learning_rate
+        stepper.step([items(plan, min(tokens, FIRST_TOKENS))[:1]], 1, rate)
+        live.forget_peak()
+        times = min(2, plan.training.gradient_accumulation_steps)  # the second one finds gradients there
+        stepper.step([items(plan, tokens)] * times, 2, rate)
+    operation, phase = live.peak_at
+    return Counted(peak_bytes=live.peak_bytes, parts_bytes=live.peak_parts, operation=operation, phase=phase)
+
+
+def longest_tokens(plan: FinetunePlan) -> int:
+    """Of a sequence, at most."""
+    return min(plan.training.max_length, planning.load_of(plan).longest_tokens)
+
+
+def items(plan: FinetunePlan, tokens: int) -> Sequence[Item]:
+    """A micro-batch of the plan's stage: rows of `tokens` tokens that begin otherwise, all labels."""
+    rows, each = plan.training.per_device_train_batch_size, SEQUENCES.get(plan.stage, 2 if plan.stage == "kto" else 1)
+    vocab_size = plan.model.vocab_size
+    ids = [[number % vocab_size, *[1 % vocab_size] * (tokens - 1)] for number in range(rows * each)]
+    samples = [Sample("", number, tokens, tokens) for number, tokens in enumerate(ids)]
+    if plan.stage == "kto":
+        return [Judged(*pair) for pair in zip(samples[::2], [True] * rows, samples[1::2], strict=True)]
+    return [Pair(*pair) for pair in zip(samples[::2], samples[1::2], strict=True)] if each == 2 else samples
+
+
+def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:
+    """As the loop has it, with the layout that `layouts.choose` would prove to be right."""
+    stage = stage_for(plan)
+    stage.extend(model)
+    forward = Forward(model, 0, "cpu", plan.dtype)
+    base = forward.base
+    if layouts.takes_flattened(base) and attention.suits(base.config, longest_tokens(plan)):
+        base.set_attn_implementation(attention.TREES)
+        forward = replace(forward, layout=batches.flatten_shared)
+    forward = replace(forward, layout=_made_real(forward.layout))
+    optimizer = optim.make(model.named_parameters(), plan)
+
+    def begins(*_arguments: Any) -> None:
+        live.phase = "optimizer"
+
+    def ends(*_arguments: Any) -> None:
+        live.phase = ""
+
+    optimizer.register_step_pre_hook(begins)
+    optimizer.register_step_post_hook(ends)
+    return Stepper(forward, stage, optimizer, plan.training.max_grad_norm)
+
+
+def _made_real(layout: batches.Layout) -> batches.Layout:
+    """`layout`, whose numbers are real: attention asks where rows begin and end."""
+
+    def made(samples: Sequence[Sample], pad_token_id: int) -> batches.Batch:
+        with unset_fake_temporarily():
+            batch = layout(samples, pad_token_id)
+            if nodes := batch.inputs.get("nodes"):
+                attention.spans(nodes, torch.device("cpu"))
+        return batch
+
+    return made

@@ -1,0 +1,237 @@
+"""A model without weights, on fake tensors, for `plan --exact`: made of its config.json, trained like any other.
+
+What has no fake kernel, or would be another on the device that is planned for, is stood in for by something that
+allocates, keeps and lets go the same.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from toolbox.device import Device
+from toolbox.plan import FinetunePlan
+from toolbox.training import attention, optim, products
+from toolbox.training.attention import Spans
+
+MIN_8BIT_ELEMENTS, BLOCK_8BIT = 4096, 256
+"""Smaller weights keep moments of 32 bits; moments that share a scale (bitsandbytes/optim/optimizer.py)."""
+NESTED_BLOCK = 256
+"""Scales that share a scale (bitsandbytes/functional.py, quantize_4bit)."""
+IN_FLOAT32 = {
+    name
+    for name in (
+        "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "expm1", "log", "reciprocal",
+        "softplus", "cumsum", "cumprod", "prod", "sum", "norm", "logsumexp", "__pow__", "__rpow__",
+    )
+}  # fmt: skip
+"""What autocast computes in float32 on CUDA and not on a processor (aten/src/ATen/autocast_mode.h)."""
+
+
+def filled(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Put fake tensors in the place of a model's meta ones; all of them, with what 4 bits need beside the weights.
+
+    To be called under FakeTensorMode. Weights that are tied stay so.
+    """
+    made: dict[int, torch.Tensor] = {}
+    beside: list[torch.Tensor] = []
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit" and isinstance(module, torch.nn.Linear):
+            beside += _quantised(module)
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _like(tensor)
+                        made[id(made[id(tensor)])] = made[id(tensor)]
+                    tensors[name] = made[id(tensor)]  # type: ignore[assignment]
+    return [*{id(tensor): tensor for tensor in made.values()}.values(), *beside]
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device.type != "meta":
+        return tensor
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return torch.nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else empty
+
+
+def _quantised(module: Any) -> list[torch.Tensor]:
+    """Let a bitsandbytes linear hold a weight of 4 bits and compute by `Nf4Product`; returns its scales."""
+    weight, shape = module.weight, module.weight.shape
+    blocks = math.ceil(weight.numel() / weight.blocksize)
+    if weight.compress_statistics:
+        nested = torch.empty(math.ceil(blocks / NESTED_BLOCK))
+        scales = [torch.empty(blocks, dtype=torch.uint8), nested, torch.empty(256), torch.empty(())]
+    else:
+        scales = [torch.empty(blocks)]
+    packed = torch.empty(math.ceil(weight.numel() / 2), 1, dtype=weight.quant_storage)
+    module._parameters["weight"] = torch.nn.Parameter(packed, requires_grad=False)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        """As bitsandbytes' Linear4bit."""
+        if not module.compute_type_is_set:
+            module.set_compute_type(x)
+            module.compute_type_is_set = True
+        taken = x if module.compute_dtype is None else x.to(module.compute_dtype)
+        bias = None if module.bias is None else module.bias.to(taken.dtype)
+        out: torch.Tensor = Nf4Product.apply(taken, packed, bias, scales[0], shape)  # type: ignore[no-untyped-call]
+        return out.to(x.dtype)
+
+    module.forward = forward
+    return scales
+
+
+class Nf4Product(torch.autograd.Function):
+    """bitsandbytes' MatMul4Bit: the weight is unpacked anew in each direction, and no input is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, scales: torch.Tensor, shape: Any
+    ) -> torch.Tensor:
+        ctx.save_for_backward(packed)
+        ctx.scales, ctx.shape = scales, shape
+        return torch.nn.functional.linear(x, _unpacked(x, scales, shape), bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return gradient @ _unpacked(gradient, ctx.scales, ctx.shape), None, None, None, None
+
+
+def _unpacked(like: torch.Tensor, scales: torch.Tensor, shape: Any) -> torch.Tensor:
+    whole = scales if scales.dtype == torch.float32 else scales.float()
+    del whole  # scales are unpacked first, and let go with this function's end
+    return torch.empty(shape, dtype=like.dtype)
+
+
+class EightBit(torch.optim.Optimizer):
+    """What bitsandbytes' AdamW8bit keeps: moments of 8 bits with a scale for each block, and 32 bits for small
+    weights."""
+
+    def __init__(self, groups: Any, lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None or self.state[weight]:
+                    continue
+                small = weight.numel() < MIN_8BIT_ELEMENTS
+                dtype, blocks = (torch.float32, 0) if small else (torch.uint8, math.ceil(weight.numel() / BLOCK_8BIT))
+                for moment in ("1", "2"):
+                    self.state[weight] |= {
+                        f"state{moment}": torch.empty_like(weight, dtype=dtype),
+                        f"absmax{moment}": torch.empty(blocks),
+                    }
+
+
+def _eight_bit(named_parameters: optim.Named, plan: FinetunePlan) -> torch.optim.Optimizer:
+    return EightBit(optim._groups(named_parameters, plan), lr=plan.training.learning_rate)
+
+
+class FlashAttention(torch.autograd.Function):
+    """What flash attention takes: arXiv:2307.08691, and csrc/flash_attn/flash_api.cpp of flash-attn 2 for what is
+    allocated.
+
+    Query, key, value, output and the logsumexp of each query are kept; going backward, the query's gradient is summed
+    in float32, and keys that several heads share have a gradient for each before it is summed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[1], query.shape[0]))
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        query, key, value, _out, _sums = ctx.saved_tensors
+        to_each = [torch.empty_like(states, memory_format=torch.contiguous_format) for states in (query, key, value)]
+        summed = torch.empty(query.shape), torch.empty(query.shape[1], query.shape[0])
+        if query.shape[1] != key.shape[1]:
+            each = [torch.empty(key.shape[0], *query.shape[1:], dtype=key.dtype) for _ in range(2)]
+            del each
+        del summed
+        return tuple(to_each)
+
+
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, within: Spans, scaling: float | None
+) -> torch.Tensor:
+    seen: torch.Tensor = FlashAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    return seen
+
+
+class _Numbers(TorchDispatchMode):
+    """Whoever asks a fake tensor for its value is told 1, or true: a loss that is finite, a mask that hides nothing."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            dtype = args[0].dtype
+            return 1.0 if dtype.is_floating_point else dtype is torch.bool or 1
+        return func(*args, **(kwargs or {}))
+
+
+class _CudaTypes(TorchFunctionMode):
+    """Autocast's types on CUDA, for tensors that lie on a processor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in IN_FLOAT32 and torch.is_autocast_enabled("cpu") and not kwargs.get("dtype"):
+            args, kwargs = _float32(args), {name: _float32(value) for name, value in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    return tuple(map(_float32, value)) if isinstance(value, tuple) else value
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """While entered, `owner.name` is `value`."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def as_on(device: Device, dtype: str) -> Iterator[None]:
+    """While entered, fake tensors, which all lie on a processor, are treated as `device` would treat real ones.
+
+    On a processor the loop's own functions take part, attention with its largest block only: the others allocate less.
+    """
+    sixteen, own = dtype != "float32", products._blocks
+
+    def largest(queries: Any, keys: Any) -> Any:
+        places = list(own(queries, keys))
+        return [max(places, key=lambda place: (place[0].stop - place[0].start) * (place[1].stop - place[1].start))]
+
+    with ExitStack() as stack:
+        stack.enter_context(_Numbers())  # type: ignore[no-untyped-call]
+        for name in ("adamw_8bit", "paged_adamw_8bit"):
+            stack.enter_context(replaced(optim, name, _eight_bit))
+        if device.kind == "cpu":
+            stack.enter_context(replaced(products, "_blocks", largest))
+        else:
+            kernel = _flash if device.kind == "cuda" and device.bf16 and sixteen else None
+            stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
+            if sixteen:
+                stack.enter_context(_CudaTypes())  # type: ignore[no-untyped-call]
+            before = torch.is_autocast_enabled("cuda")
+            stack.callback(torch.set_autocast_enabled, "cuda", before)
+            torch.set_autocast_enabled("cuda", sixteen)  # peft asks for this one
+        yield
+
