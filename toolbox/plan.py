@@ -65,6 +65,10 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     estimate: Estimate
 
 
+class ExactPlan(FinetunePlan, kw_only=True, tag="plan"):
+    """A dry run of what a FinetunePlan says, by `plan --exact`."""
+
+
 class MergePlan(Plan, kw_only=True, tag="merge"):
     adapter: Path
     output: Path
@@ -108,7 +112,7 @@ class ServePlan(Plan, kw_only=True, tag="serve"):
     port: int = 8080
 
 
-AnyPlan = FinetunePlan | MergePlan | EvaluatePlan | ServePlan
+AnyPlan = FinetunePlan | ExactPlan | MergePlan | EvaluatePlan | ServePlan
 
 
 def load(path: Path) -> AnyPlan:

@@ -110,11 +110,15 @@ class Options(TuningOptions, kw_only=True):
             metavar="NAME:MEMORY",
         ),
     ] = ""
+    exact: Annotated[
+        bool, option(N_("Count the peak in a dry run of the training step too, without weights or a GPU: seconds"))
+    ] = False
 
 
 def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
     from toolbox import device, models, planning
+    from toolbox.commands import exact
 
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
@@ -126,8 +130,10 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     others = planning.alternatives(made, asked, session.home)
     show(made, session)
     show_alternatives(others, session)
+    counted = exact.count(made, session) if options.exact else {}
     return {
         **summary(made),
+        **counted,
         "alternatives": msgspec.to_builtins(others),
         "exit_status": DONE if made.estimate.fits else REFUSED,
     }

@@ -17,8 +17,8 @@ class Live(TorchDispatchMode):
     """While entered: what every operation makes, from its making until its storage is let go; views count once.
 
     `parts`: live bytes by part. `peak_bytes`, `peak_parts` and `peak_at` (operation, phase): of the highest moment.
-    Whoever updates the weights says so as `phase`; else it is forward or backward. Tensors that an operation allocates and lets go within its own kernel are not
-    seen. After the storages of torch.distributed's MemTracker, which fails on frozen weights.
+    Whoever updates the weights says so as `phase`; else it is forward or backward. What an operation allocates and lets
+    go within its own kernel is not seen. torch.distributed's MemTracker does alike, but fails on frozen weights.
     """
 
     def __init__(self, vocab_size: int, rounded_to: int = 1, heed_stop: Callable[[], None] = lambda: None) -> None:

@@ -4,7 +4,7 @@ No weights are read and no GPU is needed: the model is made of its config.json. 
 micro-batch as the memory model assumes it: every row as long as the longest, all of it labels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,8 @@ import msgspec
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from toolbox import planning
-from toolbox.errors import Interrupted
+from toolbox import loading, methods, planning
+from toolbox.errors import InputError, Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
@@ -27,12 +27,10 @@ from toolbox.training.stages.kto import Judged
 from toolbox.training.stages.pairs import Pair
 from toolbox.training.stages.reference import Reference
 from toolbox.training.step import Forward, Stepper
-from toolbox.training.tuner import tuner_for
+from toolbox.training.tuner import Tuner, tuner_for
 
 CUDA_BLOCK = 512
 """torch's CUDA allocator hands out multiples of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
-FIRST_TOKENS = 16
-"""Of the rows of a step before the one that is counted, which only makes the optimizer's state."""
 
 
 class Counted(msgspec.Struct, kw_only=True, frozen=True):
@@ -54,35 +52,57 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
             raise Interrupted(_("Stopped before the end of the dry run."), _("Start it again."))
 
     reporter.phase(_("Dry run of a training step"))
-    return msgspec.to_builtins(peak(plan, heed_stop))  # type: ignore[no-any-return]
+    try:
+        return msgspec.to_builtins(peak(plan, heed_stop))  # type: ignore[no-any-return]
+    except (RuntimeError, NotImplementedError) as error:  # torch's own words for what has no fake kernel
+        raise InputError(
+            _("{model} can't be run dry: {reason}").format(
+                model=plan.model.id, reason=" ".join(str(error).split())[: loading.SHOWN_CHARS]
+            ),
+            _("Leave out --exact; the other figures stand."),
+        ) from error
 
 
 def peak(plan: FinetunePlan, heed_stop: Callable[[], None] = lambda: None) -> Counted:
     """The peak of a step of `plan` with the optimizer's state there, on the plan's device. Raises InputError."""
-    rounded_to = CUDA_BLOCK if plan.device.kind == "cuda" else 1
     with ExitStack() as stack:
         with torch.device("meta"):
             tuner = tuner_for(plan)
             model = tuner.load("meta")
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        tensors = hollow.filled(model)
+        frozen = hollow.filled(model)
         if plan.device.kind == "cpu":
             adapted.adapt(model)
         stack.enter_context(hollow.as_on(plan.device, plan.dtype))
-        stack.enter_context(hollow.replaced(Reference, "logps", lambda self, samples, like: torch.zeros_like(like)))
-        live = Live(model.config.get_text_config().vocab_size, rounded_to, heed_stop)
-        stepper = _stepper(plan, model, live)
-        trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
-        own = "adapter" if len(trained) < len(list(model.parameters())) else "weights"
-        live.note((tensor for tensor in tensors if id(tensor) not in trained), "weights")
-        live.note((weight for weight in model.parameters() if weight.requires_grad), own)
-        live.watch(weight for weight in model.parameters() if weight.requires_grad)
-        stack.enter_context(live)
-        tokens, rate = longest_tokens(plan), plan.training.learning_rate
-        stepper.step([items(plan, min(tokens, FIRST_TOKENS))[:1]], 1, rate)
+        return count(plan, tuner, model, frozen, heed_stop)
+
+
+def count(
+    plan: FinetunePlan,
+    tuner: Tuner,
+    model: Any,
+    tensors: Iterable[torch.Tensor],
+    heed_stop: Callable[[], None] = lambda: None,
+) -> Counted:
+    """The peak of a step on `model`, as `tuner` has loaded it, of fake tensors or of real ones on a processor.
+
+    `tensors`: all that lies in memory because of the model.
+    """
+    live = Live(model.config.get_text_config().vocab_size, CUDA_BLOCK if plan.device.kind == "cuda" else 1, heed_stop)
+    live.note(tensors, "weights")
+    stepper = _stepper(plan, model, live)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    live.note(trained, "weights" if methods.trained_weights(plan.method) else "adapter")
+    live.watch(trained)
+    with hollow.replaced(Reference, "logps", lambda self, samples, like: torch.zeros_like(like)), live:
+        tuner.follow(model, stepper.optimizer, 0, 1)
+        _gradients(stepper.optimizer)
+        stepper.optimizer.step()  # which makes its state
+        stepper.optimizer.zero_grad(set_to_none=True)
+        if plan.training.gradient_accumulation_steps > 1:
+            live.note(_gradients(stepper.optimizer), "gradients")
         live.forget_peak()
-        times = min(2, plan.training.gradient_accumulation_steps)  # the second one finds gradients there
-        stepper.step([items(plan, tokens)] * times, 2, rate)
+        stepper.step([items(plan, longest_tokens(plan))], 2, plan.training.learning_rate)
     operation, phase = live.peak_at
     return Counted(peak_bytes=live.peak_bytes, parts_bytes=live.peak_parts, operation=operation, phase=phase)
 
@@ -124,6 +144,15 @@ def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:
     optimizer.register_step_pre_hook(begins)
     optimizer.register_step_post_hook(ends)
     return Stepper(forward, stage, optimizer, plan.training.max_grad_norm)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Gradients of all weights, as an earlier micro-batch leaves them."""
+    made = []
+    for weight in (weight for group in optimizer.param_groups for weight in group["params"]):
+        weight.grad = torch.zeros_like(weight)
+        made.append(weight.grad)
+    return made
 
 
 def _made_real(layout: batches.Layout) -> batches.Layout:

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolbox.device import Device
 from toolbox.plan import FinetunePlan
-from toolbox.training import attention, optim, products
+from toolbox.training import attention, logps, optim, products
 from toolbox.training.attention import Spans
 
 MIN_8BIT_ELEMENTS, BLOCK_8BIT = 4096, 256
@@ -25,11 +25,8 @@ MIN_8BIT_ELEMENTS, BLOCK_8BIT = 4096, 256
 NESTED_BLOCK = 256
 """Scales that share a scale (bitsandbytes/functional.py, quantize_4bit)."""
 IN_FLOAT32 = {
-    name
-    for name in (
-        "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "expm1", "log", "reciprocal",
-        "softplus", "cumsum", "cumprod", "prod", "sum", "norm", "logsumexp", "__pow__", "__rpow__",
-    )
+    "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "expm1", "log", "reciprocal",
+    "softplus", "cumsum", "cumprod", "prod", "sum", "norm", "logsumexp", "__pow__", "__rpow__",
 }  # fmt: skip
 """What autocast computes in float32 on CUDA and not on a processor (aten/src/ATen/autocast_mode.h)."""
 
@@ -228,10 +225,10 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
         else:
             kernel = _flash if device.kind == "cuda" and device.bf16 and sixteen else None
             stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
+            stack.enter_context(replaced(logps, "PIECE", {}))
             if sixteen:
                 stack.enter_context(_CudaTypes())  # type: ignore[no-untyped-call]
             before = torch.is_autocast_enabled("cuda")
             stack.callback(torch.set_autocast_enabled, "cuda", before)
             torch.set_autocast_enabled("cuda", sixteen)  # peft asks for this one
         yield
-

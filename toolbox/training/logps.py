@@ -39,7 +39,7 @@ class TokenLogps(torch.autograd.Function):
             end = begin + len(wanted)
             values = piece.float().sub_(total[begin:end, None]).exp_().mul_(-gradient[begin:end, None])
             values.scatter_add_(1, wanted[:, None], gradient[begin:end, None])
-            if values.data_ptr() != piece.data_ptr():
+            if values.dtype != piece.dtype:  # else they are the logits' own memory
                 piece.copy_(values)
             begin = end
         return logits, None
