@@ -108,10 +108,14 @@ def test_full_tuning_is_refused_with_both_figures_and_what_fits(made: Made) -> N
     assert "--method lora" in caught.value.remedy
 
 
-def test_shorter_rows_are_proposed_where_they_would_fit(made: Made) -> None:
+def test_the_longest_rows_that_fit_are_proposed(made: Made) -> None:
+    asked: dict[str, Any] = {"method": "lora", "per_device_train_batch_size": 1}
     with pytest.raises(DoesNotFitError) as caught:
-        made("NVIDIA A10:24GiB", method="lora", max_length=16384, per_device_train_batch_size=1)
-    assert "--max-length 2048" in caught.value.remedy or "--max-length 4096" in caught.value.remedy
+        made("NVIDIA A10:24GiB", max_length=16384, **asked)
+    proposed = int(caught.value.remedy.partition("--max-length ")[2].partition(" ")[0])
+    assert made("NVIDIA A10:24GiB", max_length=proposed, **asked).estimate.fits
+    longer = made("NVIDIA A10:24GiB", max_length=proposed + 128, must_fit=False, **asked).estimate
+    assert longer.peak_bytes > longer.device_bytes * (1 - longer.margin)
 
 
 def test_full_tuning_is_done_when_asked_and_when_it_fits(made: Made) -> None:

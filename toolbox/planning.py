@@ -3,39 +3,32 @@
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from toolbox import models, plugins, templates
+from toolbox import calibration, plugins, search, templates
 from toolbox import recipe as recipes
 from toolbox import wishes as wishing
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
-from toolbox.device import GIB, Device
+from toolbox.device import Device
 from toolbox.errors import DoesNotFitError, InputError
 from toolbox.i18n import _, sentences
-from toolbox.memory import Estimate, Load, Rollout, estimate
+from toolbox.memory import Load
 from toolbox.models import ModelFacts
+from toolbox.nearest import nearest
 from toolbox.plan import FinetunePlan
 from toolbox.recipe import Recipe, Training
-from toolbox.stages import PASSES_BEFORE, SEQUENCES, AnyOptions, Dpo, Grpo, Ppo, Sft
+from toolbox.search import Choice, Found, Problem
+from toolbox.stages import PASSES_BEFORE, SEQUENCES, Dpo, Sft
 from toolbox.units import size
 from toolbox.wishes import Wishes
 
-MARGIN = 0.1
-"""What a batch that is sized here leaves free of the device's memory: the memory model is right to about that."""
-SOLD = 0.92
-"""A GPU counts as what its box says from this share of it on: an A10 of 24 GiB shows 22.2 to 22.5 with ECC."""
 TEMPLATE_TOKENS = 64
 """Room for what a chat template adds to a row."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes of English or Chinese text that become a token, about; a planning figure for the time only."""
-LACKING = {"adamw_8bit": ("mps",), "paged_adamw_8bit": ("mps", "cpu")}
-"""Kinds of devices that bitsandbytes has no such optimizer for."""
-MIN_LENGTH = 128
-"""Rows cut shorter than this are of no use, so none are proposed."""
 TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -47,13 +40,6 @@ class Alternative(msgspec.Struct, kw_only=True, frozen=True):
     per_device_train_batch_size: int
     peak_bytes: int
     fits: bool
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    """A recipe with nothing left open, and what it takes."""
-
-    recipe: Recipe
-    estimate: Estimate
 
 
 def plan_finetune(
@@ -78,13 +64,11 @@ def plan_finetune(
     needed = bool(datasets) and stage != "pt" and not model.chat_template
     template = templates.settled(wishes.chat_template, model.path, needed)
     eval_rows = wishing.eval_rows(wishes, sum(spec.distinct for spec in datasets), bool(eval_datasets))
-    load = _load(datasets, eval_rows, stage)
-    choices = [
-        _settle(candidate, model, device, load, wishes) for candidate in _candidates(model, device, wishes, home)
-    ]
-    choice = next((choice for choice in choices if choice.estimate.fits), choices[0])
+    asked = _problem(model, datasets, device, wishes, home, eval_rows)
+    found = search.search(asked)
+    choice = found.choice
     if must_fit and not choice.estimate.fits:
-        raise _does_not_fit(model, device, choice, load, wishes, home)
+        raise _does_not_fit(asked, choice)
     chosen = choice.recipe
     wishing.refuse_unheeded(chosen, wishes)
     _refuse_missing_kernels(chosen.training, device)
@@ -100,7 +84,7 @@ def plan_finetune(
         device=device,
         seed=wishes.seed,
         recipe=chosen.name,
-        why=_why(device, choice, choices[0], wishes),
+        why=_why(device, found, wishes),
         method=chosen.method,
         quantization=chosen.quantization,
         dtype=cast(Any, chosen.dtype),
@@ -117,16 +101,32 @@ def plan_finetune(
     )
 
 
+def _problem(
+    model: ModelFacts, datasets: list[DatasetSpec], device: Device, wishes: Wishes, home: Home, eval_rows: int
+) -> Problem:
+    """What is searched for: `wishes` in accord, what the data do to a step, and what runs here have taken."""
+    return Problem(
+        model=model,
+        device=device,
+        load=_load(datasets, eval_rows, wishes.stage),
+        wishes=wishes,
+        home=home,
+        noted=tuple(calibration.read(home.path)),
+    )
+
+
+def problem(plan: FinetunePlan, wishes: Wishes, home: Home) -> Problem:
+    """What was searched for when `plan` was made with `wishes`."""
+    wishes = msgspec.structs.replace(wishing.agreed(wishes), stage=plan.stage)
+    return _problem(plan.model, plan.datasets, plan.device, wishes, home, plan.eval_rows)
+
+
 def alternatives(plan: FinetunePlan, wishes: Wishes, home: Home) -> list[Alternative]:
     """The other recipes for this kind of device, with what they would have taken."""
-    load = _load(plan.datasets, plan.eval_rows, plan.stage)
-    wishes = msgspec.structs.replace(wishes, method="auto", quantization="auto", stage=plan.stage)
-    others = [
-        recipe
-        for recipe in recipes.every(home)
-        if recipe.name != plan.recipe and _is_for(recipe, plan.model, plan.device)
-    ]
-    choices = [_settle(recipe, plan.model, plan.device, load, wishes) for recipe in others]
+    free = msgspec.structs.replace(wishes, method="auto", quantization="auto")
+    asked = problem(plan, free, home)
+    others = [recipe for recipe in recipes.every(home) if recipe.name != plan.recipe and search.is_for(recipe, asked)]
+    choices = [search.fastest(search.variants(asked, recipe)) for recipe in others]
     return [
         Alternative(
             recipe=choice.recipe.name,
@@ -199,171 +199,51 @@ def _load(datasets: list[DatasetSpec], eval_rows: int, stage: str) -> Load:
 
 def load_of(plan: FinetunePlan) -> Load:
     """What the plan's data and stage do to a step."""
-    return _rolled_out(_load(plan.datasets, plan.eval_rows, plan.stage), plan.options)
+    return search.rolled_out(_load(plan.datasets, plan.eval_rows, plan.stage), plan.options)
 
 
-def _rolled_out(load: Load, options: AnyOptions | None) -> Load:
-    """`load` with what it takes that the model answers the rows itself, where the stage has it do so."""
-    match options:
-        case Grpo():
-            answers, updates, reference = options.num_generations, options.num_iterations, options.beta > 0
-        case Ppo():
-            answers, updates, reference = 1, options.num_ppo_epochs, options.kl_coef > 0
-        case _:
-            return load
-    folder = Path(options.reward_model)
-    judging = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if options.reward_model else 0
-    rollout = Rollout(
-        answers=answers,
-        tokens=options.response_length,
-        updates=updates,
-        reference=reference,
-        reward_model_bytes=judging,
-    )
-    return msgspec.structs.replace(load, longest_tokens=load.longest_tokens + rollout.tokens, rollout=rollout)
-
-
-def _candidates(model: ModelFacts, device: Device, wishes: Wishes, home: Home) -> list[Recipe]:
-    """The recipes to try, best first: the one named; of a wished method the most apt; else those for this hardware.
-
-    Where nobody asked, recipes for smaller hardware of the same kind follow: they may fit where the apt one does not.
-    """
-    if wishes.recipe:
-        return [recipes.find(wishes.recipe, home)]
-    known = [recipe for recipe in recipes.every(home) if not recipe.plugins]
-    if wishes.method != "auto":
-        known = wishing.nearest(known, wishes)
-        return sorted(known, key=lambda recipe: _aptness(recipe, model, device))[:1]
-    known = [recipe for recipe in known if recipe.automatic and _is_for(recipe, model, device)]
-    return sorted(known, key=lambda recipe: _aptness(recipe, model, device))
-
-
-def _is_for(recipe: Recipe, model: ModelFacts, device: Device) -> bool:
-    """Whether the recipe is for this kind of device and for models of this size, and runs nobody's code."""
-    if recipe.plugins:
-        return False
-    return device.kind in recipe.match.device and model.parameters <= recipe.match.parameters_to
-
-
-def _aptness(recipe: Recipe, model: ModelFacts, device: Device) -> tuple[bool, bool, float, float]:
-    """A key that sorts the most apt recipe first: for this kind, for this memory, for the smallest models, the
-    largest GPU."""
-    match, memory_gib = recipe.match, device.memory_total_bytes / GIB
-    in_range = match.memory_from_gib * SOLD <= memory_gib < match.memory_to_gib * SOLD
-    return not _is_for(recipe, model, device), not in_range, match.parameters_to, -match.memory_from_gib
-
-
-def _settle(recipe: Recipe, model: ModelFacts, device: Device, load: Load, wishes: Wishes) -> _Choice:
-    """The recipe with every wish in it, its types settled, and its batch sized for the device."""
-    recipe = recipes.change(
-        recipes.for_stage(wishing.granted(recipe, wishes), wishes.stage),
-        [*_settings(wishes), *wishing.judged(wishes), *wishes.settings],
-    )
-    recipe = _typed(recipe, model, device)
-    load = _rolled_out(load, recipes.stage_options(recipe, wishes.stage))
-    fixed = wishes.per_device_train_batch_size or any("per_device_train" in setting for setting in wishes.settings)
-    sized = [recipe] if fixed else [_with_batch(recipe, batch) for batch in _batches(recipe, device)]
-    choices = [_Choice(candidate, estimate(model, candidate, device, load)) for candidate in sized]
-    limit = device.memory_free_bytes * (1 - MARGIN)
-    return next((choice for choice in choices if choice.estimate.peak_bytes <= limit), choices[-1])
-
-
-def _settings(wishes: Wishes) -> list[str]:
-    """The wishes that have an option of their own, as `recipe.change` takes them."""
-    named = {
-        "max_length": wishes.max_length,
-        "num_train_epochs": wishes.num_train_epochs,
-        "max_steps": None if wishes.num_train_epochs is None else -1,
-        "learning_rate": wishes.learning_rate,
-        "per_device_train_batch_size": wishes.per_device_train_batch_size,
-    }
-    return [f"{name}={value}" for name, value in named.items() if value is not None]
-
-
-def _typed(recipe: Recipe, model: ModelFacts, device: Device) -> Recipe:
-    """The recipe with a dtype, an optimizer that this device has, and no longer rows than the model takes."""
-    sixteen = "bfloat16" if device.bf16 else "float16" if device.kind == "cuda" else "float32"
-    dtype = sixteen if recipe.dtype == "auto" else recipe.dtype
-    training = msgspec.structs.replace(
-        recipe.training,
-        max_length=min(recipe.training.max_length, model.max_position_embeddings),
-        optim="adamw_torch" if device.kind in LACKING.get(recipe.training.optim, ()) else recipe.training.optim,
-    )
-    family, lora = models.family(model.model_type), recipe.LoraConfig
-    if family and family.target_modules and lora.get("target_modules") == "all-linear":
-        lora = {**lora, "target_modules": family.target_modules}
-    quantization = {"bnb_4bit_compute_dtype": dtype, **recipe.BitsAndBytesConfig} if recipe.BitsAndBytesConfig else {}
-    return msgspec.structs.replace(
-        recipe, dtype=cast(Any, dtype), training=training, BitsAndBytesConfig=quantization, LoraConfig=lora
-    )
-
-
-def _batches(recipe: Recipe, device: Device) -> list[int]:
-    """Batch sizes to try, largest first: divisors of the effective batch; only a CUDA GPU may get more than the
-    recipe's."""
-    training = recipe.training
-    effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    largest = effective if device.kind == "cuda" else training.per_device_train_batch_size
-    return [batch for batch in range(largest, 0, -1) if effective % batch == 0]
-
-
-def _with_batch(recipe: Recipe, batch: int) -> Recipe:
-    """The recipe with that batch, and as many accumulated as keep the effective batch."""
-    training = recipe.training
-    effective = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    training = msgspec.structs.replace(
-        training, per_device_train_batch_size=batch, gradient_accumulation_steps=effective // batch
-    )
-    return msgspec.structs.replace(recipe, training=training)
-
-
-def _why(device: Device, choice: _Choice, first: _Choice, wishes: Wishes) -> str:
+def _why(device: Device, found: Found, wishes: Wishes) -> str:
     """The choice in a few sentences."""
-    recipe, training = choice.recipe, choice.recipe.training
+    recipe, first, estimate = found.choice.recipe, found.first, found.choice.estimate
+    training = recipe.training
     facts = {
         "device": device.name, "total": size(device.memory_total_bytes), "recipe": recipe.name, "first":
         first.recipe.name, "peak": size(first.estimate.peak_bytes), "free": size(device.memory_free_bytes), "dtype":
         recipe.dtype, "batch": training.per_device_train_batch_size, "steps": training.gradient_accumulation_steps,
         "effective": training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        "count": found.fitting, "margin": f"{estimate.margin:.0%}", "runs": estimate.factors.runs,
     }  # fmt: skip
     if wishes.recipe or wishes.method != "auto":
         told = [_("You asked for it.")]
-    elif choice is first:
+    elif recipe.name == first.recipe.name:
         told = [_("{recipe} is the recipe for {device} ({total}) and this model.")]
-    else:
+    elif first.too_large_bytes > 0:
         told = [_("{first} would take {peak} of {free}; {recipe} takes less.")]
+    else:
+        told = [_("{recipe} is taken before {first}, as you prefer.")]
     if recipe.dtype == "float16":
         told.append(_("{device} has no bfloat16, so it computes in float16."))
     told.append(_("Each step takes {batch} × {steps} = {effective} rows."))
+    if found.fitting > 1 and estimate.tokens_per_s:
+        told.append(_("Of {count} ways that leave {margin} of the memory free, this one is predicted to be best."))
+    if estimate.fits and not found.fitting:
+        told.append(_("It leaves less than {margin} of the memory free."))
+    if estimate.factors.runs:
+        told.append(_("The figures are corrected by {runs} runs of this machine."))
     return sentences(*(sentence.format(**facts) for sentence in told))
 
 
-def _does_not_fit(
-    model: ModelFacts, device: Device, choice: _Choice, load: Load, wishes: Wishes, home: Home
-) -> DoesNotFitError:
-    """The refusal, with what would fit: other methods, then shorter rows."""
-    fitting = []
-    for method in ("lora", "qlora"):
-        other = msgspec.structs.replace(
-            wishes, method=method, quantization="auto", recipe="", per_device_train_batch_size=None
-        )
-        for candidate in _candidates(model, device, other, home):
-            if method != choice.recipe.method and _settle(candidate, model, device, load, other).estimate.fits:
-                fitting.append(f"--method {method}")
-    length = choice.recipe.training.max_length // 2
-    while length >= MIN_LENGTH:
-        shorter = msgspec.structs.replace(wishes, max_length=length, per_device_train_batch_size=1)
-        if _settle(choice.recipe, model, device, load, shorter).estimate.fits:
-            fitting.append(f"--max-length {length}")
-            break
-        length //= 2
+def _does_not_fit(problem: Problem, choice: Choice) -> DoesNotFitError:
+    """The refusal, with what would fit."""
+    found = nearest(problem, choice)
+    fitting = [_("on {device}").format(device=item.option) if item.kind == "device" else item.option for item in found]
     return DoesNotFitError(
         _("{model} with {method} needs {peak}; {device} has {free} free.").format(
-            model=model.id,
+            model=problem.model.id,
             method=choice.recipe.method,
             peak=size(choice.estimate.peak_bytes),
-            device=device.name,
-            free=size(device.memory_free_bytes),
+            device=problem.device.name,
+            free=size(problem.device.memory_free_bytes),
         ),
         _("This would fit: {options}.").format(options=_(" or ").join(fitting))
         if fitting

@@ -34,6 +34,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     """A name of `methods.METHODS`, or "auto"."""
     quantization: Literal["auto", "none", "nf4"] = "auto"
     recipe: str = ""
+    prefer: Literal["auto", "quality", "speed", "memory"] = "auto"
+    """What decides between recipes that fit; auto: the one made for this hardware."""
     max_length: int | None = None
     num_train_epochs: float | None = None
     learning_rate: float | None = None

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, plugged
+from toolbox.commands import Command, Session, plugged, searched
 from toolbox.errors import DONE, REFUSED
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PARTS = {
     "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
     "activations": N_("Activations"), "logits": N_("Logits"), "overhead": N_("Overhead"),
+    "calibration": N_("Correction by runs here"),
     "generation": N_("Writing answers"), "other models": N_("Reference and reward model"),
 }  # fmt: skip
 
@@ -72,6 +73,10 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     quantization: Annotated[Literal["auto", "none", "nf4"], option(N_("Bits of the frozen base: nf4 is 4 of them"))] = (
         "auto"
     )
+    prefer: Annotated[
+        Literal["auto", "quality", "speed", "memory"],
+        option(N_("Among what fits: auto by hardware, quality a base in 16 bits before 4, speed, or least memory")),
+    ] = "auto"
     max_length: Annotated[int | None, option(N_("Tokens a row; longer rows are cut"), ge=16)] = None
     epochs: Annotated[float | None, option(N_("Times all rows are gone through"), ge=0.01, le=1000)] = None
     learning_rate: Annotated[float | None, option(N_("Learning rate, as 2e-4"), ge=1e-9, le=10)] = None
@@ -133,6 +138,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     counted = exact.count(made, session) if options.exact else {}
     return {
         **summary(made),
+        **searched.show(made, planning.problem(made, asked, session.home), session),
         **counted,
         "alternatives": msgspec.to_builtins(others),
         "exit_status": DONE if made.estimate.fits else REFUSED,
@@ -149,6 +155,7 @@ def wishes(options: TuningOptions, session: Session) -> "Wishes":
         method=options.method,
         quantization=options.quantization,
         recipe=options.recipe,
+        prefer=options.prefer,
         chat_template=options.chat_template,
         max_length=options.max_length,
         num_train_epochs=options.epochs,
@@ -190,7 +197,11 @@ def summary(plan: "FinetunePlan") -> dict[str, Any]:
         "plugins": msgspec.to_builtins(plan.plugins, enc_hook=str),
         "LoraConfig": plan.LoraConfig, **plan.blocks, "fits": estimate.fits,
         "peak_bytes": estimate.peak_bytes, "parts_bytes": estimate.parts_bytes, "device_bytes": estimate.device_bytes,
-        "time_s": estimate.time_s, "disk_bytes": estimate.disk_bytes,
+        "gradient_checkpointing": training.gradient_checkpointing, "margin": estimate.margin,
+        "time_s": estimate.time_s, "time_low_s": estimate.time_low_s, "time_high_s": estimate.time_high_s,
+        "tokens_per_s": estimate.tokens_per_s, "energy_wh": estimate.energy_wh,
+        "disk_bytes": estimate.disk_bytes, "disk_parts_bytes": estimate.disk_parts_bytes,
+        "calibrated_by_runs": estimate.factors.runs,
     }  # fmt: skip
 
 
@@ -217,13 +228,13 @@ def show(plan: "FinetunePlan", session: Session) -> None:
             if training.packing
             else []
         ),
+        *([(_("Checkpointing"), _("activations are computed again"))] if training.gradient_checkpointing else []),
         (_("Longest row"), _("{count} tokens").format(count=training.max_length)),
         (_("Length"), length),
         (_("Learning rate"), f"{training.learning_rate:g}"),
         *([(_("Plugins"), ", ".join(file.path.name for file in plan.plugins))] if plan.plugins else []),
         *([(_("Callbacks"), ", ".join(plan.callbacks))] if plan.callbacks else []),
-        (_("Time, about"), units.duration(estimate.time_s) if estimate.time_s else _("not known")),
-        (_("Disk"), units.size(estimate.disk_bytes)),
+        *searched.costs(estimate, session.settings.price_per_hour),
     ]
     session.table(_("Plan"), ("", ""), rows)
     parts = [(_(PARTS[name]), units.size(size)) for name, size in estimate.parts_bytes.items() if size]

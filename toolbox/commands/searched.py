@@ -1,0 +1,98 @@
+"""What `plan` and `finetune` show of a search: what it would cost, what was refused, and what would fit instead."""
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox.commands import Session
+from toolbox.i18n import N_, _
+
+if TYPE_CHECKING:
+    from toolbox.memory import Estimate
+    from toolbox.nearest import Nearest
+    from toolbox.plan import FinetunePlan
+    from toolbox.search import Problem, Refusal
+
+SHOWN = 4
+"""Refusals in the table; `--json` has all."""
+KINDS = {
+    "batch": N_("fewer rows at once"), "method": N_("another method"), "length": N_("shorter rows"),
+    "method and length": N_("another method, and shorter rows"), "device": N_("another GPU"),
+}  # fmt: skip
+DISK = {
+    "download": N_("download"), "checkpoints": N_("checkpoints"), "rows": N_("encoded rows"),
+    "exported": N_("result"), "merged": N_("merged model"),
+}  # fmt: skip
+
+
+def costs(estimate: "Estimate", price_per_hour: float) -> list[tuple[str, str]]:
+    """Time, speed, energy, money and disk, as lines of the plan's table."""
+    from toolbox import units
+
+    if not estimate.time_s:
+        time = _("not known")
+    else:
+        time = f"{units.duration(estimate.time_s)} ({units.duration(estimate.time_low_s)} – "
+        time += f"{units.duration(estimate.time_high_s)})"
+    parts = " + ".join(
+        f"{_(DISK[name])} {units.size(count)}" for name, count in estimate.disk_parts_bytes.items() if count
+    )
+    rows = [
+        (_("Time, about"), time),
+        (_("Tokens per second"), f"{estimate.tokens_per_s:,.0f}" if estimate.tokens_per_s else ""),
+        (_("Energy, at most"), _("{kwh:.3g} kWh").format(kwh=estimate.energy_wh / 1e3) if estimate.energy_wh else ""),
+        (_("Price"), f"{price_per_hour * estimate.time_s / 3600:.2f}" if price_per_hour and estimate.time_s else ""),
+        (_("Disk"), f"{units.size(estimate.disk_bytes)} ({parts})" if parts else units.size(estimate.disk_bytes)),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def show(plan: "FinetunePlan", problem: "Problem", session: Session) -> dict[str, Any]:
+    """What was refused, and where nothing fits what would; returns both for `--json`."""
+    from toolbox import nearest, search
+
+    found = search.search(problem)
+    _show_refused(found.refused, session)
+    near = [] if plan.estimate.fits else nearest.nearest(problem, found.choice)
+    _show_nearest(near, session)
+    return {"refused": msgspec.to_builtins(found.refused), "nearest": msgspec.to_builtins(near)}
+
+
+def _show_refused(refused: "list[Refusal]", session: Session) -> None:
+    from toolbox import units
+
+    if not refused:
+        return
+    rows = [
+        (
+            item.recipe,
+            item.method,
+            f"{item.per_device_train_batch_size} × {item.gradient_accumulation_steps}",
+            _("yes") if item.gradient_checkpointing else _("no"),
+            units.size(item.peak_bytes),
+            units.size(item.too_large_bytes),
+            f"{item.tokens_per_s:,.0f}" if item.tokens_per_s else "",
+        )
+        for item in refused[:SHOWN]
+    ]
+    header = (
+        _("Recipe"), _("Method"), _("Batch"), _("Checkpointing"), _("Peak"), _("Too large by"), _("Tokens per second"),
+    )  # fmt: skip
+    session.table(_("What was refused: {count}").format(count=len(refused)), header, rows)
+
+
+def _show_nearest(near: "list[Nearest]", session: Session) -> None:
+    from toolbox import units
+
+    if not near:
+        return
+    rows = [
+        (
+            _(KINDS[item.kind]),
+            item.option,
+            f"{units.size(item.peak_bytes)} / {units.size(item.device_bytes)}",
+            f"{item.tokens_per_s:,.0f}" if item.tokens_per_s else "",
+        )
+        for item in near
+    ]
+    session.table(_("What would fit"), (_("What"), _("How"), _("Peak"), _("Tokens per second")), rows)
