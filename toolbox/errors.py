@@ -1,5 +1,6 @@
 """Every error a person can meet: one sentence, a remedy, an exit status."""
 
+import re
 from typing import ClassVar
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -85,6 +86,19 @@ class Interrupted(ToolboxError):
 
     kind = "interrupted"
     exit_status = INTERRUPTED
+
+
+MAY_LACK_MEMORY = (MemoryError, RuntimeError, OSError, OutOfMemoryError)
+"""The classes of errors that `lacks_memory` may say yes to; torch's own are RuntimeErrors."""
+_LACKING = re.compile(r"out of memory|not enough memory|can(?:'|no)t allocate memory|alloc_failed|bad_alloc", re.I)
+"""torch's words on a processor and Metal's, where they are plain RuntimeErrors; the system's, cuBLAS's, C++'s."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error means that the device, or the machine, had no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, MAY_LACK_MEMORY) and bool(_LACKING.search(str(error)))
 
 
 def from_dict(error: dict[str, str]) -> ToolboxError:

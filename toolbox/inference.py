@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from toolbox import templates
-from toolbox.errors import OutOfMemoryError
+from toolbox.errors import MAY_LACK_MEMORY, OutOfMemoryError, lacks_memory
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -44,23 +44,31 @@ def in_batches(
     """
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
     outcomes: dict[int, Outcome] = {}
+
+    def next_ones(size: int) -> dict[int, Outcome]:
+        chosen = order[len(outcomes) : len(outcomes) + size]
+        return dict(zip(chosen, work([items[index] for index in chosen]), strict=True))
+
     while len(outcomes) < len(items):
-        chosen = order[len(outcomes) : len(outcomes) + batch_size]
-        try:
-            done = work([items[index] for index in chosen])
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _lacks_memory(error):
-                raise
-            batch_size = _halved(batch_size)
-            continue
-        outcomes.update(zip(chosen, done, strict=True))
+        batch_size, done = that_fits(batch_size, next_ones)
+        outcomes.update(done)
         watch(len(outcomes), len(items))
     return [outcomes[index] for index in range(len(items))]
 
 
-def _lacks_memory(error: Exception) -> bool:
-    """Whether it is about memory; the CPU allocator says so in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def that_fits(batch_size: int, work: Callable[[int], Outcome]) -> tuple[int, Outcome]:
+    """(the batch size that fits, what `work` made with it): it is halved, and said, where memory runs out.
+
+    Raises OutOfMemoryError where a single item is too much.
+    """
+    while True:
+        try:
+            return batch_size, work(batch_size)
+        except MAY_LACK_MEMORY as error:
+            if not lacks_memory(error):
+                raise
+        # Only now, with the error gone, is nothing held any more by the frames that it came through.
+        batch_size = _halved(batch_size)
 
 
 def _halved(batch_size: int) -> int:

@@ -3,7 +3,6 @@
 import errno
 import importlib
 import os
-import re
 import shutil
 import signal
 import sys
@@ -17,12 +16,10 @@ from typing import Any, BinaryIO, TextIO
 import msgspec
 
 from toolbox import calibration, environment, files, i18n, plan, plugins, startup
-from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError
+from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError, lacks_memory
 from toolbox.i18n import _
 from toolbox.runs import Run, State
 
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
-"""torch's words on a CPU, where its error is a plain RuntimeError."""
 SHOWN_CHARS = 300
 HANGING = "tracker "
 """What the threads of trackers are called (training/trackers.py)."""
@@ -201,6 +198,7 @@ def _quantises(work: plan.AnyPlan) -> bool:
     """Whether the work may need bitsandbytes, whose import takes a second: nobody knows what plugins need."""
     stored, loaded = work.model.quantization, getattr(work, "quantization", "none")
     rounded = bool(stored) or loaded != "none" or "8bit" in str(getattr(work, "training", ""))
+    rounded = rounded or getattr(work, "allow_4bit", False)
     return rounded or bool(work.plugins or plugins.packages())
 
 
@@ -215,7 +213,7 @@ def sweep(folder: Path) -> None:
 def explain(error: Exception, run: Run) -> ToolboxError:
     """What nobody foresaw, as a sentence: memory and disk by name, the rest by the library's own last words."""
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or OUT_OF_MEMORY.search(text):
+    if lacks_memory(error):
         return OutOfMemoryError(
             _("The device ran out of memory."),
             _("Use a smaller --set per_device_train_batch_size=… or --max-length, or --method qlora."),

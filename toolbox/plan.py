@@ -60,6 +60,10 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     """What other classes take, by their names, as `OFTConfig`."""
     callbacks: list[str] = []
     """Plugins that look on."""
+    allow_4bit: bool = False
+    """Whether the base may be put into 4 bits where memory runs out."""
+    allow_shorter: bool = False
+    """Whether rows may be cut shorter where memory runs out."""
     tensorboard: Path | None = None
     """Folder of the TensorBoard files; None: inside the run."""
     estimate: Estimate

@@ -97,6 +97,8 @@ def plan_finetune(
         BitsAndBytesConfig=chosen.BitsAndBytesConfig,
         blocks=chosen.blocks,
         callbacks=wishes.callbacks,
+        allow_4bit=wishes.allow_4bit,
+        allow_shorter=wishes.allow_shorter,
         estimate=choice.estimate,
     )
 

@@ -42,6 +42,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count = 1
+    per_device_eval_batch_size: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Rows at once in evaluations; 0: as many as in training."""
     max_length: Count = 2048
     """Tokens a row; longer rows are cut, and counted."""
     packing: bool = False

@@ -54,6 +54,8 @@ class Wishes(msgspec.Struct, kw_only=True, frozen=True):
     reward_funcs: list[str] = []
     reward_model: str = ""
     """A run of the stage rm, or a folder."""
+    allow_4bit: bool = False
+    allow_shorter: bool = False
 
 
 def agreed(wishes: Wishes) -> Wishes:

@@ -89,6 +89,8 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     packing: Annotated[
         bool, option(N_("Fill batches with short rows up to --max-length tokens each, so that steps are alike"))
     ] = False
+    allow_4bit: Annotated[bool, option(N_("Where memory runs out, the base may be put into 4 bits"))] = False
+    allow_shorter: Annotated[bool, option(N_("Where it still runs out, rows may be cut shorter"))] = False
     recipe: Annotated[str, option(N_("A recipe by name, or its YAML file"), choices="recipes")] = ""
     set: Annotated[
         list[str], option(N_("Any other setting, as max_steps=50 or LoraConfig.r=16"), metavar="KEY=VALUE")
@@ -167,6 +169,8 @@ def wishes(options: TuningOptions, session: Session) -> "Wishes":
         settings=[*(["packing=true"] if options.packing else []), *plugged.trackers(options.tracker), *options.set],
         seed=options.seed,
         val_size=options.val_size,
+        allow_4bit=options.allow_4bit,
+        allow_shorter=options.allow_shorter,
     )
 
 

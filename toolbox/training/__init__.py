@@ -4,13 +4,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from toolbox import loading, templates
-from toolbox.errors import InputError
+from toolbox.errors import MAY_LACK_MEMORY, InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.stages import SEQUENCES
 from toolbox.training import batches, kernels, preparing, seeds
+from toolbox.training.ladder import Ladder, free
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop, total_steps
 from toolbox.training.meter import Meter
@@ -24,20 +27,40 @@ from toolbox.training.tuner import tuner_for
 def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     """Fine-tune as `plan` says, leaving an adapter, or a model, in the run.
 
-    Started again, it goes on from the newest checkpoint. Returns the `--json` object of `finetune`.
-    Raises InputError, Interrupted, DivergedError.
+    Started again, it goes on from the newest checkpoint; so it does, a rung of the ladder further down, where memory
+    runs out. Returns the `--json` object of `finetune`.
+    Raises InputError, Interrupted, DivergedError, OutOfMemoryError.
     """
-    begun, fresh = time.monotonic(), not run.has_checkpoint()
+    begun, ladder = time.monotonic(), Ladder(plan, run, reporter)
+    while True:
+        try:
+            result = _attempt(ladder, run, reporter)
+        except MAY_LACK_MEMORY as error:
+            ladder.descend(error)
+        else:
+            return {
+                **result,
+                "ladder": [msgspec.to_builtins(rung) for rung in ladder.rungs],
+                "elapsed_s": round(time.monotonic() - begun, 1),
+            }
+        free()
+
+
+def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """The whole way from the plan, as the ladder has left it, to the result."""
+    plan, fresh = ladder.plan, not (run.has_checkpoint() or ladder.rungs)
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    meter = Meter(device)
+    meter = ladder.begin(Meter(device))
     tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
     stage = stage_for(plan)
     data = preparing.prepare(plan, stage, tokenizer, run, reporter)
     reporter.phase(_("Loading the model"))
+    ladder.longest = int(data.samples.store.index.longest.max())
     tuner = tuner_for(plan)
     seeds.set_seed(plan.seed)
     model = tuner.load(device)
     stage.extend(model)
+    ladder.reached = 0
     sequences = [sequence for item in data.probes() for sequence in item.sequences]
     forward = Forward(model, tokenizer.pad_token_id or 0, device, plan.dtype)
     if plan.training.use_liger_kernel:
@@ -46,8 +69,9 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     samples = _packed(data.samples, plan, forward) if plan.training.packing else data.samples
     steps = total_steps(plan.training, len(samples))
     seen = samples.members(batches.of_steps(len(samples), steps, plan.training, plan.seed))
+    loop = Loop(ladder, run, reporter, forward, tuner, stage, samples, data.held_out, meter)
+    loop.probe()
     stage.prepare(forward, data.distinct(seen), run, reporter)
-    loop = Loop(plan, run, reporter, forward, tuner, stage, samples, data.held_out, meter)
     state = loop.train()
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
@@ -69,6 +93,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         "eval_before": state.before,
         "peak_bytes": peak_bytes,
         "predicted_peak_bytes": plan.estimate.peak_bytes,
+        "probe_peak_bytes": state.probe_peak_bytes,
         "rows": len(data.samples),
         "rows_held_out": len(data.held_out),
         "rows_left_out": data.twice,
@@ -77,7 +102,6 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         "rows_dropped": data.facts.dropped,
         "tokens": state.tokens,
         "tokens_per_s": round(state.tokens / state.elapsed_s, 1),
-        "elapsed_s": round(time.monotonic() - begun, 1),
         "measured": {**meter.measured(), "steps_s": state.elapsed_s, "fresh": fresh},
     }
 

@@ -62,6 +62,25 @@ def of_steps(rows: int, steps: int, training: Training, seed: int) -> np.ndarray
     return _order(rows, seed, epoch=0)[: steps * _effective(training)]
 
 
+def largest(sizes: np.ndarray, steps: int, training: Training, seed: int, count: int = 4) -> list[tuple[int, int]]:
+    """(step, place in it) of the `count` micro-batches with the most tokens that the first `steps` steps see.
+
+    `sizes`: tokens of each of the samples that `of_step` takes, [rows].
+    """
+    in_epoch, effective = epoch_steps(len(sizes), training), _effective(training)
+    found: list[tuple[int, int, int]] = []
+    for epoch in range(math.ceil(steps / in_epoch)):
+        rows = np.full(in_epoch * effective, np.iinfo(np.int64).max)
+        rows[: len(sizes)] = sizes[_order(len(sizes), seed, epoch)]
+        rows = np.sort(rows.reshape(in_epoch, effective), axis=1)
+        rows[rows == np.iinfo(np.int64).max] = 0  # the last step of an epoch may be smaller
+        tokens = rows.reshape(in_epoch, -1, training.per_device_train_batch_size).sum(2)[: steps - epoch * in_epoch]
+        for best in np.argsort(-tokens, axis=None)[:count]:
+            step, place = divmod(int(best), tokens.shape[1])
+            found.append((int(tokens[step, place]), epoch * in_epoch + step, place))
+    return [(step, place) for _tokens, step, place in sorted(found, reverse=True)[:count]]
+
+
 @lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
     """The shuffle of an epoch, [rows]; kept from step to step."""

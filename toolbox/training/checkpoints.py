@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from toolbox import files
-from toolbox.errors import CorruptError, ToolboxError
+from toolbox.errors import CorruptError, ToolboxError, lacks_memory
 from toolbox.i18n import _
 
 MARKER = "complete.json"
@@ -38,6 +38,8 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
             files.sync_tree(scratch)
             files.write_json(scratch / MARKER, {"files": hashes})
     except (OSError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise
         raise _unsaved(step, error) from error
     for older in _all(folder):
         if older != destination:
@@ -73,6 +75,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if lacks_memory(error):
+            raise
         raise CorruptError(
             _("The checkpoint {path} can't be read: {reason}.").format(path=path, reason=error),
             _("Delete it and start the run again."),

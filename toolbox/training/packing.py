@@ -38,6 +38,11 @@ class Packs(Sequence[Pack]):
     def __getitem__(self, place: Any) -> Any:
         return Pack([self._items[int(member)] for member in self.members(np.array([place]))])
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each pack, [packs]."""
+        return np.add.reduceat(self._items.sizes[self._order], self._bounds[:-1])
+
     def members(self, places: np.ndarray) -> np.ndarray:
         """Which items are in these packs."""
         return np.concatenate([self._order[self._bounds[place] : self._bounds[place + 1]] for place in places])

@@ -32,6 +32,8 @@ class State(msgspec.Struct, kw_only=True):
     """The evaluation before the first step: its loss and the stage's figures."""
     evaluated: dict[str, float] = {}
     """The newest evaluation."""
+    probe_peak_bytes: int = 0
+    """What the probe before the first step measured; 0: there was none."""
     kept: dict[str, float] = {}
     """What the stage remembers."""
     ended: bool = False

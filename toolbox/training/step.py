@@ -120,6 +120,8 @@ class Stepper:
         self._max_grad_norm = max_grad_norm
         self.optimizer = optimizer
         self.scaler = torch.amp.GradScaler(forward.device.split(":")[0], enabled=forward.dtype == "float16")
+        self.changing = False
+        """Whether weights are being changed: after an error then, they are of no step."""
 
     def step(self, micro_batches: Sequence[Sequence[Item]], number: int, rate: float) -> Stepped:
         """Make optimizer step `number`.
@@ -140,8 +142,10 @@ class Stepper:
         if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
             raise diverged(number, [item for items in micro_batches for item in items])
         optim.set_rate(self.optimizer, rate)
+        self.changing = True
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.changing = False
         self.optimizer.zero_grad(set_to_none=True)
         return Stepped(sum(values), grad_norm, means(outcomes))
 

@@ -59,7 +59,12 @@ class Reference:
         self._known = known
 
     def logps(self, samples: Sequence[Sample], like: torch.Tensor) -> torch.Tensor:
-        """Those of `samples`, [samples], where and in the type that `like` is. Raises KeyError for an unknown one."""
+        """Those of `samples`, [samples], where and in the type that `like` is. Raises KeyError for an unknown one.
+
+        `like`: the policy's. As long as none are computed, before the first step, the reference is the policy.
+        """
+        if not len(self._known.keys):
+            return like.detach()
         wanted = np.array([_key(sample) for sample in samples], np.uint64)
         places = np.searchsorted(self._known.keys, wanted).clip(max=len(self._known.keys) - 1)
         if (self._known.keys[places] != wanted).any():

@@ -1,0 +1,197 @@
+"""The ladder: what `finetune` does when memory runs out, one rung at a time, so that the training goes on all the same.
+
+A smaller micro-batch with the same effective batch, then gradient checkpointing; then, only where the person allowed
+it, the base in 4 bits, and shorter rows. RUN/ladder.jsonl has a line a rung: whoever resumes the run heeds it.
+"""
+
+import gc
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import msgspec
+import torch
+
+from toolbox import files, methods
+from toolbox.errors import OutOfMemoryError, lacks_memory
+from toolbox.i18n import _
+from toolbox.plan import FinetunePlan
+from toolbox.planning import MIN_LENGTH
+from toolbox.runs import Reporter, Run
+from toolbox.stages import Rewarded
+from toolbox.training.meter import Meter
+from toolbox.wishes import NF4
+
+FILE = "ladder.jsonl"
+REASON_CHARS = 300
+
+
+class Rung(msgspec.Struct, kw_only=True, frozen=True):
+    """A step down that was taken."""
+
+    kind: Literal["micro_batch", "checkpointing", "4bit", "shorter", "evaluation"]
+    training: dict[str, int | bool] = {}
+    """What changes of the plan's `training`."""
+    step: int = 0
+    """Steps that were done by then."""
+    reason: str = ""
+    """The library's own words."""
+    peak_bytes: int = 0
+    """The most memory that was taken until then, as training/meter.py counts it."""
+    predicted_peak_bytes: int = 0
+
+    def lower(self, plan: FinetunePlan) -> FinetunePlan:
+        """`plan` after this step down."""
+        plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, **self.training))
+        if self.kind == "4bit":
+            method = "qlora" if plan.method == "lora" else plan.method
+            rounded = {**NF4, "bnb_4bit_compute_dtype": plan.dtype}
+            plan = msgspec.structs.replace(plan, method=method, quantization="nf4", BitsAndBytesConfig=rounded)
+        return plan
+
+
+class Ladder:
+    """The rungs of one training, and the plan as they have left it."""
+
+    def __init__(self, plan: FinetunePlan, run: Run, reporter: Reporter) -> None:
+        """As far down as earlier starts of the run have come. Raises CorruptError where that can't be read."""
+        self._run, self._reporter = run, reporter
+        self.plan, self.rungs = plan, read(run)
+        for rung in self.rungs:
+            self.plan = rung.lower(self.plan)
+        self.reached: int | None = None
+        """Steps done in this attempt; None while no model is loaded."""
+        self.longest = 0
+        """Tokens of the longest row."""
+        self._meter: Meter | None = None
+
+    def begin(self, meter: Meter) -> Meter:
+        """A new attempt, measured by `meter`, which is given back."""
+        self.reached, self._meter = None, meter
+        return meter
+
+    def descend(self, error: Exception) -> None:
+        """Take the next rung because of `error`, say so and write it down.
+
+        Raises `error` itself where it is about something else, OutOfMemoryError where there is no rung left.
+        """
+        if not lacks_memory(error):
+            raise error
+        # Neither what is loaded nor what a single row takes depends on how many rows there are at once.
+        alone = self.reached is None or isinstance(error, OutOfMemoryError)
+        rung = next(self._below(alone), None)
+        if rung is None:
+            raise self._at_the_bottom(error) from error
+        self._take(rung, error)
+        self._reporter.phase(told(rung, self.plan))
+
+    def evaluate_with(self, rows: int) -> None:
+        """The evaluation's own ladder: it takes `rows` at once from here on, the training what it took before."""
+        self._take(Rung(kind="evaluation", training={"per_device_eval_batch_size": rows}), None)
+
+    def _take(self, rung: Rung, error: Exception | None) -> None:
+        rung = msgspec.structs.replace(
+            rung,
+            step=self.reached or 0,
+            reason=" ".join(str(error).split())[:REASON_CHARS] if error else "",
+            peak_bytes=self._meter.peak_bytes() if self._meter else 0,
+            predicted_peak_bytes=self.plan.estimate.peak_bytes,
+        )
+        self.rungs.append(rung)
+        self.plan = rung.lower(self.plan)
+        lines = b"".join(msgspec.json.encode(taken) + b"\n" for taken in self.rungs)
+        files.write_bytes(self._run.path / FILE, lines)
+
+    def _below(self, alone: bool) -> Iterator[Rung]:
+        """The rungs that are left, the next one first."""
+        plan, training = self.plan, self.plan.training
+        micro = training.per_device_train_batch_size
+        effective = micro * training.gradient_accumulation_steps
+        if not alone:
+            for rows in (rows for rows in range(micro - 1, 0, -1) if effective % rows == 0):
+                smaller = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": effective // rows}
+                yield Rung(kind="micro_batch", training=smaller)
+            if not training.gradient_checkpointing:
+                yield Rung(kind="checkpointing", training={"gradient_checkpointing": True})
+        rounds = methods.find(plan.method).nf4 and not methods.changes_base(plan)
+        if plan.allow_4bit and plan.quantization == "none" and rounds:
+            yield Rung(kind="4bit")
+        length = min(training.max_length, self.longest) // 2
+        if plan.allow_shorter and length >= MIN_LENGTH and not isinstance(plan.options, Rewarded):
+            yield Rung(kind="shorter", training={"max_length": length})
+
+    def _at_the_bottom(self, error: Exception) -> OutOfMemoryError:
+        """That nothing is left to try, with what was."""
+        tried = [rung for rung in self.rungs if rung.kind != "evaluation"]
+        message = _("The device ran out of memory.")
+        if tried:
+            message = _("The device ran out of memory, also after this: {rungs}.").format(
+                rungs=_(", ").join(named(rung) for rung in tried)
+            )
+        elif isinstance(error, OutOfMemoryError):
+            message = error.message
+        others = ["--method qlora", "--max-length"]
+        if methods.find(self.plan.method).nf4 and self.plan.quantization == "none" and not self.plan.allow_4bit:
+            others[0] = "--allow-4bit"
+        if not self.plan.allow_shorter and not isinstance(self.plan.options, Rewarded):
+            others.append("--allow-shorter")
+        if self.plan.quantization != "none":
+            del others[0]
+        return OutOfMemoryError(
+            message,
+            _("Free its memory, take a smaller model, or use {options}.").format(options=_(" or ").join(others)),
+        )
+
+
+def read(run: Run) -> list[Rung]:
+    """The rungs that the run has come down; a last line torn by a crash is left out."""
+    try:
+        lines = (run.path / FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(msgspec.json.decode(line, type=Rung))
+        except msgspec.DecodeError:
+            print(_("{path} has a line that can't be read, which is left out.").format(path=run.path / FILE))
+    return found
+
+
+def named(rung: Rung) -> str:
+    """A rung in a few words."""
+    words: dict[str, Any] = {
+        "micro_batch": _("{per_device_train_batch_size} rows at once"),
+        "checkpointing": _("gradient checkpointing"),
+        "4bit": _("the base in 4 bits"),
+        "shorter": _("rows of {max_length} tokens"),
+        "evaluation": _("evaluation with {per_device_eval_batch_size} rows at once"),
+    }
+    return str(words[rung.kind].format(**rung.training))
+
+
+def told(rung: Rung, plan: FinetunePlan) -> str:
+    """What is said when a rung is taken; `plan` as it is after it."""
+    if rung.kind == "micro_batch":
+        rows, times = plan.training.per_device_train_batch_size, plan.training.gradient_accumulation_steps
+        return _("Out of memory: going on with {rows} × {times} = {effective} rows a step").format(
+            rows=rows, times=times, effective=rows * times
+        )
+    return _("Out of memory: going on with {rung}").format(rung=named(rung))
+
+
+def release(error: BaseException | None) -> None:
+    """Let go of what the frames that `error` came through still hold: activations, gradients, a whole model."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def free() -> None:
+    """Give back the memory of a failed attempt. Its models are tied into cycles, and were frozen by `startup.end`."""
+    gc.unfreeze()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
