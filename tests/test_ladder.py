@@ -1,25 +1,28 @@
 """Rows 16 and 17 of the faults: memory runs out in a training or in its evaluation, and the training goes on."""
 
+import errno
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
-from plans import NO_ESTIMATE, finetune_plan, finetune_run, write_jsonl
+from plans import LORA, NO_ESTIMATE, finetune_plan, finetune_run, write_jsonl
 from safetensors.torch import load_file
 from test_faults import rows
 from test_training import Recorder
 
-from toolbox import datasets, errors, job, plugins, stages
+from toolbox import datasets, job, plan, plugins, runs, stages, training
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
 from toolbox.errors import OutOfMemoryError, lacks_memory
 from toolbox.runs import Run, Silent
-from toolbox.training import batches, checkpoints, ladder, probe
+from toolbox.training import batches, checkpoints, ladder
 from toolbox.training.ladder import Ladder
+from toolbox.training.rows import Sample
 
 PLUGIN = Path(__file__).parent / "pressure.py"
 PLACES = ("forward", "backward", "optimizer", "evaluation")
@@ -42,7 +45,8 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spec_of(home: Path, stage: str) -> DatasetSpec:
-    return datasets.resolve(str(write_jsonl(home / f"{stage}.jsonl", rows(stage))), Home(home))
+    path = Home(home).prepare().path / f"{stage}.jsonl"
+    return datasets.resolve(str(write_jsonl(path, rows(stage))), Home(home))
 
 
 def pressed_run(home: Path, stage: str, accumulation: int, **changes: Any) -> Run:
@@ -110,11 +114,12 @@ def test_the_run_goes_on_to_the_curve_of_the_undisturbed_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     straight = undisturbed(shared_home, stage, accumulation)
-    steps = sorted(random.Random(f"{stage}/{place}/{accumulation}").sample(range(2, STEPS), 2))
+    name = f"{stage}/{place}/{accumulation}"
+    steps = sorted(random.Random(name).sample(range(2, STEPS), 2))
     if place == "evaluation":
         steps = [EVAL_STEPS + 1, 2 * EVAL_STEPS + 1]
     wish = {"steps": steps} if at_random else {"tokens": TOKENS[stage, place == "evaluation"]}
-    monkeypatch.setenv("PRESSURE", json.dumps({"place": place, **wish}))
+    monkeypatch.setenv("PRESSURE", json.dumps({"name": name, "place": place, **wish}))
     run = pressed_run(shared_home, stage, accumulation)
     job.carry_out(run, job.Job(run))
     agree(run, straight)
@@ -124,11 +129,9 @@ def test_the_run_goes_on_to_the_curve_of_the_undisturbed_one(
     if place == "evaluation":
         assert {rung["kind"] for rung in taken} == {"evaluation"}
         return
-    micro = 8 // accumulation
-    for place_down, rung in enumerate(taken, 1):
-        assert rung["training"] == {
-            "per_device_train_batch_size": micro >> place_down, "gradient_accumulation_steps": 8 // (micro >> place_down)
-        }  # fmt: skip
+    sizes = [8 // accumulation >> down for down in range(1, len(taken) + 1)]
+    expected = [{"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in sizes]
+    assert [rung["training"] for rung in taken] == expected
     if at_random:
         assert [rung["step"] for rung in taken] == [step - 1 for step in steps]
         said = capsys.readouterr().out
@@ -136,3 +139,88 @@ def test_the_run_goes_on_to_the_curve_of_the_undisturbed_one(
             kept = step - 1 if place != "optimizer" else (step - 1) // SAVE_STEPS * SAVE_STEPS
             assert not kept or f"Going on after step {kept}\n" in said
     assert not plugins.find("callback", "pressure").on_train_begin.__globals__["KEPT"].count(True)
+
+
+def test_what_is_about_memory_is_told_from_what_is_not() -> None:
+    """One function decides for the training, for an evaluation and for the sentence that a person reads."""
+    cpu = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    lacking: list[Exception] = [
+        torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(cpu), MemoryError(), OutOfMemoryError("x"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ]  # fmt: skip
+    others = [RuntimeError("shapes differ"), ValueError("out of memory"), OSError(errno.ENOSPC, "No space left")]
+    assert [lacks_memory(error) for error in [*lacking, *others]] == [True] * len(lacking) + [False] * len(others)
+
+
+def to_the_bottom(stairs: Ladder) -> OutOfMemoryError:
+    """What it ends with when memory runs out again and again."""
+    for _rung in range(20):
+        try:
+            stairs.descend(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        except OutOfMemoryError as error:
+            return error
+    raise AssertionError("the ladder has no end")
+
+
+def test_the_rungs_come_in_their_order_and_only_as_far_as_was_allowed(home: Path) -> None:
+    for allowed, kinds in ((False, []), (True, ["4bit", "shorter"])):
+        made = finetune_plan(
+            home, per_device_train_batch_size=6, gradient_accumulation_steps=2, max_length=512, allow_4bit=allowed,
+            allow_shorter=allowed,
+        )  # fmt: skip
+        run = runs.create(home / "runs", "test", made)
+        stairs = Ladder(made, run, Silent())
+        stairs.reached, stairs.longest = 4, 300
+        bottom = to_the_bottom(stairs)
+        assert [rung.training.get("per_device_train_batch_size") for rung in stairs.rungs[:4]] == [4, 3, 2, 1]
+        assert [rung.kind for rung in stairs.rungs[4:]] == ["checkpointing", *kinds]
+        tried = ["4 rows at once", "gradient checkpointing", *(["base in 4 bits", "150 tokens"] if allowed else [])]
+        assert all(words in bottom.message for words in tried)
+        assert ("--allow-4bit" in bottom.remedy) == (not allowed)
+        again = Ladder(made, run, Silent())
+        assert again.plan == stairs.plan
+        assert again.plan.training.per_device_train_batch_size * again.plan.training.gradient_accumulation_steps == 12
+        assert (again.plan.method, again.plan.quantization) == (("qlora", "nf4") if allowed else ("lora", "none"))
+
+
+def test_what_no_smaller_batch_helps_makes_none_smaller(home: Path) -> None:
+    """While the model is loaded, and where a single row is too much."""
+    for reached, error in ((None, MemoryError()), (4, OutOfMemoryError("A single row."))):
+        run = finetune_run(home)
+        stairs = Ladder(plan.load(run.plan_path), run, Silent())  # type: ignore[arg-type]
+        stairs.reached = reached
+        with pytest.raises(OutOfMemoryError):
+            stairs.descend(error)
+        assert not stairs.rungs
+    with pytest.raises(ZeroDivisionError):
+        stairs.descend(ZeroDivisionError())
+
+
+@pytest.mark.parametrize(
+    "stage", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dpo", "kto", "rm"))]
+)
+def test_a_run_with_a_probe_gives_the_very_numbers_of_one_without(stage: str, home: Path) -> None:
+    """With dropout, whose draws would tell that a generator is another."""
+    found = []
+    for estimate in (NO_ESTIMATE, MOST_OF_IT):
+        run = pressed_run(home, stage, 2, optim="adamw_torch", LoraConfig=LORA, estimate=estimate, max_steps=3)
+        recorder = Recorder()
+        result = training.run(plan.load(run.plan_path), run, recorder)  # type: ignore[arg-type]
+        adapter = load_file(run.adapter / "adapter_model.safetensors")
+        numbers = {name: weight.tolist() for name, weight in adapter.items()}
+        found.append((recorder.losses(), result["eval_loss"], numbers))
+        assert bool(result["probe_peak_bytes"]) == (estimate is MOST_OF_IT)
+    assert found[0] == found[1]
+
+
+def test_a_probe_takes_the_heaviest_micro_batch_of_all_that_the_run_will_see() -> None:
+    sizes = np.random.default_rng(1).integers(5, 500, size=53)
+    sized = [Sample("", place, [0] * int(size), []) for place, size in enumerate(sizes)]
+    made = finetune_plan(Path("none"), per_device_train_batch_size=2, gradient_accumulation_steps=3).training
+    for steps in (4, 9, 20):
+        each = [micro for step in range(steps) for micro in batches.of_step(sized, step, made, 7)]
+        found = [batches.of_step(sized, step, made, 7)[place] for step, place in batches.largest(sizes, steps, made, 7)]
+        every, chosen = ([sum(sample.size for sample in micro) for micro in micros] for micros in (each, found))
+        assert chosen == sorted(every, reverse=True)[: len(chosen)]
