@@ -153,6 +153,12 @@ def compared(plan: "FinetunePlan", run: Run, result: Mapping[str, Any], elapsed_
     }
 
 
+def lacked(plan: "FinetunePlan", run: Run, found: Mapping[str, Any]) -> None:
+    """Note that memory ran out under `plan`; `found`: what was measured until then, a lower bound of what it needed."""
+    peak = Figures(peak_bytes=_comparable(plan, found))
+    note(run.path.parents[1], line(plan, run.id, peak, out_of_memory=True))
+
+
 def shown(figures: Figures) -> dict[str, float]:
     """The known ones of the figures, with what follows from them, for `--json`."""
     values = {

@@ -189,7 +189,8 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
         imported = importlib.import_module(module)
     result: dict[str, Any] = getattr(imported, function)(work, run, job)
     if isinstance(work, plan.FinetunePlan):
-        result |= calibration.compared(work, run, result, time.monotonic() - begun)
+        done_by = imported.lowered(work, run) if result.get("ladder") else work
+        result |= calibration.compared(done_by, run, result, time.monotonic() - begun)
     files.write_json(run.path / "result.json", result)
     return result
 

@@ -13,7 +13,7 @@ from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.stages import SEQUENCES
 from toolbox.training import batches, kernels, preparing, seeds
-from toolbox.training.ladder import Ladder, free
+from toolbox.training.ladder import Ladder, free, lowered
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop, total_steps
 from toolbox.training.meter import Meter
@@ -22,6 +22,8 @@ from toolbox.training.stages import stage_for
 from toolbox.training.step import Forward
 from toolbox.training.store import Items
 from toolbox.training.tuner import tuner_for
+
+__all__ = ["lowered", "run"]
 
 
 def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:

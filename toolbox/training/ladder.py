@@ -7,16 +7,17 @@ it, the base in 4 bits, and shorter rows. RUN/ladder.jsonl has a line a rung: wh
 import gc
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 import torch
 
-from toolbox import files, methods
+from toolbox import calibration, files, memory, methods, planning
 from toolbox.errors import OutOfMemoryError, lacks_memory
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
-from toolbox.planning import MIN_LENGTH
 from toolbox.runs import Reporter, Run
 from toolbox.stages import Rewarded
 from toolbox.training.meter import Meter
@@ -24,6 +25,8 @@ from toolbox.wishes import NF4
 
 FILE = "ladder.jsonl"
 REASON_CHARS = 300
+PEAK_OF_PROCESS, FORGET_PEAK = Path("/proc/self/clear_refs"), "5"
+"""Linux: writing it makes VmHWM what is resident now (proc(5))."""
 
 
 class Rung(msgspec.Struct, kw_only=True, frozen=True):
@@ -47,7 +50,8 @@ class Rung(msgspec.Struct, kw_only=True, frozen=True):
             method = "qlora" if plan.method == "lora" else plan.method
             rounded = {**NF4, "bnb_4bit_compute_dtype": plan.dtype}
             plan = msgspec.structs.replace(plan, method=method, quantization="nf4", BitsAndBytesConfig=rounded)
-        return plan
+        predicted = memory.estimate(plan.model, plan, plan.device, planning.load_of(plan))
+        return msgspec.structs.replace(plan, estimate=calibration.corrected(predicted, plan.estimate.factors))
 
 
 class Ladder:
@@ -56,9 +60,7 @@ class Ladder:
     def __init__(self, plan: FinetunePlan, run: Run, reporter: Reporter) -> None:
         """As far down as earlier starts of the run have come. Raises CorruptError where that can't be read."""
         self._run, self._reporter = run, reporter
-        self.plan, self.rungs = plan, read(run)
-        for rung in self.rungs:
-            self.plan = rung.lower(self.plan)
+        self.plan, self.rungs = lowered(plan, run), read(run)
         self.reached: int | None = None
         """Steps done in this attempt; None while no model is loaded."""
         self.longest = 0
@@ -82,6 +84,8 @@ class Ladder:
         rung = next(self._below(alone), None)
         if rung is None:
             raise self._at_the_bottom(error) from error
+        if self._meter and self.reached is not None:
+            calibration.lacked(self.plan, self._run, self._meter.measured())
         self._take(rung, error)
         self._reporter.phase(told(rung, self.plan))
 
@@ -117,7 +121,7 @@ class Ladder:
         if plan.allow_4bit and plan.quantization == "none" and rounds:
             yield Rung(kind="4bit")
         length = min(training.max_length, self.longest) // 2
-        if plan.allow_shorter and length >= MIN_LENGTH and not isinstance(plan.options, Rewarded):
+        if plan.allow_shorter and length >= planning.MIN_LENGTH and not isinstance(plan.options, Rewarded):
             yield Rung(kind="shorter", training={"max_length": length})
 
     def _at_the_bottom(self, error: Exception) -> OutOfMemoryError:
@@ -141,6 +145,13 @@ class Ladder:
             message,
             _("Free its memory, take a smaller model, or use {options}.").format(options=_(" or ").join(others)),
         )
+
+
+def lowered(plan: FinetunePlan, run: Run) -> FinetunePlan:
+    """`plan` as far down as the run has come."""
+    for rung in read(run):
+        plan = rung.lower(plan)
+    return plan
 
 
 def read(run: Run) -> list[Rung]:
@@ -188,10 +199,15 @@ def release(error: BaseException | None) -> None:
 
 
 def free() -> None:
-    """Give back the memory of a failed attempt. Its models are tied into cycles, and were frozen by `startup.end`."""
+    """Give back the memory of a failed attempt, and forget its peak where the system counts it.
+
+    Its models are tied into cycles, and were frozen by `startup.end`.
+    """
     gc.unfreeze()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
+    with suppress(OSError):
+        PEAK_OF_PROCESS.write_text(FORGET_PEAK)
