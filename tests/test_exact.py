@@ -40,11 +40,13 @@ LONGER: dict[str, dict[str, Any]] = {
 def both(home: Path, **changes: Any) -> tuple[int, int]:
     """(the peak of a dry run, that of the same step on the real model), in bytes of tensors."""
     from toolbox.training import exact
+    from toolbox.training.stages import stage_for
     from toolbox.training.tuner import tuner_for
 
     plan = finetune_plan(home, **{"max_length": 192, "per_device_train_batch_size": 2, **changes})
     tuner = tuner_for(plan)
     model = tuner.load("cpu")
+    stage_for(plan).extend(model)
     real = exact.count(plan, tuner, model, [*model.parameters(), *model.buffers()])
     return exact.peak(plan).peak_bytes, real.peak_bytes
 

@@ -29,6 +29,7 @@ class Live(TorchDispatchMode):
         self.phase = ""
         self._vocab_size, self._rounded_to, self._heed_stop = vocab_size, rounded_to, heed_stop
         self._known: dict[int, tuple[str, int, weakref.ref[Any]]] = {}
+        self._hooks: list[Any] = []
         self._bytes = 0
         self.forget_peak()
 
@@ -45,8 +46,12 @@ class Live(TorchDispatchMode):
 
     def watch(self, trained: Iterable[torch.nn.Parameter]) -> None:
         """Count the gradients of `trained` as such once they are whole."""
-        for weight in trained:
-            weight.register_post_accumulate_grad_hook(self._has_gradient)
+        self._hooks += [weight.register_post_accumulate_grad_hook(self._has_gradient) for weight in trained]
+
+    def close(self) -> None:
+        """Count no gradients any more."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _has_gradient(self, weight: torch.Tensor) -> None:
         if weight.grad is not None:

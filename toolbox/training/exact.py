@@ -4,14 +4,13 @@ No weights are read and no GPU is needed: the model is made of its config.json. 
 micro-batch as the memory model assumes it: every row as long as the longest, all of it labels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from toolbox import loading, methods, planning
 from toolbox.errors import InputError, Interrupted
@@ -28,6 +27,7 @@ from toolbox.training.stages.pairs import Pair
 from toolbox.training.stages.reference import Reference
 from toolbox.training.step import Forward, Stepper
 from toolbox.training.tuner import Tuner, tuner_for
+from toolbox.training.tuners import ready
 
 CUDA_BLOCK = 512
 """torch's CUDA allocator hands out multiples of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)."""
@@ -65,16 +65,24 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
 
 def peak(plan: FinetunePlan, heed_stop: Callable[[], None] = lambda: None) -> Counted:
     """The peak of a step of `plan` with the optimizer's state there, on the plan's device. Raises InputError."""
-    with ExitStack() as stack:
-        with torch.device("meta"):
-            tuner = tuner_for(plan)
-            model = tuner.load("meta")
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+    return next(peaks([plan], heed_stop))
+
+
+def peaks(plans: Sequence[FinetunePlan], heed_stop: Callable[[], None] = lambda: None) -> Iterator[Counted]:
+    """The peak of each of `plans`, which differ in nothing but the numbers of their training: one model is made."""
+    plan = plans[0]
+    with torch.device("meta"):
+        tuner = tuner_for(plan)
+        model = tuner.load("meta")
+        stage_for(plan).extend(model)
+    with hollow.Fake(allow_non_fake_inputs=True), hollow.as_on(plan.device, plan.dtype):
         frozen = hollow.filled(model)
         if plan.device.kind == "cpu":
             adapted.adapt(model)
-        stack.enter_context(hollow.as_on(plan.device, plan.dtype))
-        return count(plan, tuner, model, frozen, heed_stop)
+        for each in plans:
+            model.activation_checkpointing_disable()
+            ready(model, each)
+            yield count(each, tuner, model, frozen, heed_stop)
 
 
 def count(
@@ -84,12 +92,13 @@ def count(
     tensors: Iterable[torch.Tensor],
     heed_stop: Callable[[], None] = lambda: None,
 ) -> Counted:
-    """The peak of a step on `model`, as `tuner` has loaded it, of fake tensors or of real ones on a processor.
+    """The peak of a step on `model`, loaded by `tuner` and extended by the stage, of fake or of real tensors.
 
     `tensors`: all that lies in memory because of the model.
     """
     live = Live(model.config.get_text_config().vocab_size, CUDA_BLOCK if plan.device.kind == "cuda" else 1, heed_stop)
     live.note(tensors, "weights")
+    before = model.config._attn_implementation
     stepper = _stepper(plan, model, live)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     live.note(trained, "weights" if methods.trained_weights(plan.method) else "adapter")
@@ -103,6 +112,8 @@ def count(
             live.note(_gradients(stepper.optimizer), "gradients")
         live.forget_peak()
         stepper.step([items(plan, longest_tokens(plan))], 2, plan.training.learning_rate)
+    live.close()
+    stepper.forward.base.set_attn_implementation(before)
     operation, phase = live.peak_at
     return Counted(peak_bytes=live.peak_bytes, parts_bytes=live.peak_parts, operation=operation, phase=phase)
 
@@ -125,8 +136,6 @@ def items(plan: FinetunePlan, tokens: int) -> Sequence[Item]:
 
 def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:
     """As the loop has it, with the layout that `layouts.choose` would prove to be right."""
-    stage = stage_for(plan)
-    stage.extend(model)
     forward = Forward(model, 0, "cpu", plan.dtype)
     base = forward.base
     if layouts.takes_flattened(base) and attention.suits(base.config, longest_tokens(plan)):
@@ -143,7 +152,7 @@ def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:
 
     optimizer.register_step_pre_hook(begins)
     optimizer.register_step_post_hook(ends)
-    return Stepper(forward, stage, optimizer, plan.training.max_grad_norm)
+    return Stepper(forward, stage_for(plan), optimizer, plan.training.max_grad_norm)
 
 
 def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -10,10 +10,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from toolbox.device import Device
 from toolbox.plan import FinetunePlan
@@ -167,14 +166,16 @@ def _flash(
     return seen
 
 
-class _Numbers(TorchDispatchMode):
-    """Whoever asks a fake tensor for its value is told 1, or true: a loss that is finite, a mask that hides nothing."""
+class Fake(FakeTensorMode):
+    """Fake tensors; whoever asks one for its value is told 1, or true: a loss is finite, a mask hides nothing."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.nonzero.default:
+            return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             dtype = args[0].dtype
             return 1.0 if dtype.is_floating_point else dtype is torch.bool or 1
-        return func(*args, **(kwargs or {}))
+        return super().dispatch(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 
 class _CudaTypes(TorchFunctionMode):
@@ -217,7 +218,6 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
         return [max(places, key=lambda place: (place[0].stop - place[0].start) * (place[1].stop - place[1].start))]
 
     with ExitStack() as stack:
-        stack.enter_context(_Numbers())  # type: ignore[no-untyped-call]
         for name in ("adamw_8bit", "paged_adamw_8bit"):
             stack.enter_context(replaced(optim, name, _eight_bit))
         if device.kind == "cpu":
