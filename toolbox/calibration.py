@@ -19,15 +19,16 @@ from toolbox.device import Device
 from toolbox.runs import Run
 
 if TYPE_CHECKING:
-    from toolbox.memory import Estimate, Recipe
+    from toolbox.memory import Estimate, Load, Recipe
     from toolbox.models import ModelFacts
     from toolbox.plan import FinetunePlan
 
 NAME = "calibration.jsonl"
 NEWEST = 10
 """Runs of a kind that count, the newest: drivers and libraries change."""
-DOUBT = 1.0
-"""A prior worth so many runs says that the prediction is right: n runs move it by n / (n + 1) of what they found."""
+DOUBT = {"memory": 1.0, "speed": 0.25, "tokens": 0.25, "rest": 0.25}
+"""A prior worth so many runs says that the prediction is right: n runs move it by n / (n + doubt) of what they found.
+Memory is predicted about as well as runs repeat; time, by a data sheet, is known to a factor of two."""
 ALIKE = 4.0
 """Runs of models up to so many times smaller or larger count before those of any size: the share of the data sheet
 that is reached depends on it."""
@@ -108,31 +109,41 @@ class Line(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     said: Figures
     """What the plan told: with the factors of that day."""
     measured: Figures
+    seen_bytes: int = 0
+    """The peak by the formulas alone for the largest micro-batch that came, not for the largest that might: what the
+    measured one is compared with."""
     out_of_memory: bool = False
     """The measured peak is what was there, so less than what was needed."""
 
 
-def line(plan: "FinetunePlan", run: str, measured: Figures, *, out_of_memory: bool = False) -> Line:
+def line(
+    plan: "FinetunePlan", run: str, measured: Figures, *, seen_bytes: int = 0, out_of_memory: bool = False
+) -> Line:
     """What `note` takes: the run named `run`, done by `plan`, took `measured`.
 
-    `out_of_memory`: it ended for want of memory, and `measured.peak_bytes` is a lower bound of what it needed.
+    `seen_bytes`: as in `Line`; without it, what was predicted. `out_of_memory`: it ended for want of memory, and
+    `measured.peak_bytes` is a lower bound of what it needed.
     """
-    training = plan.training
-    said = told(plan.estimate)
+    training, said = plan.training, told(plan.estimate)
+    predicted = _unchanged(said, plan.estimate.factors)
     return Line(
         run=run, when=round(time.time(), 1), device=device_key(plan.device),
         implementation=_implementation(plan.device, plan), kind=_kind(plan, plan.stage),
         model=plan.model.id, parameters=plan.model.parameters, stage=plan.stage, method=plan.method,
         batch=f"{training.per_device_train_batch_size} × {training.gradient_accumulation_steps}",
         max_length=training.max_length, gradient_checkpointing=training.gradient_checkpointing,
-        predicted=_unchanged(said, plan.estimate.factors), said=said, measured=measured, out_of_memory=out_of_memory,
+        predicted=predicted, said=said, measured=measured, seen_bytes=seen_bytes or predicted.peak_bytes,
+        out_of_memory=out_of_memory,
     )  # fmt: skip
 
 
-def compared(plan: "FinetunePlan", run: Run, result: Mapping[str, Any], elapsed_s: float) -> dict[str, Any]:
+def compared(
+    plan: "FinetunePlan", load: "Load", run: Run, result: Mapping[str, Any], elapsed_s: float
+) -> dict[str, Any]:
     """What result.json says of prediction and measurement, after it was noted in the run's home.
 
-    `result`: what the training returned; `elapsed_s`: of the job so far, in this start.
+    `load`: what the plan's data were taken to do; `result`: what the training returned; `elapsed_s`: of the job so
+    far, in this start.
     """
     found: Mapping[str, Any] = result.get("measured", {})
     steps_s = float(found.get("steps_s", 0))
@@ -145,10 +156,14 @@ def compared(plan: "FinetunePlan", run: Run, result: Mapping[str, Any], elapsed_
         energy_wh=found.get("energy_wh", 0.0) if found.get("fresh") else 0.0,
         disk_bytes=written,
     )
-    noted = line(plan, run.id, measured)
+    noted = line(plan, run.id, measured, seen_bytes=_of_rows_seen(plan, load, found))
     note(run.path.parents[1], noted)
     return {
-        "predicted": {**shown(noted.said), "before_calibration": shown(noted.predicted)},
+        "predicted": {
+            **shown(noted.said),
+            "before_calibration": shown(noted.predicted),
+            "rows_seen_bytes": noted.seen_bytes,
+        },
         "measured": {**found, **shown(measured)},
     }
 
@@ -165,6 +180,18 @@ def shown(figures: Figures) -> dict[str, float]:
         **msgspec.structs.asdict(figures), "time_s": figures.time_s, "tokens_per_s": figures.tokens_per_s,
     }  # fmt: skip
     return {name: round(value, 3) for name, value in values.items() if value}
+
+
+def _of_rows_seen(plan: "FinetunePlan", load: "Load", found: Mapping[str, Any]) -> int:
+    """The predicted peak for the largest micro-batch that came; 0 where it is not known."""
+    from toolbox import memory  # which takes its factors from here
+
+    tokens, labels = found.get("largest_tokens", 0), found.get("largest_labels", 0)
+    if not tokens:
+        return 0
+    sequences = plan.training.per_device_train_batch_size * load.sequences
+    seen = msgspec.structs.replace(load, longest_tokens=math.ceil(tokens / sequences), label_share=labels / tokens)
+    return sum(memory.parts_bytes(plan.model, plan, plan.device, seen).values())
 
 
 def _comparable(plan: "FinetunePlan", found: Mapping[str, Any]) -> int:
@@ -229,7 +256,8 @@ def of_lines(lines: Sequence[Line], model: "ModelFacts", recipe: "Recipe", devic
     if not found:
         return Factors()
     done = [line for line in found if not line.out_of_memory]
-    memory = _factor("memory", [*_ratios(done, "peak_bytes"), *_bounds_above(found)])
+    peaks = [line.measured.peak_bytes / line.seen_bytes for line in done if _has_peak(line)]
+    memory = _factor("memory", [*peaks, *_bounds_above(found)])
     speed = _factor("speed", [1 / ratio for ratio in _ratios(done, "tokens_per_s")])
     tokens = _factor("tokens", _ratios([line for line in done if line.model == model.id], "tokens"))
     rest = _factor("rest", _ratios(done, "rest_s"))
@@ -238,7 +266,7 @@ def of_lines(lines: Sequence[Line], model: "ModelFacts", recipe: "Recipe", devic
         watts=_median([3600 * line.measured.energy_wh / line.measured.time_s for line in done
                        if line.measured.energy_wh and line.measured.time_s]),
     )  # fmt: skip
-    peaks = [line.measured.peak_bytes / (memory * line.predicted.peak_bytes) for line in found if _has_peak(line)]
+    peaks = [line.measured.peak_bytes / line.seen_bytes / memory for line in found if _has_peak(line)]
     times = [line.measured.time_s / now for line in done if line.measured.time_s and (now := _again(line, changed))]
     return msgspec.structs.replace(
         changed,
@@ -314,10 +342,10 @@ def _kind(recipe: "Recipe | FinetunePlan", stage: str) -> str:
 
 
 def _has_peak(line: Line) -> bool:
-    return bool(line.measured.peak_bytes and line.predicted.peak_bytes)
+    return bool(line.measured.peak_bytes and line.seen_bytes)
 
 
-Figure = Literal["peak_bytes", "tokens_per_s", "tokens", "rest_s"]
+Figure = Literal["tokens_per_s", "tokens", "rest_s"]
 
 
 def _ratios(lines: Sequence[Line], name: Figure) -> list[float]:
@@ -328,9 +356,8 @@ def _ratios(lines: Sequence[Line], name: Figure) -> list[float]:
 
 def _bounds_above(lines: Sequence[Line]) -> list[float]:
     """Of runs that ended for want of memory: what they needed at least over what was predicted, where it is more."""
-    found = [line.measured.peak_bytes / line.predicted.peak_bytes for line in lines if line.out_of_memory and
-             _has_peak(line)]  # fmt: skip
-    return [ratio for ratio in found if ratio > 1]
+    found = [line for line in lines if line.out_of_memory and _has_peak(line)]
+    return [ratio for line in found if (ratio := line.measured.peak_bytes / line.seen_bytes) > 1]
 
 
 def _factor(name: str, ratios: Sequence[float]) -> float:
@@ -338,7 +365,7 @@ def _factor(name: str, ratios: Sequence[float]) -> float:
     if not ratios:
         return 1.0
     bound = math.log(BOUNDS[name])
-    middle = statistics.median(math.log(ratio) for ratio in ratios) * len(ratios) / (len(ratios) + DOUBT)
+    middle = statistics.median(math.log(ratio) for ratio in ratios) * len(ratios) / (len(ratios) + DOUBT[name])
     return math.exp(min(bound, max(-bound, middle)))
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import calibration, environment, files, i18n, plan, plugins, startup
+from toolbox import calibration, environment, files, i18n, plan, planning, plugins, startup
 from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError, lacks_memory
 from toolbox.i18n import _
 from toolbox.runs import Run, State
@@ -190,7 +190,8 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     result: dict[str, Any] = getattr(imported, function)(work, run, job)
     if isinstance(work, plan.FinetunePlan):
         done_by = imported.lowered(work, run) if result.get("ladder") else work
-        result |= calibration.compared(done_by, run, result, time.monotonic() - begun)
+        load = planning.load_of(done_by)
+        result |= calibration.compared(done_by, load, run, result, time.monotonic() - begun)
     files.write_json(run.path / "result.json", result)
     return result
 

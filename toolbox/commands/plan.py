@@ -120,13 +120,16 @@ class Options(TuningOptions, kw_only=True):
     exact: Annotated[
         bool, option(N_("Count the peak in a dry run of the training step too, without weights or a GPU: seconds"))
     ] = False
+    history: Annotated[bool, option(N_("Show what was predicted of the runs here and what they took"))] = False
 
 
 def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
     from toolbox import device, models, planning
-    from toolbox.commands import exact
+    from toolbox.commands import exact, history
 
+    if options.history:
+        return history.show(session)
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
     model = models.resolve(options.model, session.home)

@@ -101,6 +101,8 @@ class Load(msgspec.Struct, kw_only=True, frozen=True):
     mean_tokens: float
     sequences: int = 1
     """That a row becomes, each up to `max_length`."""
+    label_share: float = 1.0
+    """Of a row's tokens, those that are labels."""
     scored: bool = False
     """Whether logits are made at the end of each sequence only."""
     passes_before: int = 0
@@ -170,7 +172,7 @@ def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -
     tokens = sequences * min(training.max_length, load.longest_tokens)
     width = DTYPE_BYTES[recipe.dtype]
     trained = parameters.trained(model, recipe)
-    logits = (sequences if load.scored else tokens) * model.vocab_size * (width + LOSS_BYTES)
+    logits = (sequences if load.scored else load.label_share * tokens) * model.vocab_size * (width + LOSS_BYTES)
     activations = _activations(model, recipe, tokens, logits)
     gradients: float = 4 * trained
     if training.gradient_accumulation_steps == 1:

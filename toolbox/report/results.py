@@ -1,6 +1,6 @@
 """The results of a run and its curves, as Markdown and SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
@@ -46,7 +46,7 @@ def _finetune(facts: Facts) -> list[str]:
 
 
 def memory(facts: Facts) -> str:
-    """Predicted against measured peak memory, and what the prediction was made of."""
+    """Predicted against measured: the peak of memory with what the prediction was made of, then time, speed, energy."""
     estimate = facts.plan.get("estimate") or {}
     predicted = estimate.get("peak_bytes", 0)
     if not predicted:
@@ -56,7 +56,35 @@ def memory(facts: Facts) -> str:
     rows.append((f"**{_('Predicted peak')}**", f"**{units.size(predicted)}**"))
     if measured:
         rows.append((f"**{_('Measured peak')}**", f"**{units.size(measured)}** ({measured / predicted:.0%})"))
-    return markdown.table((_("Memory"), _("How much")), rows, numbers=True)
+    return markdown.table((_("Memory"), _("How much")), rows, numbers=True) + _compared(facts.result)
+
+
+COMPARED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "peak_bytes": (N_("Peak of the whole process"), units.size),
+    "allocated_bytes": (N_("Allocated at most"), units.size),
+    "reserved_bytes": (N_("Reserved by the allocator"), units.size),
+    "process_bytes": (N_("Held by the process, as the driver says"), units.size),
+    "time_s": (N_("Time"), units.duration),
+    "tokens_per_s": (N_("Tokens per second"), lambda value: f"{value:,.0f}"),
+    "energy_wh": (N_("Energy, Wh"), lambda value: f"{value:.3g}"),
+    "disk_bytes": (N_("Disk"), units.size),
+}
+"""Keys of `predicted` and `measured` in result.json, with their names and units."""
+
+
+def _compared(result: dict[str, Any]) -> str:
+    """A table of what was predicted and what was measured; empty where either is missing."""
+    predicted, measured = result.get("predicted"), result.get("measured")
+    if not isinstance(predicted, dict) or not isinstance(measured, dict):
+        return ""
+    rows = []
+    for key, (name, unit) in COMPARED.items():
+        said, found = predicted.get(key), measured.get(key)
+        if isinstance(found, int | float):
+            share = f" ({found / said:.0%})" if isinstance(said, int | float) and said else ""
+            rows.append((_(name), unit(said) if isinstance(said, int | float) else "—", unit(found) + share))
+    header = (_("What"), _("Predicted"), _("Measured"))
+    return "\n\n" + markdown.table(header, rows, numbers=True) if rows else ""
 
 
 def _from_to(points: Sequence[tuple[float, float]]) -> str:

@@ -146,6 +146,8 @@ class Loop:
         learnt, made = self._learn(micro_batches, rate)
         tokens = sum(item.size for update in learnt.updates for items in update for item in items)
         weight = self._weight(micro_batches)
+        for items in (items for update in learnt.updates for items in update):
+            self.meter.saw(items)
         elapsed_s = time.monotonic() - begun
         now.step, now.tokens, now.weight = now.step + 1, now.tokens + tokens, now.weight + weight
         now.updates += len(learnt.updates)

@@ -4,11 +4,14 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from toolbox import power
+from toolbox.training import batches
+from toolbox.training.rows import Item
 
 ASK_EVERY_S = 2.0
 """How often the driver is asked for the process's memory, at most."""
@@ -25,7 +28,7 @@ class Meter:
     def __init__(self, device: str) -> None:
         self._device = device
         self._index = int(device.partition(":")[2] or 0)
-        self._peak = self._process = 0
+        self._peak = self._process = self._tokens = self._labels = 0
         self._asked = -math.inf
         self._begun_bytes = _resident_bytes("VmRSS")
         self._energy = power.Energy(device.partition(":")[0], self._index)
@@ -45,10 +48,19 @@ class Meter:
             return self._peak
         return _resident_bytes("VmHWM")
 
+    def saw(self, micro_batch: Sequence[Item]) -> None:
+        """Remember the largest micro-batch of a training step: the peak is of it."""
+        tokens = sum(item.size for item in micro_batch)
+        if tokens > self._tokens:
+            sequences = [sequence for item in micro_batch for sequence in item.sequences]
+            self._tokens, self._labels = tokens, batches.label_tokens(sequences)
+
     def measured(self) -> dict[str, float]:
-        """All that is known, for result.json: bytes of the allocator, of what it reserved and of the process as the
-        driver counts it (cuda), or resident (cpu); watt-hours. What is not known is left out."""
-        found: dict[str, float] = {"peak_bytes": self.peak_bytes(), "energy_wh": round(self._energy.watt_hours(), 4)}
+        """All that is known, for result.json: most bytes allocated, reserved and held by the process as the driver
+        counts it (cuda), or the peak (mps, cpu); watt-hours; tokens and labels of the largest micro-batch."""
+        peak = "allocated_bytes" if self._device.startswith("cuda") else "peak_bytes"
+        found: dict[str, float] = {peak: self.peak_bytes(), "energy_wh": round(self._energy.watt_hours(), 4)}
+        found |= {"largest_tokens": self._tokens, "largest_labels": self._labels}
         if self._device.startswith("cuda"):
             found["reserved_bytes"] = torch.cuda.max_memory_reserved(self._device)
             found["process_bytes"] = max(self._process, power.process_bytes(self._index))
