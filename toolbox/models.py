@@ -52,6 +52,8 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
     chat_template: bool
     quantization: str = ""
     """`quantization_config.quant_method` of a base that is already quantised."""
+    guessed: bool = False
+    """Whether its shape is guessed from its size: nothing of it is here, and nobody published it."""
     network: Network = Network(hidden=0, vocab=0, layers=())
     """What it is made of; of Llama's kind where a plan is older than this field."""
 
@@ -105,24 +107,24 @@ def family_of(folder: Path) -> Family | None:
     return family(str(config.get("model_type", ""))) if isinstance(config, dict) else None
 
 
-def resolve(name: str, home: Home) -> ModelFacts:
+def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
     """The model that `name` means: `demo`, a folder, or OWNER/NAME downloaded before.
 
-    Raises NotFoundError where it is not on this machine, InputError where it is not a model this toolbox can take,
-    CorruptError where a file is torn.
+    Without `weights` a config.json alone will do, as for planning. Raises NotFoundError where it is not on this
+    machine, InputError where it is not a model this toolbox can take, CorruptError where a file is torn.
     """
     if name == embedded.NAME:
         return read(embedded.MODEL, id=name, source="embedded")
     folder = Path(name).expanduser()
     if _is_folder(name, folder):
-        return read(folder.absolute(), id=str(folder.absolute()), source="local")
+        return read(folder.absolute(), id=str(folder.absolute()), source="local", weights=weights)
     if HUB_ID.fullmatch(name):
         if copy := hub.local_copy(home, "model", name):
             hub.mark_used(copy)
             if manifest := hub.read_manifest(copy):
-                return read(copy, id=name, source=manifest.source, revision=manifest.revision)
+                return read(copy, id=name, source=manifest.source, revision=manifest.revision, weights=weights)
         if _own(home.models / name):
-            return read(home.models / name, id=name, source="local")
+            return read(home.models / name, id=name, source="local", weights=weights)
         if (home.models / name / hub.MANIFEST).exists():
             raise _damaged(name, home.models / name)
     raise _unknown(name, home)
@@ -172,14 +174,17 @@ def _unknown(name: str, home: Home) -> NotFoundError:
     return NotFoundError(_("There is no model {name!r} on this machine.").format(name=name), remedy)
 
 
-def read(folder: Path, *, id: str, source: str, revision: str = "") -> ModelFacts:
-    """The facts of the model in `folder`. Raises as `resolve` does."""
+def read(folder: Path, *, id: str, source: str, revision: str = "", weights: bool = True) -> ModelFacts:
+    """The facts of the model in `folder`; without `weights` they may be missing. Raises as `resolve` does."""
     _refuse_adapter(folder)
     for name in SETTINGS:
         if (folder / name).is_file():
             model_files.json_object(folder / name)
     outer = model_files.json_object(folder / "config.json")
     _refuse_own_code(folder, outer)
+    if not weights and not any(folder.glob("*.safetensors*")):
+        facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
+        return msgspec.structs.replace(facts, chat_template=facts.chat_template or _has_chat_template(folder))
     tensors = model_files.tensors(folder)
     facts = msgspec.structs.replace(
         facts_of_config(outer, id=id, source=source, revision=revision, path=folder),

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, known
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -34,6 +34,8 @@ def run(options: Options, session: Session) -> dict[str, Any]:
 
     for name in options.ids:
         if not _is_folder(name):
+            if options.type == "model":
+                known.warn(name, session)
             names.repository(name)
     results = [
         _folder(Path(name).expanduser(), session) if _is_folder(name) else _repository(name, options, session)
@@ -80,6 +82,7 @@ def _repository(name: str, options: Options, session: Session) -> dict[str, Any]
 
     request = fetching.Request(
         id=names.repository(name),
+        also=known.ids(names.repository(name), session) if options.type == "model" else {},
         kind=options.type,
         source=options.source or session.settings.source,
         revision=options.revision,

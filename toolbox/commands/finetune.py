@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from toolbox.commands import Command, Session, plugged
+from toolbox.commands import Command, Session, known, plugged
 from toolbox.commands.plan import TuningOptions, resolve_datasets, show, summary, wishes
 from toolbox.errors import DoesNotFitError, InputError, Interrupted, NotFoundError
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from toolbox.device import Device
@@ -59,10 +60,12 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     datasets, held_out = resolve_datasets(options, session, fetch=True)
     target = device.probe().best
     refuse_cpu_build(target, device.torch_cuda())
-    model = find_model(options.model, session)
-    made = planning.plan_finetune(
-        model, datasets, target, wishes(options, session), session.home, eval_datasets=held_out
-    )
+    asked = wishes(options, session)
+
+    def plan(model: "ModelFacts") -> "FinetunePlan":
+        return planning.plan_finetune(model, datasets, target, asked, session.home, eval_datasets=held_out)
+
+    made = plan(find_model(options.model, session, suits=plan))
     made.plugins = loaded
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()
@@ -70,22 +73,31 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     return made
 
 
-def find_model(name: str, session: Session) -> "ModelFacts":
-    """The model of that name; one that is not here yet is fetched, if the person agrees."""
+def find_model(
+    name: str, session: Session, suits: "Callable[[ModelFacts], object]" = lambda facts: None
+) -> "ModelFacts":
+    """The model of that name; one that is not here yet is fetched, if the person agrees.
+
+    `suits` raises where a known model can't be what is asked for: nobody should fetch it to learn that.
+    """
     from toolbox import models
 
+    known.warn(name, session)
     try:
         return models.resolve(name, session.home)
     except NotFoundError:
-        if not models.HUB_ID.fullmatch(name) or session.dry_run:
+        if not models.HUB_ID.fullmatch(name):
             raise
-        if not session.confirm(_("{name} is not on this machine. Download it now?").format(name=name), default=False):
+        if session.dry_run:
+            return known.facts(name, session)
+        if not session.confirm(_offer(name, session, suits), default=False):
             raise
     from toolbox.hub import fetching
 
     fetching.fetch(
         fetching.Request(
             id=name,
+            also=known.ids(name, session),
             source=session.settings.source,
             home=session.home,
             settings=session.settings,
@@ -94,6 +106,27 @@ def find_model(name: str, session: Session) -> "ModelFacts":
         )
     )
     return models.resolve(name, session.home)
+
+
+def _offer(name: str, session: Session, suits: "Callable[[ModelFacts], object]") -> str:
+    """The question whether to fetch a model, with its size where that is known; raises what `suits` raises."""
+    from toolbox import registry, units
+    from toolbox.registry import shapes
+
+    listed = registry.find(name, session.home)
+    if not listed:
+        return _("{name} is not on this machine. Download it now?").format(name=name)
+    if not listed.native:
+        raise InputError(
+            _("{name} needs program code of its own repository, which is never run here.").format(name=name),
+            _("Take a model that transformers knows by itself: models search"),
+        )
+    found = shapes.facts(listed)
+    if not found.guessed:
+        suits(found)
+    return _("{name} is not on this machine. Download it now, about {size}?").format(
+        name=name, size=units.size(found.weights_bytes)
+    )
 
 
 def refuse_cpu_build(target: "Device", cuda: str) -> None:

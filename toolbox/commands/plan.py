@@ -125,14 +125,14 @@ class Options(TuningOptions, kw_only=True):
 
 def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
-    from toolbox import device, models, planning
-    from toolbox.commands import exact, history
+    from toolbox import device, planning
+    from toolbox.commands import exact, known, history
 
     if options.history:
         return history.show(session)
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else device.probe().best
-    model = models.resolve(options.model, session.home)
+    model = known.facts(options.model, session)
     datasets, held_out = resolve_datasets(options, session)
     asked = wishes(options, session)
     made = planning.plan_finetune(model, datasets, target, asked, session.home, must_fit=False, eval_datasets=held_out)

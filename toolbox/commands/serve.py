@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, known
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -96,6 +96,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     from toolbox.plan import ServePlan
     from toolbox.targets import resolve
 
+    known.warn(options.model, session)
     target = resolve(options.model, options.adapter, options.run, session.home)
     best = device.probe().best
     engine = engines.choose(options.engine, best.kind == "cuda", session.home)

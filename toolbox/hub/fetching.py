@@ -5,7 +5,7 @@ import errno
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked for. `free_bytes` and `wait_s` are parameters so that a test can stand in for a full disk."""
 
     id: str
+    also: Mapping[str, str] = {}
+    """By hub, the id it has there, where that is known to be another."""
     home: Home
     settings: Settings
     kind: Kind = "model"
@@ -76,6 +78,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def path(self) -> Path:
         return store.folder(self.home, self.kind, self.id)
+
+    def on(self, hub: Source, revision: str) -> Repo:
+        """The repository under the name that it has on `hub`."""
+        return Repo(self.kind, self.also.get(hub.name) or self.id, revision)
 
 
 def look(request: Request) -> Selection:
@@ -123,7 +129,7 @@ def _first(request: Request, ask: Callable[[Source], T]) -> T:
 
 
 def _select(hub: Source, request: Request) -> Selection:
-    listing = hub.listing(Repo(request.kind, request.id, request.revision))
+    listing = hub.listing(request.on(hub, request.revision))
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include)
     if not wanted:
@@ -168,7 +174,7 @@ def _bring(hub: Source, request: Request, manifest: Manifest | None, selection: 
     if missing:
         _look_for_room(request, missing, staging)
         progress = request.progress(request.id, sum(entry.size for entry in missing))
-        hub.get(Repo(request.kind, request.id, selection.listing.revision), missing, staging, progress)
+        hub.get(request.on(hub, selection.listing.revision), missing, staging, progress)
     records, wrong = _hash(staging, missing, request)
     for file in wrong:
         raise CorruptError(
