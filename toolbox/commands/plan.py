@@ -126,7 +126,7 @@ class Options(TuningOptions, kw_only=True):
 def run(options: Options, session: Session) -> dict[str, Any]:
     """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
     from toolbox import device, planning
-    from toolbox.commands import exact, known, history
+    from toolbox.commands import exact, history, known
 
     if options.history:
         return history.show(session)

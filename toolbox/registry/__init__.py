@@ -20,7 +20,7 @@ from toolbox.registry import refreshing
 from toolbox.registry.rows import Model, read
 
 TABLE = Path(__file__).with_name("models.csv")
-"""Ids that ms-swift and LLaMA-Factory register (public repositories, read November 2026); scripts/registry.py made it."""
+"""Ids that ms-swift and LLaMA-Factory register (public repositories, read in 2026); by scripts/registry.py."""
 
 KINDS = {
     "chat": N_("Text: chat"),
