@@ -10,19 +10,23 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from plans import LORA, NO_ESTIMATE, finetune_plan, finetune_run, write_jsonl
 from safetensors.torch import load_file
+from test_faults import PLACES as CITIES
 from test_faults import rows
 from test_training import Recorder
 
-from toolbox import datasets, job, plan, plugins, runs, stages, training
+from toolbox import datasets, job, plan, plugins, rungs, runs, stages, training
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
 from toolbox.errors import OutOfMemoryError, lacks_memory
 from toolbox.runs import Run, Silent
-from toolbox.training import batches, checkpoints, ladder
+from toolbox.training import batches, checkpoints, state
 from toolbox.training.ladder import Ladder
 from toolbox.training.rows import Sample
+from toolbox.training.stages import reference
+from toolbox.training.tuners.adapters import AdapterTuner
 
 PLUGIN = Path(__file__).parent / "pressure.py"
 PLACES = ("forward", "backward", "optimizer", "evaluation")
@@ -124,7 +128,7 @@ def test_the_run_goes_on_to_the_curve_of_the_undisturbed_one(
     job.carry_out(run, job.Job(run))
     agree(run, straight)
     taken = run.result()["ladder"]
-    assert taken == [msgspec.to_builtins(rung) for rung in ladder.read(run)]
+    assert taken == [msgspec.to_builtins(rung) for rung in rungs.read(run)]
     assert len(taken) == 2 if at_random else taken
     if place == "evaluation":
         assert {rung["kind"] for rung in taken} == {"evaluation"}
@@ -224,3 +228,87 @@ def test_a_probe_takes_the_heaviest_micro_batch_of_all_that_the_run_will_see() -
         found = [batches.of_step(sized, step, made, 7)[place] for step, place in batches.largest(sizes, steps, made, 7)]
         every, chosen = ([sum(sample.size for sample in micro) for micro in micros] for micros in (each, found))
         assert chosen == sorted(every, reverse=True)[: len(chosen)]
+
+
+@pytest.mark.slow
+def test_a_run_reproduced_heeds_what_was_learnt_and_the_report_tells_it(home: Path, toolbox_cli: Cli) -> None:
+    """Through the command line and real jobs; the calibration is told each lack of memory once."""
+    pressed = {"PRESSURE": json.dumps({"place": "forward", "tokens": TOKENS["sft", False]})}
+    words = ["--model", "demo", "--dataset", str(spec_of(home, "sft").path), "--plugin", str(PLUGIN), "--yes", "--json"]
+    batch = ["--per-device-train-batch-size", "8", "--set", f"max_steps={STEPS}", "LoraConfig.lora_dropout=0"]
+    made = toolbox_cli("finetune", *words, *batch, env=pressed).done()
+    run, taken = Run(home / "runs" / made.json["run"]), made.json["ladder"]
+    assert taken
+    assert {rung["kind"] for rung in taken} == {"micro_batch"}
+    assert "Out of memory: going on with" in made.err
+    assert f"{taken[0]['training']['per_device_train_batch_size']} rows at once" in (run.path / "report.md").read_text()
+    again = toolbox_cli("runs", "reproduce", run.id, "--json", env=pressed).done().json
+    assert again["ladder"] == taken
+    for name in ("train_loss", "eval_loss"):
+        assert again[name] == pytest.approx(made.json[name], rel=1e-4)
+    lines = (home / "calibration.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("out_of_memory", False) for line in lines] == [True] * len(taken) + [False, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["4bit", "shorter"])
+def test_what_was_allowed_is_done_once_nothing_else_helps(
+    kind: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps that were done before are not lost: the adapter goes on over the other base, or with shorter rows."""
+    monkeypatch.setenv("PRESSURE", json.dumps({"name": kind, "place": "backward", "steps": [2, 3, 4]}))
+    allowed = {"allow_4bit": kind == "4bit", "allow_shorter": kind == "shorter"}
+    long = [{"instruction": "Who? " * 60, "output": f"{place} is lovely. " * 20} for place in CITIES * 2]
+    spec = datasets.resolve(str(write_jsonl(Home(home).prepare().path / "long.jsonl", long)), Home(home))
+    changes: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_length": 400}
+    run = pressed_run(home, "sft", 2, datasets=[spec], **changes, **allowed)
+    result = job.carry_out(run, job.Job(run))
+    assert [rung["kind"] for rung in result["ladder"]] == ["micro_batch", "checkpointing", kind]
+    said = capsys.readouterr().out
+    assert all(f"Going on after step {step}\n" in said for step in (1, 2, 3))
+    assert result["steps"] == STEPS
+    losses = [loss for _step, loss in curve(run, "loss")]
+    assert losses[-1] < losses[0] - 0.5
+    assert max(losses[2:]) < losses[0]
+    if kind == "shorter":
+        assert result["rows_cut"] == result["rows"] + result["rows_held_out"] + result["rows_left_out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["reference", "saving", "exporting"])
+def test_memory_that_runs_out_elsewhere_ends_no_run(
+    place: str, shared_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the pass over all rows before the first step, while a checkpoint is written, and at the very end."""
+    straight = undisturbed(shared_home, "dpo", 1)
+    of, name = {
+        "reference": (reference.Forward, "logps"), "saving": (state, "write"), "exporting": (AdapterTuner, "export")
+    }[place]  # fmt: skip
+    really, calls = getattr(of, name), []
+
+    def once(*given: Any, **named: Any) -> Any:
+        calls.append(place)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return really(*given, **named)
+
+    monkeypatch.setattr(of, name, once)
+    if place == "exporting":
+        calls.append(place)
+    run = pressed_run(shared_home, "dpo", 1)
+    job.carry_out(run, job.Job(run))
+    agree(run, straight)
+    assert [rung["kind"] for rung in run.result()["ladder"]] == ["micro_batch"]
+
+
+@pytest.mark.slow
+def test_from_python_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toolbox
+
+    monkeypatch.setenv("PRESSURE", json.dumps({"place": "forward", "tokens": TOKENS["sft", False]}))
+    trainer = toolbox.SFTTrainer(
+        "demo", str(spec_of(home, "sft").path), plugin=[str(PLUGIN)], max_steps=2, per_device_train_batch_size=8,
+        LoraConfig={"lora_dropout": 0},
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.result["ladder"]

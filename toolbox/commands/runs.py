@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from toolbox import runs
+from toolbox import rungs, runs
 from toolbox.commands import Command, Session
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
@@ -238,6 +238,7 @@ def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
     if session.dry_run:
         return {"plan": _plan(old), "verified": True}
     run = runs.create(session.home.runs, _name(old, again), again)
+    rungs.inherit(run, old)
     run.start()
     session.follow(run)
     compared = _compared(old.result(), run.result())

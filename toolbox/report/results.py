@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
 
-from toolbox import files, units
+from toolbox import files, rungs, units
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
@@ -42,7 +42,7 @@ def _finetune(facts: Facts) -> list[str]:
         (_("Adapter"), code(result["adapter"]) if result.get("adapter") else ""),
     ]
     shown = [(name, value) for name, value in rows if value]
-    return [markdown.table((_("What"), _("How much")), shown) if shown else "", memory(facts)]
+    return [markdown.table((_("What"), _("How much")), shown) if shown else "", memory(facts), ladder(facts)]
 
 
 def memory(facts: Facts) -> str:
@@ -54,6 +54,8 @@ def memory(facts: Facts) -> str:
     measured = facts.result.get("peak_bytes") or max((value for _, value in facts.curve("memory_bytes")), default=0)
     rows = [(plain(name), units.size(value)) for name, value in estimate.get("parts_bytes", {}).items()]
     rows.append((f"**{_('Predicted peak')}**", f"**{units.size(predicted)}**"))
+    if probed := facts.result.get("probe_peak_bytes"):
+        rows.append((_("Probe before the first step"), units.size(probed)))
     if measured:
         rows.append((f"**{_('Measured peak')}**", f"**{units.size(measured)}** ({measured / predicted:.0%})"))
     return markdown.table((_("Memory"), _("How much")), rows, numbers=True) + _compared(facts.result)
@@ -85,6 +87,16 @@ def _compared(result: dict[str, Any]) -> str:
             rows.append((_(name), unit(said) if isinstance(said, int | float) else "—", unit(found) + share))
     header = (_("What"), _("Predicted"), _("Measured"))
     return "\n\n" + markdown.table(header, rows, numbers=True) if rows else ""
+
+
+def ladder(facts: Facts) -> str:
+    """What was given up because memory ran out, and when."""
+    rows = [
+        (str(rung.step), plain(rungs.named(rung)), units.size(rung.peak_bytes), plain(rung.reason))
+        for rung in rungs.read(facts.run)
+    ]
+    columns = (_("After step"), _("Memory ran out; from there on"), _("Taken"), _("Why"))
+    return markdown.table(columns, rows) if rows else ""
 
 
 def _from_to(points: Sequence[tuple[float, float]]) -> str:

@@ -9,49 +9,25 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 import torch
 
-from toolbox import calibration, files, memory, methods, planning
+from toolbox import calibration, memory, methods, planning, rungs
 from toolbox.errors import OutOfMemoryError, lacks_memory
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
+from toolbox.rungs import Rung
 from toolbox.runs import Reporter, Run
 from toolbox.stages import Rewarded
 from toolbox.training.meter import Meter
 from toolbox.wishes import NF4
 
-FILE = "ladder.jsonl"
 REASON_CHARS = 300
+MIN_LENGTH = 128
+"""Rows cut shorter than this are of no use."""
 PEAK_OF_PROCESS, FORGET_PEAK = Path("/proc/self/clear_refs"), "5"
 """Linux: writing it makes VmHWM what is resident now (proc(5))."""
-
-
-class Rung(msgspec.Struct, kw_only=True, frozen=True):
-    """A step down that was taken."""
-
-    kind: Literal["micro_batch", "checkpointing", "4bit", "shorter", "evaluation"]
-    training: dict[str, int | bool] = {}
-    """What changes of the plan's `training`."""
-    step: int = 0
-    """Steps that were done by then."""
-    reason: str = ""
-    """The library's own words."""
-    peak_bytes: int = 0
-    """The most memory that was taken until then, as training/meter.py counts it."""
-    predicted_peak_bytes: int = 0
-
-    def lower(self, plan: FinetunePlan) -> FinetunePlan:
-        """`plan` after this step down."""
-        plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, **self.training))
-        if self.kind == "4bit":
-            method = "qlora" if plan.method == "lora" else plan.method
-            rounded = {**NF4, "bnb_4bit_compute_dtype": plan.dtype}
-            plan = msgspec.structs.replace(plan, method=method, quantization="nf4", BitsAndBytesConfig=rounded)
-        predicted = memory.estimate(plan.model, plan, plan.device, planning.load_of(plan))
-        return msgspec.structs.replace(plan, estimate=calibration.corrected(predicted, plan.estimate.factors))
 
 
 class Ladder:
@@ -60,7 +36,7 @@ class Ladder:
     def __init__(self, plan: FinetunePlan, run: Run, reporter: Reporter) -> None:
         """As far down as earlier starts of the run have come. Raises CorruptError where that can't be read."""
         self._run, self._reporter = run, reporter
-        self.plan, self.rungs = lowered(plan, run), read(run)
+        self.plan, self.rungs = lowered(plan, run), rungs.read(run)
         self.reached: int | None = None
         """Steps done in this attempt; None while no model is loaded."""
         self.longest = 0
@@ -102,9 +78,8 @@ class Ladder:
             predicted_peak_bytes=self.plan.estimate.peak_bytes,
         )
         self.rungs.append(rung)
-        self.plan = rung.lower(self.plan)
-        lines = b"".join(msgspec.json.encode(taken) + b"\n" for taken in self.rungs)
-        files.write_bytes(self._run.path / FILE, lines)
+        self.plan = lower(self.plan, rung)
+        rungs.write(self._run, self.rungs)
 
     def _below(self, alone: bool) -> Iterator[Rung]:
         """The rungs that are left, the next one first."""
@@ -117,11 +92,10 @@ class Ladder:
                 yield Rung(kind="micro_batch", training=smaller)
             if not training.gradient_checkpointing:
                 yield Rung(kind="checkpointing", training={"gradient_checkpointing": True})
-        rounds = methods.find(plan.method).nf4 and not methods.changes_base(plan)
-        if plan.allow_4bit and plan.quantization == "none" and rounds:
+        if plan.allow_4bit and self._can_round:
             yield Rung(kind="4bit")
         length = min(training.max_length, self.longest) // 2
-        if plan.allow_shorter and length >= planning.MIN_LENGTH and not isinstance(plan.options, Rewarded):
+        if plan.allow_shorter and self._can_shorten and length >= MIN_LENGTH:
             yield Rung(kind="shorter", training={"max_length": length})
 
     def _at_the_bottom(self, error: Exception) -> OutOfMemoryError:
@@ -130,55 +104,50 @@ class Ladder:
         message = _("The device ran out of memory.")
         if tried:
             message = _("The device ran out of memory, also after this: {rungs}.").format(
-                rungs=_(", ").join(named(rung) for rung in tried)
+                rungs=_(", ").join(rungs.named(rung) for rung in tried)
             )
         elif isinstance(error, OutOfMemoryError):
             message = error.message
-        others = ["--method qlora", "--max-length"]
-        if methods.find(self.plan.method).nf4 and self.plan.quantization == "none" and not self.plan.allow_4bit:
-            others[0] = "--allow-4bit"
-        if not self.plan.allow_shorter and not isinstance(self.plan.options, Rewarded):
-            others.append("--allow-shorter")
-        if self.plan.quantization != "none":
-            del others[0]
+        others = [] if self.plan.allow_4bit or not self._can_round else ["--allow-4bit"]
+        others += [] if self.plan.allow_shorter or not self._can_shorten else ["--allow-shorter"]
         return OutOfMemoryError(
             message,
-            _("Free its memory, take a smaller model, or use {options}.").format(options=_(" or ").join(others)),
+            _("Free its memory, take a smaller model, or use {options}.").format(
+                options=_(" or ").join(others or ["--max-length"])
+            ),
         )
+
+    @property
+    def _can_round(self) -> bool:
+        """Whether the base can be put into 4 bits under what is tuned already."""
+        return (
+            self.plan.quantization == "none"
+            and methods.find(self.plan.method).nf4
+            and not methods.changes_base(self.plan)
+        )
+
+    @property
+    def _can_shorten(self) -> bool:
+        """Whether rows can be cut: questions are whole, or are none."""
+        return not isinstance(self.plan.options, Rewarded)
 
 
 def lowered(plan: FinetunePlan, run: Run) -> FinetunePlan:
     """`plan` as far down as the run has come."""
-    for rung in read(run):
-        plan = rung.lower(plan)
+    for rung in rungs.read(run):
+        plan = lower(plan, rung)
     return plan
 
 
-def read(run: Run) -> list[Rung]:
-    """The rungs that the run has come down; a last line torn by a crash is left out."""
-    try:
-        lines = (run.path / FILE).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(msgspec.json.decode(line, type=Rung))
-        except msgspec.DecodeError:
-            print(_("{path} has a line that can't be read, which is left out.").format(path=run.path / FILE))
-    return found
-
-
-def named(rung: Rung) -> str:
-    """A rung in a few words."""
-    words: dict[str, Any] = {
-        "micro_batch": _("{per_device_train_batch_size} rows at once"),
-        "checkpointing": _("gradient checkpointing"),
-        "4bit": _("the base in 4 bits"),
-        "shorter": _("rows of {max_length} tokens"),
-        "evaluation": _("evaluation with {per_device_eval_batch_size} rows at once"),
-    }
-    return str(words[rung.kind].format(**rung.training))
+def lower(plan: FinetunePlan, rung: Rung) -> FinetunePlan:
+    """`plan` after a step down, with what is predicted of it now."""
+    plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, **rung.training))
+    if rung.kind == "4bit":
+        method = "qlora" if plan.method == "lora" else plan.method
+        rounded = {**NF4, "bnb_4bit_compute_dtype": plan.dtype}
+        plan = msgspec.structs.replace(plan, method=method, quantization="nf4", BitsAndBytesConfig=rounded)
+    predicted = memory.estimate(plan.model, plan, plan.device, planning.load_of(plan))
+    return msgspec.structs.replace(plan, estimate=calibration.corrected(predicted, plan.estimate.factors))
 
 
 def told(rung: Rung, plan: FinetunePlan) -> str:
@@ -188,7 +157,7 @@ def told(rung: Rung, plan: FinetunePlan) -> str:
         return _("Out of memory: going on with {rows} × {times} = {effective} rows a step").format(
             rows=rows, times=times, effective=rows * times
         )
-    return _("Out of memory: going on with {rung}").format(rung=named(rung))
+    return _("Out of memory: going on with {rung}").format(rung=rungs.named(rung))
 
 
 def release(error: BaseException | None) -> None:
