@@ -308,7 +308,6 @@ def test_from_python_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRESSURE", json.dumps({"place": "forward", "tokens": TOKENS["sft", False]}))
     trainer = toolbox.SFTTrainer(
         "demo", str(spec_of(home, "sft").path), plugin=[str(PLUGIN)], max_steps=2, per_device_train_batch_size=8,
-        LoraConfig={"lora_dropout": 0},
+        silent=True,
     )  # fmt: skip
-    trainer.train()
-    assert trainer.result["ladder"]
+    assert trainer.train()["ladder"]
