@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli
@@ -30,10 +31,27 @@ def test_a_run_from_plan_to_adapter(toolbox_cli: Cli, home: Path) -> None:
     assert isinstance(made, plan.FinetunePlan)
     assert (made.recipe, made.training.max_steps) == ("cpu-tiny", 2)
     assert made.estimate.peak_bytes == result["predicted_peak_bytes"]
+    _was_measured_and_corrects_the_next_plan(toolbox_cli, result)
     for path in home.rglob("*"):
         assert not path.is_file() or not any(secret.encode() in path.read_bytes() for secret in SECRETS.values()), path
         assert home / "runs" not in path.parents or path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
     assert not any(secret in answer.out + answer.err for secret in SECRETS.values())
+
+
+def _was_measured_and_corrects_the_next_plan(toolbox_cli: Cli, result: dict[str, Any]) -> None:
+    predicted, measured = result["predicted"], result["measured"]
+    for name in ("peak_bytes", "time_s", "tokens_per_s", "disk_bytes"):
+        assert predicted[name] > 0
+        assert measured[name] > 0
+    words = [word for word in SHORT[1:] if word != "--yes"]
+    again = toolbox_cli("plan", *words, "--json").done().json
+    assert again["calibrated_by_runs"] == 1
+    assert abs(again["time_s"] - measured["time_s"]) < abs(predicted["time_s"] - measured["time_s"])
+    report = toolbox_cli("runs", "report", result["run"], "--lang", "en").done().out
+    assert "Predicted" in report
+    toolbox_cli("runs", "remove", result["run"], "--yes").done()
+    (noted,) = toolbox_cli("plan", "--history", "--json").done().json["runs"]
+    assert noted["measured"]["time_s"] == measured["time_s"]
 
 
 def test_in_the_background_it_returns_at_once(toolbox_cli: Cli, home: Path) -> None:

@@ -76,12 +76,17 @@ class Factors(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     tokens: float = 1.0
     rest: float = 1.0
     memory_spread: float = 0.0
-    """The most that a measured peak lay above its prediction with these factors, as a share; the least margin."""
+    """The most that a measured peak lay above its prediction with these factors, as a share of that."""
     time_low: float = 0.0
     time_high: float = 0.0
     """Least and most of measured over predicted time, with these factors; 0: too few runs."""
     watts: float = 0.0
     """The median draw; 0: not measured."""
+
+    @property
+    def margin(self) -> float:
+        """Share of a device's memory to leave free, so that a run as far off as the furthest would have fitted."""
+        return 1 - 1 / (1 + self.memory_spread)
 
 
 class Line(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
@@ -266,11 +271,12 @@ def of_lines(lines: Sequence[Line], model: "ModelFacts", recipe: "Recipe", devic
         watts=_median([3600 * line.measured.energy_wh / line.measured.time_s for line in done
                        if line.measured.energy_wh and line.measured.time_s]),
     )  # fmt: skip
-    peaks = [line.measured.peak_bytes / line.seen_bytes / memory for line in found if _has_peak(line)]
+    peaks = [line.measured.peak_bytes / line.seen_bytes for line in found if _has_peak(line)]
+    furthest = min(max(peaks, default=1.0), BOUNDS["memory"]) / memory
     times = [line.measured.time_s / now for line in done if line.measured.time_s and (now := _again(line, changed))]
     return msgspec.structs.replace(
         changed,
-        memory_spread=max(0.0, max(peaks, default=1.0) - 1),
+        memory_spread=max(0.0, furthest - 1),
         time_low=min(times) if len(times) >= SPREAD_RUNS else 0.0,
         time_high=max(times) if len(times) >= SPREAD_RUNS else 0.0,
     )

@@ -207,7 +207,7 @@ def variants(problem: Problem, recipe: Recipe) -> list[Choice]:
 
 def _estimated(problem: Problem, recipe: Recipe, load: Load, by: calibration.Factors) -> Estimate:
     estimate = calibration.corrected(memory.estimate(problem.model, recipe, problem.device, load), by)
-    return msgspec.structs.replace(estimate, margin=max(MARGIN, by.memory_spread))
+    return msgspec.structs.replace(estimate, margin=max(MARGIN, by.margin))
 
 
 def _settings(wishes: Wishes) -> list[str]:
