@@ -1,5 +1,6 @@
 """Work that takes no model, for tests of what happens around a job: it counts, slowly, and saves when asked to stop."""
 
+import select
 import time
 from typing import Any
 
@@ -21,9 +22,31 @@ def count(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         if reporter.stopping:
             files.write_json(run.checkpoints / "checkpoint-1" / "complete.json", {"step": step - 1})
             raise Interrupted(f"Stopped after {step - 1}.", f"runs resume {run.id}")
-        time.sleep(STEP_S)
+        select.select([], [], [], STEP_S)  # libfaketime lets no time.sleep through
         reporter.progress(step, steps, loss=1 / step, learning_rate=1e-3, memory_bytes=1 << 20)
     return {"run": run.id, "steps": steps, "train_loss": 1 / steps, "from_step": kept["step"]}
+
+
+def jumping(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Count, while the clock jumps ten days on, then twenty back."""
+    reporter.phase("Counting")
+    honest, steps = time.time, plan.training.max_steps
+    try:
+        for step in range(1, steps + 1):
+            days = 10 if step < steps // 2 else -10
+            time.time = lambda days=days: honest() + days * 86400  # type: ignore[misc]
+            time.sleep(STEP_S)
+            reporter.progress(step, steps, loss=1.0)
+    finally:
+        time.time = honest  # type: ignore[misc]
+    return {}
+
+
+def hang(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
+    """Wait for ever, as for a GPU that is gone."""
+    reporter.phase("Waiting")
+    while True:
+        time.sleep(STEP_S)
 
 
 def deaf(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def _nvidia(environ: Mapping[str, str], root: Path) -> _Gpus:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        return (), driver, _explain(pynvml, error)
+        return (), driver, explain(pynvml, error)
 
 
 def _without_library(root: Path) -> str:
@@ -278,7 +278,7 @@ def _old_driver(driver: str) -> str:
     )
 
 
-def _explain(pynvml: Any, error: Exception) -> str:
+def explain(pynvml: Any, error: Exception) -> str:
     """An NVML error as a sentence with what to do."""
     sentences = {
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED: _("The NVIDIA driver is not loaded: run nvidia-smi as root, or restart."),
@@ -296,11 +296,11 @@ def _explain(pynvml: Any, error: Exception) -> str:
 def _gpus(pynvml: Any, environ: Mapping[str, str]) -> tuple[list[Device], list[str]]:
     """The usable GPUs in torch's order, and a reason for each that is left out."""
     gpus, reasons = [], []
-    for index, number in enumerate(_visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES"))):
+    for index, number in enumerate(visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES"))):
         try:
             gpu = _gpu(pynvml, pynvml.nvmlDeviceGetHandleByIndex(number), index)
         except pynvml.NVMLError as error:
-            reasons.append(f"GPU {number}: {_explain(pynvml, error)}")
+            reasons.append(f"GPU {number}: {explain(pynvml, error)}")
             continue
         if _version(gpu.compute_capability) < OLDEST_CAPABILITY:
             sentence = _("{name} (compute capability {capability}) is too old for CUDA {cuda}.")
@@ -311,7 +311,7 @@ def _gpus(pynvml: Any, environ: Mapping[str, str]) -> tuple[list[Device], list[s
     return gpus, list(dict.fromkeys(reasons))
 
 
-def _visible(pynvml: Any, chosen: str | None) -> Iterator[int]:
+def visible(pynvml: Any, chosen: str | None) -> Iterator[int]:
     """NVML's numbers of the GPUs that CUDA_VISIBLE_DEVICES lets through, in its order.
 
     As CUDA reads it (its programming guide): numbers or beginnings of UUIDs; the first that names no GPU ends it.

@@ -33,6 +33,24 @@ class InputError(ToolboxError):
     exit_status = REFUSED
 
 
+class DataError(InputError):
+    """A row that can't be used, or too few that can."""
+
+    kind = "data"
+
+
+class TemplateError(InputError):
+    """A conversation for a model of which nobody knows how it takes one."""
+
+    kind = "chat_template"
+
+
+class TokenizerError(InputError):
+    """A model without a tokenizer."""
+
+    kind = "tokenizer"
+
+
 class NotFoundError(InputError):
     """A model, data set, run, recipe or file that is not there."""
 
@@ -67,6 +85,18 @@ class OutOfMemoryError(ToolboxError):
     """The device ran out of memory while working."""
 
     kind = "out_of_memory"
+
+
+class DiskError(ToolboxError):
+    """The disk, or what this user may write to it, is full."""
+
+    kind = "disk"
+
+
+class LostGpuError(ToolboxError):
+    """The GPU no longer answers: it fell off the bus, or has to be reset."""
+
+    kind = "gpu_lost"
 
 
 class DivergedError(ToolboxError):

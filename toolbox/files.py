@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -7,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from toolbox.errors import InputError
 from toolbox.i18n import _
 
 CHUNK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space or inode is left; this user's share is used up; a file may not grow further (`ulimit -f`)."""
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -171,3 +174,8 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def is_full(error: BaseException, numbers: Sequence[int] = FULL) -> bool:
+    """Whether an error says that no more can be written; safetensors and tokenizers give the number only in words."""
+    return getattr(error, "errno", None) in numbers or any(f"os error {number}" in str(error) for number in numbers)

@@ -1,6 +1,5 @@
 """The one main of every child process, `python -m toolbox.job RUN_DIR`: calls the work that the run's plan names."""
 
-import errno
 import importlib
 import os
 import shutil
@@ -15,10 +14,20 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import calibration, environment, files, i18n, plan, planning, plugins, startup
-from toolbox.errors import DONE, INTERRUPTED, Interrupted, OutOfMemoryError, ToolboxError, lacks_memory
+from toolbox import calibration, environment, files, gpu_watch, i18n, plan, planning, plugins, startup
+from toolbox.device import Device
+from toolbox.errors import (
+    DONE,
+    INTERRUPTED,
+    DiskError,
+    Interrupted,
+    LostGpuError,
+    OutOfMemoryError,
+    ToolboxError,
+    lacks_memory,
+)
 from toolbox.i18n import _
-from toolbox.runs import Run, State
+from toolbox.runs import FORCED, Run, State
 
 SHOWN_CHARS = 300
 HANGING = "tracker "
@@ -38,7 +47,7 @@ class Job:
         self._run = run
         self._status = run.status()
         self._metrics: BinaryIO | None = None
-        self._begun = time.monotonic()
+        self._started = self._begun = time.monotonic()
         self._elapsed_before = 0.0
         self._begun_step = 0
         self._written = 0.0
@@ -47,6 +56,7 @@ class Job:
     def stop(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: the first signal asks, the second ends the process at once."""
         if self.stopping:
+            os.write(sys.stderr.fileno(), f"\n{FORCED}\n".encode())
             os._exit(INTERRUPTED)
         self.stopping = True
 
@@ -56,6 +66,19 @@ class Job:
         status.state, status.pid, status.started_at = "running", self.pid, time.time()
         status.verb, status.model = verb, model
         self.phase(_("Loading"))
+
+    def guard(self, device: Device) -> None:
+        """End the process where its GPU is lost: what waits for that may wait for ever."""
+        if device.kind == "cuda":
+            gpu_watch.start(device.index, self._gpu_lost)
+
+    def _gpu_lost(self, reason: str) -> None:
+        resume = self._run.command("runs", "resume")
+        then = _("Then go on with: {command}").format(command=resume) if self._run.has_checkpoint() else ""
+        error = LostGpuError(reason, then)
+        print(error.message, error.remedy, sep="\n", flush=True)
+        _end(self._run, self, "failed", error)
+        os._exit(error.exit_status)
 
     def phase(self, text: str) -> None:
         print(text, flush=True)
@@ -101,6 +124,7 @@ class Job:
     def _write(self) -> None:
         self._written = time.monotonic()
         self._status.updated_at = time.time()
+        self._status.elapsed_s = round(self._written - self._started, 3)
         try:
             self._run.write_status(self._status)
         except OSError as error:  # a full disk must not end work that can go on
@@ -177,6 +201,7 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     begun = time.monotonic()
     work = plan.load(run.plan_path)
     job.begin(work.verb, work.model.id)
+    job.guard(work.device)
     files.write_json(run.path / "env.json", environment.describe(work.seed))
     if not _quantises(work):
         startup.leave_out("bitsandbytes")
@@ -220,8 +245,8 @@ def explain(error: Exception, run: Run) -> ToolboxError:
             _("The device ran out of memory."),
             _("Use a smaller --set per_device_train_batch_size=… or --max-length, or --method qlora."),
         )
-    if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in text:
-        return ToolboxError(
+    if files.is_full(error):
+        return DiskError(
             _("The disk is full."),
             _("Free some space, then go on with: {command}").format(command=run.command("runs", "resume")),
         )

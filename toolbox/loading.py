@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from toolbox import files, methods, models, startup, templates
-from toolbox.errors import InputError
+from toolbox.errors import InputError, TokenizerError
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -37,11 +37,16 @@ SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 def tokenizer(path: Path, adapter: Path | None = None, chat_template: str = "") -> "PreTrainedTokenizerBase":
     """The tokenizer of the model in `path`, with the template that a plan gives it (its text), else its family's.
 
-    An adapter's folder may bring its own template, or a tokenizer.
+    An adapter's folder may bring its own template, or a tokenizer. Raises TokenizerError where there is none.
     """
     family = _prepared(path)
     own = adapter and (adapter / "tokenizer_config.json").is_file()
     found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if own else path, **SAFE)
+    if len(found) <= len(found.added_tokens_decoder):  # where there is no file, transformers makes one without words
+        raise TokenizerError(
+            _("{path} holds no tokenizer.").format(path=path),
+            _("Copy tokenizer.json and tokenizer_config.json from where the model came from, or fetch it again."),
+        )
     if adapter and (adapter / templates.FILE).is_file():
         chat_template = (adapter / templates.FILE).read_text("utf-8")
     found.chat_template = chat_template or found.chat_template or (family and family.chat_template) or None

@@ -19,7 +19,7 @@ def describe(root: Path) -> tuple[str, bool]:
 def cores(root: Path) -> int:
     """Cores that this process may use: its affinity, and no more than the container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for group in _cgroups(root):
+    for group in cgroups(root):
         quota, period = [*text(group / "cpu.max").split(), "", ""][:2]
         if not quota:
             quota, period = text(group / "cpu.cfs_quota_us"), text(group / "cpu.cfs_period_us")
@@ -32,7 +32,7 @@ def memory(root: Path) -> tuple[int, int]:
     """(total, free) RAM in bytes that this process may use: /proc/meminfo, and no more than the container's limit."""
     rows = dict(re.findall(r"^(\w+):\s+(\d+) kB", text(root / "proc/meminfo"), re.MULTILINE))
     total, free = int(rows.get("MemTotal", 0)) * 1024, int(rows.get("MemAvailable", 0)) * 1024
-    for group in _cgroups(root):
+    for group in cgroups(root):
         for limit_name, used_name in (
             ("memory.max", "memory.current"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -46,7 +46,7 @@ def memory(root: Path) -> tuple[int, int]:
     return total, free
 
 
-def _cgroups(root: Path) -> Iterator[Path]:
+def cgroups(root: Path) -> Iterator[Path]:
     """The folders of this process' control groups, versions 1 and 2, each with its parents, whose limits hold too."""
     mount = root / "sys/fs/cgroup"
     yield from (mount, mount / "memory", mount / "cpu")

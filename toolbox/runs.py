@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import msgspec
 
-from toolbox import files, plugins
+from toolbox import files, kernel, plugins
 from toolbox.config import command_line
 from toolbox.errors import BusyError, CorruptError, NotFoundError
 from toolbox.i18n import _, language
@@ -25,6 +26,8 @@ State = Literal["planned", "running", "ready", "done", "failed", "interrupted", 
 
 ACTIVE: tuple[State, ...] = ("running", "ready")
 ROOT = Path(__file__).parent.parent
+FORCED = "[ended at once, as a person asked]"
+"""Stands in the log of a job that was killed by `runs stop --force` or by a second Ctrl-C."""
 
 
 class Status(msgspec.Struct, kw_only=True):
@@ -42,6 +45,12 @@ class Status(msgspec.Struct, kw_only=True):
     eta_s: float | None = None
     started_at: float = 0.0
     updated_at: float = 0.0
+    elapsed_s: float = 0.0
+    """How long the job has worked since it was started last."""
+    log_from: int = 0
+    """The byte of log.txt at which the last start begins."""
+    boot: kernel.Boot | None = None
+    """The machine when the job was started last."""
     resumable: bool = False
     error: dict[str, str] | None = None
 
@@ -186,10 +195,7 @@ class Run:
         Raises BusyError where it already runs.
         """
         lock = self.lock()
-        status = self.status()
-        status.state, status.phase, status.error = "running", "", None
-        status.pid, status.started_at = 0, time.time()
-        self.write_status(status)
+        self.write_status(self.begun())
         try:
             with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
                 child = subprocess.Popen(
@@ -200,6 +206,15 @@ class Run:
         finally:
             os.close(lock)
         return child.pid
+
+    def begun(self) -> Status:
+        """The status of a run that is started now, for the first time or again."""
+        status = self.status()
+        status.state, status.phase, status.error = "running", "", None
+        status.pid, status.started_at, status.elapsed_s = 0, time.time(), 0.0
+        status.log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
+        status.boot = kernel.boot()
+        return status
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint that was written to its end."""
@@ -214,10 +229,19 @@ class Run:
         if not pid or not self.alive():
             return False
         try:
-            os.killpg(pid, signal.SIGKILL) if force else os.kill(pid, signal.SIGTERM)
+            if force:
+                self._note(FORCED)
+                os.killpg(pid, signal.SIGKILL)
+            else:
+                os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             return False
         return True
+
+    def _note(self, text: str) -> None:
+        """A line in the log for who asks later why it ends there; a full disk keeps nobody from ending a run."""
+        with suppress(OSError), self.log_path.open("a") as log:
+            log.write(f"\n{text}\n")
 
     def command(self, *words: str) -> str:
         """The line that does `words` (`runs tail`, `chat --run` …) with this run."""
@@ -238,6 +262,7 @@ def job_environ() -> dict[str, str]:
     return {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",  # a crash in a library's machine code leaves a traceback too
         "YCDY_LANG": language(),
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, so that a plan's GPU is the job's GPU

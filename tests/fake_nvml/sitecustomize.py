@@ -7,18 +7,20 @@ By hand, the menu on a T4:
         PYTHONPATH=tests/fake_nvml:. python -m toolbox
 
 Keys: driver, cuda (as 13000), init_error and hang_s; a GPU's: name, total_mib, free_mib, capability, uuid, error,
-limit_w, power_w, counts_energy, processes as [pid, name, mib], where a pid of 0 is the asking process.
+limit_w, power_w, counts_energy, lost_after_s (from the process' start on), processes as [pid, name, mib], where a pid of 0 is
+the asking process.
 """
 
 import ctypes
 import json
+import math
 import os
 import time
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_uint, c_ulonglong, c_void_p, cast, memmove
 from typing import Any
 
 MIB = 1 << 20
-SUCCESS, NOT_SUPPORTED, INSUFFICIENT_SIZE = 0, 3, 7
+SUCCESS, NOT_SUPPORTED, INSUFFICIENT_SIZE, GPU_IS_LOST = 0, 3, 7, 15
 BEGUN = time.monotonic()
 
 
@@ -91,6 +93,8 @@ class Library:
     @exported(c_void_p, c_void_p)
     def nvmlDeviceGetMemoryInfo(self, handle: int, pointer: int) -> int:
         gpu = self.gpus[handle - 1]
+        if time.monotonic() - BEGUN >= gpu.get("lost_after_s", math.inf):
+            return GPU_IS_LOST
         total, free = gpu["total_mib"] * MIB, gpu.get("free_mib", gpu["total_mib"]) * MIB
         memory = cast(pointer, POINTER(c_ulonglong))
         memory[0], memory[1], memory[2] = total, free, total - free

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, plugged
+from toolbox.commands import Command, Session, devices, plugged
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -58,7 +58,7 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
-    from toolbox import device, embedded, plugins, suites, targets
+    from toolbox import embedded, plugins, suites, targets
     from toolbox.plan import EvaluatePlan
 
     loaded = plugged.load(options.plugin, session)
@@ -66,7 +66,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         plugins.require("metric", name)
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     origin = _origin(target, session)
-    best = device.probe().best
+    best = devices.best(session)
     return EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,

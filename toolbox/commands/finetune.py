@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from toolbox.commands import Command, Session, known, plugged
+from toolbox.commands import Command, Session, devices, known, plugged
 from toolbox.commands.plan import TuningOptions, resolve_datasets, show, summary, wishes
 from toolbox.errors import DoesNotFitError, InputError, Interrupted, NotFoundError
 from toolbox.i18n import N_, _
@@ -58,7 +58,7 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
 
     loaded = plugged.load(options.plugin, session, options.recipe)
     datasets, held_out = resolve_datasets(options, session, fetch=True)
-    target = device.probe().best
+    target = devices.best(session)
     refuse_cpu_build(target, device.torch_cuda())
     asked = wishes(options, session)
 

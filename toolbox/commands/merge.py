@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session
+from toolbox.commands import Command, Session, devices
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -60,7 +60,7 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
-    from toolbox import device, methods, targets
+    from toolbox import methods, targets
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
@@ -76,7 +76,7 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     plan = MergePlan(
         entry="toolbox.merging:run",
         model=target.model,
-        device=device.probe().best,
+        device=devices.best(session),
         adapter=target.adapter,
         output=_output(options.output, target.run or _made_name(target.adapter), session.home.models),
         dtype=_dtype(options.dtype, target.model, origin),

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, plugged, searched
+from toolbox.commands import Command, Session, devices, plugged, searched
 from toolbox.errors import DONE, REFUSED
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -131,7 +131,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     if options.history:
         return history.show(session)
     loaded = plugged.load(options.plugin, session, options.recipe)
-    target = device.assume(options.assume_device) if options.assume_device else device.probe().best
+    target = device.assume(options.assume_device) if options.assume_device else devices.best(session)
     model = known.facts(options.model, session)
     datasets, held_out = resolve_datasets(options, session)
     asked = wishes(options, session)

@@ -1,4 +1,4 @@
-"""`runs list|show|tail|stop|resume|reproduce|report|remove`: what was started, and all that can be done with it."""
+"""`runs list|show|tail|diagnose|stop|resume|reproduce|report|remove`: what was started, what can be done with it."""
 
 import time
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import msgspec
 
 from toolbox import rungs, runs
 from toolbox.commands import Command, Session
+from toolbox.commands.diagnosing import DiagnoseOptions, diagnose
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -358,7 +359,7 @@ def _outcome(run: Run) -> dict[str, Any]:
 
 
 def _plan(run: Run) -> dict[str, Any]:
-    from toolbox.report.facts import read_plan
+    from toolbox.facts import read_plan
 
     return read_plan(run)
 
@@ -388,6 +389,7 @@ COMMANDS = (
     Command("runs list", N_("All runs, newest first"), ListOptions, list_),
     Command("runs show", N_("What a run was to do, where it is, what came of it"), RunOptions, show),
     Command("runs tail", N_("Follow a run until it ends"), TailOptions, tail),
+    Command("runs diagnose", N_("Why a run failed or is odd, and what to do"), DiagnoseOptions, diagnose),
     Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
     Command("runs resume", N_("Go on from the last checkpoint"), ResumeOptions, resume),
     Command("runs reproduce", N_("Do a run again from its plan, and compare"), ReproduceOptions, reproduce),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, known
+from toolbox.commands import Command, Session, devices, known
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -91,14 +91,14 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     """Everything that is decided before the server starts. Raises InputError for what can't be served."""
-    from toolbox import device, engines, methods
+    from toolbox import engines, methods
     from toolbox.errors import InputError
     from toolbox.plan import ServePlan
     from toolbox.targets import resolve
 
     known.warn(options.model, session)
     target = resolve(options.model, options.adapter, options.run, session.home)
-    best = device.probe().best
+    best = devices.best(session)
     engine = engines.choose(options.engine, best.kind == "cuda", session.home)
     if target.adapter:
         methods.refuse_unserved(target.adapter, plain_only=engine.adapter_apart)

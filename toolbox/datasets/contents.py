@@ -12,7 +12,7 @@ from toolbox.datasets import reading, turns
 from toolbox.datasets.formats import SAMPLE, Form, Reader, recognise
 from toolbox.datasets.reading import Broken, Source
 from toolbox.datasets.rows import Conversation, Labelled, Preference, Prompt, Row, Text
-from toolbox.errors import InputError
+from toolbox.errors import DataError
 from toolbox.i18n import _
 
 
@@ -24,8 +24,8 @@ class Fault(msgspec.Struct, frozen=True):
     text: str
     file: str
 
-    def as_error(self) -> InputError:
-        return InputError(
+    def as_error(self) -> DataError:
+        return DataError(
             _("Row {number} of {path} can't be used, {reason}: {text}").format(
                 number=self.number, path=self.file, reason=self.reason, text=self.text
             ),

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, TextIO, cast
 
 from toolbox import environment
+from toolbox.device import Device
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.job import Job, carry_out
@@ -27,6 +28,7 @@ class Here(Job):
     """A job's Reporter that also tells whoever called how it goes, a line now and then."""
 
     def __init__(self, run: Run, log: TextIO) -> None:
+        run.write_status(run.begun())
         super().__init__(run)
         self.log = log
         self.pid = os.getpid() if threading.current_thread() is threading.main_thread() else 0
@@ -39,6 +41,9 @@ class Here(Job):
         if self.stopping:
             raise KeyboardInterrupt
         self.stopping, self.asked_by = True, number
+
+    def guard(self, device: Device) -> None:
+        """The caller's process is not ours to end."""
 
     def progress(self, step: int, steps: int, **metrics: float) -> None:
         super().progress(step, steps, **metrics)

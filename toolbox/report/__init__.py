@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from toolbox import files
-from toolbox.report.facts import Facts
+from toolbox.facts import Facts
 from toolbox.report.sections import SECTIONS
 from toolbox.runs import Run
 

@@ -6,10 +6,10 @@ from typing import Any
 from xml.sax.saxutils import unescape
 
 from toolbox import files, rungs, units
+from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
-from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
 from toolbox.suites import METRICS
 

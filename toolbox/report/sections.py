@@ -1,14 +1,13 @@
 """The sections of report.md, each a function from the facts of a run to Markdown; an empty text is left out."""
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
-from toolbox import __version__, embedded, units
+from toolbox import __version__, again, diagnosis, embedded, units
+from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
-from toolbox.report.facts import Facts
 from toolbox.report.markdown import code, plain
 from toolbox.report.results import curves, results
 
@@ -45,7 +44,7 @@ def header(facts: Facts) -> str:
         lines.append("> → " + plain(status.error.get("remedy", "")))
     if status.state in ("interrupted", "lost", "failed") and status.resumable:
         lines.append(
-            _("It can go on where it stopped: {command}").format(command=code(_cli("runs resume", facts.run.id)))
+            _("It can go on where it stopped: {command}").format(command=code(again.line("runs resume", facts.run.id)))
         )
     if status.state in ("interrupted", "lost", "failed") and status.phase:
         lines.append(_("It was at: {phase}.").format(phase=plain(status.phase)))
@@ -56,10 +55,20 @@ def _when(facts: Facts) -> str:
     parts = [_("Run {run}").format(run=code(facts.run.id))]
     if facts.status.started_at:
         parts.append(_("started {moment}").format(moment=numbers.moment(facts.status.started_at)))
-        if facts.status.finished and facts.status.updated_at > facts.status.started_at:
-            took = units.duration(facts.status.updated_at - facts.status.started_at)
-            parts.append(_("took {duration}").format(duration=took))
+        if facts.status.finished and facts.status.elapsed_s:
+            parts.append(_("took {duration}").format(duration=units.duration(facts.status.elapsed_s)))
     return " · ".join(parts)
+
+
+def why(facts: Facts) -> str:
+    """Why it failed, or what is odd about it."""
+    told = []
+    for cause in diagnosis.diagnose(facts.run):
+        lines = [f"**{plain(cause.message)}**", "\n".join(f"- {code(line)}" for line in cause.evidence)]
+        lines += [f"→ {plain(cause.remedy)}"] if cause.remedy else []
+        lines += [markdown.block(cause.command, "bash")] if cause.command else []
+        told.append("\n\n".join(filter(None, lines)))
+    return markdown.section(_("Diagnosis"), *told)
 
 
 def done(facts: Facts) -> str:
@@ -159,7 +168,7 @@ def later(facts: Facts) -> str:
     )
 
 
-def again(facts: Facts) -> str:
+def repeated(facts: Facts) -> str:
     """How to do it again: the script beside the report, and the command line."""
     if not facts.plan:
         return ""
@@ -170,55 +179,8 @@ def again(facts: Facts) -> str:
         script,
         markdown.block("bash run.sh", "bash"),
         line,
-        markdown.block(command_line(facts), "bash"),
+        markdown.block(again.line(*again.words(facts.verb, facts.plan)), "bash"),
     )
-
-
-def _judges(options: dict[str, Any]) -> list[str]:
-    """What judges a model's own answers, at the stages that learn from them."""
-    functions, model = options.get("reward_funcs"), options.get("reward_model")
-    words = ["--reward", *map(str, functions)] if functions else []
-    return [*words, "--reward-model", str(model)] if model else words
-
-
-def command_line(facts: Facts) -> str:
-    """The one-line command that asks for what the plan did."""
-    plan = facts.plan
-    words: list[str] = []
-    if plan.get("run") and facts.verb in ("merge", "evaluate"):
-        words += ["--run", str(plan["run"])]
-    else:
-        words += ["--model", str(facts.model.get("id", ""))]
-        words += ["--adapter", str(plan["adapter"])] if plan.get("adapter") else []
-    if facts.verb == "finetune":
-        training = plan.get("training") or {}
-        words += ["--dataset", *(str(spec.get("name")) for spec in plan.get("datasets") or [])]
-        words += ["--stage", str(plan["stage"])] if plan.get("stage", "sft") != "sft" else []
-        words += ["--method", str(plan.get("method", "auto"))]
-        words += ["--max-length", str(training["max_length"])] if "max_length" in training else []
-        steps = training.get("max_steps", -1)
-        options = plan.get("options") or {}
-        settings = [f"max_steps={steps}"] if steps > 0 else []
-        words += _judges(options)
-        settings += [
-            f"{options['stage']}.{name}={value}"
-            for name, value in options.items()
-            if name not in ("stage", "reward_funcs", "reward_model") and value != []
-        ]
-        words += ["--set", *settings] if settings else []
-        words += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
-        words += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
-        evaluated = [str(spec.get("name")) for spec in plan.get("eval_datasets") or []]
-        words += ["--eval-dataset", *evaluated] if evaluated else ["--val-size", str(plan.get("eval_rows", 0))]
-        words += ["--packing"] if training.get("packing") else []
-    words += ["--suite", *map(str, plan["suites"])] if facts.verb == "evaluate" and plan.get("suites") else []
-    words += ["--output", str(plan["output"])] if facts.verb == "merge" else []
-    words += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if facts.verb == "serve" else []
-    return _cli(facts.verb, *words)
-
-
-def _cli(verb: str, *words: str) -> str:
-    return " ".join(["bash yichuidingyin.sh", verb, *map(shlex.quote, words)])
 
 
 def hardware(facts: Facts) -> str:
@@ -288,4 +250,4 @@ def _license(folder: Path) -> str:
     return found.group(1) if found else _("not stated here")
 
 
-SECTIONS = (header, results, curves, done, later, again, parameters, hardware, limits, sources)
+SECTIONS = (header, why, results, curves, done, later, repeated, parameters, hardware, limits, sources)

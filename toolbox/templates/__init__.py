@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from toolbox import files
-from toolbox.errors import InputError, NotFoundError
+from toolbox.errors import InputError, NotFoundError, TemplateError
 from toolbox.i18n import _
 
 FOLDER = Path(__file__).parent
@@ -37,7 +37,7 @@ def settled(wanted: str, model: Path, needed: bool) -> str:
     """
     if not wanted:
         if needed:
-            raise InputError(
+            raise TemplateError(
                 _("The model has no chat template, so it is unknown how it takes a conversation."),
                 _("Give it one with --chat-template ({names}), or take the model's -Instruct version.").format(
                     names=", ".join(_fitting(model))

@@ -11,13 +11,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from toolbox import files
-from toolbox.errors import CorruptError, ToolboxError, lacks_memory
+from toolbox.errors import CorruptError, DiskError, ToolboxError, lacks_memory
 from toolbox.i18n import _
 
 MARKER = "complete.json"
 """Written last: {"files": {name: SHA-256}}. A folder without it, or that differs from it, is no checkpoint."""
 NAME = re.compile(r"checkpoint-(\d+)")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
@@ -102,9 +101,13 @@ def _discard(path: Path) -> None:
 
 
 def _unsaved(step: int, error: Exception) -> ToolboxError:
-    full = getattr(error, "errno", None) in FULL_DISK or "os error 28" in str(error)
-    reason = _("the disk is full") if full else getattr(error, "strerror", None) or str(error)
-    return ToolboxError(
+    full = files.is_full(error)
+    reason = (
+        _("the disk is full")
+        if files.is_full(error, [errno.ENOSPC])
+        else getattr(error, "strerror", None) or str(error)
+    )
+    return (DiskError if full else ToolboxError)(
         _("The checkpoint of step {step} can't be saved: {reason}.").format(step=step, reason=reason),
         _("Free some disk space and resume: the checkpoint before it is intact."),
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from toolbox import datasets, environment, files
 from toolbox.datasets import Row, contents
-from toolbox.errors import InputError, Interrupted
+from toolbox.errors import DataError, InputError, Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
@@ -114,7 +114,7 @@ def _tell(made: Prepared, plan: FinetunePlan) -> Prepared:
     ]
     print("\n".join(told), flush=True)
     if not len(made.samples) or kept < 2:
-        raise InputError(
+        raise DataError(
             _("Of the data, {kept} rows are left to train on.").format(kept=len(made.samples)),
             _("Use a larger --max-length, or data with more rows."),
         )

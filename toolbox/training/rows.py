@@ -7,7 +7,7 @@ import msgspec
 
 from toolbox import templates
 from toolbox.datasets import Conversation, Preference
-from toolbox.errors import InputError
+from toolbox.errors import InputError, TemplateError
 from toolbox.i18n import _
 from toolbox.training import calls
 
@@ -86,7 +86,7 @@ def encode(
     Raises InputError where the chat template is missing, or doesn't say where answers begin.
     """
     if not tokenizer.chat_template:
-        raise InputError(
+        raise TemplateError(
             _("The model has no chat template, so it is unknown how it takes a conversation."),
             _("Give it one with --chat-template, or take the model's -Instruct version."),
         )

@@ -15,8 +15,8 @@ def complain(error: BaseException, home: Home, as_json: bool) -> int:
     """Say it on standard error, under `--json` also as the last line of standard output; returns the exit status."""
     known = foreseen(error, home)
     print(plain(f"✗ {_line(known.message)}"), file=sys.stderr)
-    if known.remedy:
-        print(plain(f"  → {_line(known.remedy)}"), file=sys.stderr)
+    for line in filter(None, [known.remedy, *getattr(known, "__notes__", ())]):
+        print(plain(f"  → {_line(line)}"), file=sys.stderr)
     sys.stderr.flush()
     if as_json:
         print_json({"error": known.as_dict()})

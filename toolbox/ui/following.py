@@ -42,19 +42,27 @@ def judged(run: Run, status: Status, forced: bool = False) -> Status:
     """`status` where all went well. Raises the job's own error otherwise; `forced`: the person wanted it dead."""
     if status.state == "planned":
         raise InputError(_("{run} was never started.").format(run=run.id), run.command("runs", "reproduce"))
-    if status.state == "lost":
-        resume = (
-            _("Go on with: {command}").format(command=run.command("runs", "resume")) if run.has_checkpoint() else ""
-        )
-        if forced:
-            raise Interrupted(_("{run} was ended at once.").format(run=run.id), resume)
-        raise ToolboxError(
-            _("The job of {run} died without a word (killed, out of memory, or power).").format(run=run.id),
-            resume or _("The whole story is in {log}.").format(log=run.log_path),
-        )
-    if status.state in ("failed", "interrupted"):
-        raise from_dict(status.error or {"kind": status.state, "message": _("{run} has failed.").format(run=run.id)})
-    return status
+    if status.state not in ("lost", "failed", "interrupted"):
+        return status
+    error = _lost(run, forced) if status.state == "lost" else from_dict(status.error or _unexplained(run, status))
+    if not isinstance(error, Interrupted):
+        error.add_note(_("Why, and what to do: {command}").format(command=run.command("runs", "diagnose")))
+    raise error
+
+
+def _lost(run: Run, forced: bool) -> ToolboxError:
+    """What is said of a job that died without a word of its own."""
+    resume = _("Go on with: {command}").format(command=run.command("runs", "resume")) if run.has_checkpoint() else ""
+    if forced:
+        return Interrupted(_("{run} was ended at once.").format(run=run.id), resume)
+    return ToolboxError(
+        _("The job of {run} died without a word (killed, out of memory, or power).").format(run=run.id),
+        resume or _("The whole story is in {log}.").format(log=run.log_path),
+    )
+
+
+def _unexplained(run: Run, status: Status) -> dict[str, str]:
+    return {"kind": status.state, "message": _("{run} has failed.").format(run=run.id)}
 
 
 class Asking:

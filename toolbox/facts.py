@@ -1,6 +1,7 @@
 """What a run directory holds, read leniently: a part that is absent, torn or of another version is empty."""
 
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,14 @@ class Facts(msgspec.Struct, frozen=True):
     env: dict[str, Any]
     result: dict[str, Any]
     metrics: list[dict[str, Any]]
+    secrets: frozenset[str] = frozenset()
+    """What was blotted out."""
 
     @classmethod
     def of(cls, run: Run) -> "Facts":
         plan, status, result = read_plan(run), run.status(), _mapping(run.result())
-        hide = partial(_without, secrets=_secrets(result) | _secrets(plan))
+        secrets = _secrets(result) | _secrets(plan)
+        hide = partial(without, secrets=secrets)
         status.error = hide(status.error)
         return cls(
             run=run,
@@ -40,6 +44,7 @@ class Facts(msgspec.Struct, frozen=True):
             env=hide(_mapping(files.read_json(run.path / "env.json"))),
             result=hide(result),
             metrics=[line for line in run.metrics() if isinstance(line, dict)],
+            secrets=frozenset(secrets),
         )
 
     @property
@@ -92,12 +97,12 @@ def _secrets(value: Any, name: str = "") -> set[str]:
     return {value} if isinstance(value, str) and len(value) >= 6 and SECRET_NAMES.search(name) else set()
 
 
-def _without(value: Any, secrets: set[str]) -> Any:
+def without(value: Any, secrets: Collection[str]) -> Any:
     """`value` with these secrets, and whatever looks like one, blotted out of every text in it."""
     if isinstance(value, dict):
-        return {key: _without(item, secrets) for key, item in value.items()}
+        return {key: without(item, secrets) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without(item, secrets) for item in value]
+        return [without(item, secrets) for item in value]
     if not isinstance(value, str):
         return value
     for secret in sorted(secrets, key=len, reverse=True):

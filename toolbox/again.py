@@ -1,0 +1,63 @@
+"""The words that ask for what a plan did: reports show them as a line, and a diagnosis changes one of them."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+
+def line(verb: str, *words: str) -> str:
+    """A command line of this program."""
+    return " ".join(["bash yichuidingyin.sh", verb, *map(shlex.quote, words)])
+
+
+def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list[str]:
+    """The verb and its options; what a plan (as plain data) does not say is decided anew. `settings`: more `--set`."""
+    said = [verb, *_subject(verb, plan)]
+    if verb == "finetune":
+        said += _training(plan, settings)
+    said += ["--suite", *map(str, plan["suites"])] if verb == "evaluate" and plan.get("suites") else []
+    said += ["--output", str(plan["output"])] if verb == "merge" and "output" in plan else []
+    said += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if verb == "serve" else []
+    return said
+
+
+def _subject(verb: str, plan: dict[str, Any]) -> list[str]:
+    """The model and its adapter, or the run they come from."""
+    if plan.get("run") and verb in ("merge", "evaluate"):
+        return ["--run", str(plan["run"])]
+    model = plan.get("model")
+    said = ["--model", str(model.get("id", "") if isinstance(model, dict) else "")]
+    return [*said, "--adapter", str(plan["adapter"])] if plan.get("adapter") else said
+
+
+def _training(plan: dict[str, Any], settings: Sequence[str]) -> list[str]:
+    training, options = plan.get("training") or {}, plan.get("options") or {}
+    steps = training.get("max_steps", -1)
+    settings = [*([f"max_steps={steps}"] if steps > 0 else []), *_options(options), *settings]
+    evaluated = [str(spec.get("name")) for spec in plan.get("eval_datasets") or []]
+    said = ["--dataset", *(str(spec.get("name")) for spec in plan.get("datasets") or [])]
+    said += ["--stage", str(plan["stage"])] if plan.get("stage", "sft") != "sft" else []
+    said += ["--method", str(plan.get("method", "auto"))]
+    said += ["--max-length", str(training["max_length"])] if "max_length" in training else []
+    said += _judges(options)
+    said += ["--set", *settings] if settings else []
+    said += ["--epochs", str(training["num_train_epochs"])] if steps < 0 and "num_train_epochs" in training else []
+    said += ["--learning-rate", str(training["learning_rate"])] if "learning_rate" in training else []
+    said += ["--eval-dataset", *evaluated] if evaluated else ["--val-size", str(plan.get("eval_rows", 0))]
+    return [*said, "--packing"] if training.get("packing") else said
+
+
+def _options(options: dict[str, Any]) -> list[str]:
+    """The stage's own, as `--set` takes them."""
+    return [
+        f"{options['stage']}.{name}={value}"
+        for name, value in options.items()
+        if name not in ("stage", "reward_funcs", "reward_model") and value != []
+    ]
+
+
+def _judges(options: dict[str, Any]) -> list[str]:
+    """What judges a model's own answers, at the stages that learn from them."""
+    functions, model = options.get("reward_funcs"), options.get("reward_model")
+    said = ["--reward", *map(str, functions)] if functions else []
+    return [*said, "--reward-model", str(model)] if model else said
