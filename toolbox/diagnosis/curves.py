@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 from toolbox.diagnosis.causes import Cause
 from toolbox.diagnosis.traces import Traces
-from toolbox.i18n import _
+from toolbox.i18n import _, sentences
 
 Curve = list[tuple[float, float]]
 """(step, value) points."""
@@ -61,8 +61,10 @@ def no_number(traces: Traces) -> Cause | None:
         kind="nan",
         message=_("The loss was no finite number, though it had not risen before: rows or weights bring it about."),
         evidence=[*evidence, *ends],
-        remedy=_("Look at the rows that the message names; if there is nothing odd, check the model's files.")
-        + (f" {told}" if sixteen else ""),
+        remedy=sentences(
+            _("Look at the rows that the message names; if there is nothing odd, check the model's files."),
+            told if sixteen else "",
+        ),
         command=traces.command("data", "check", *_names(traces)),
     )
 

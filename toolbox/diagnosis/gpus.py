@@ -2,7 +2,7 @@
 
 from toolbox.diagnosis.causes import Cause
 from toolbox.diagnosis.traces import Traces
-from toolbox.i18n import _
+from toolbox.i18n import _, sentences
 
 LOST = (
     r"fallen off the bus|GPU is lost|GPU requires reset|uncorrectable ECC error|Uncorrectable double bit error"
@@ -35,16 +35,17 @@ def lost(traces: Traces) -> Cause | None:
     if not evidence:
         return None
     resumable = traces.status.resumable
-    after = _(" Then go on from the last checkpoint.") if resumable else ""
     return Cause(
         kind="gpu_lost",
         message=_("The GPU was lost: it no longer answers the driver, or its memory is broken."),
         evidence=list(dict.fromkeys(evidence)),
-        remedy=_(
-            "Restart the machine; nothing else brings that GPU back. If it happens again, have its power supply, "
-            "cooling and slot looked at, or rent another one."
-        )
-        + after,
+        remedy=sentences(
+            _(
+                "Restart the machine; nothing else brings that GPU back. If it happens again, have its power supply, "
+                "cooling and slot looked at, or rent another one."
+            ),
+            _("Then go on from the last checkpoint.") if resumable else "",
+        ),
         command=traces.on_run("runs", "resume") if resumable else traces.command("doctor"),
     )
 

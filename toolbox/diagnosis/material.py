@@ -7,7 +7,7 @@ from pathlib import Path
 from toolbox import units
 from toolbox.diagnosis.causes import Cause
 from toolbox.diagnosis.traces import Traces
-from toolbox.i18n import _
+from toolbox.i18n import _, sentences
 
 FULL = (
     r"No space left on device|Disk quota exceeded|\bos error (?:28|122|27)\b|File too large"
@@ -50,7 +50,7 @@ def disk_full(traces: Traces) -> Cause | None:
         kind="disk_full",
         message=_("No more could be written to the disk."),
         evidence=[*evidence, now],
-        remedy=remedy + (_(" Then go on from the last checkpoint.") if resumable else ""),
+        remedy=sentences(remedy, _("Then go on from the last checkpoint.") if resumable else ""),
         command=traces.on_run("runs", "resume") if resumable else traces.command("cache", "clean"),
     )
 

@@ -3,7 +3,7 @@
 from toolbox import units
 from toolbox.diagnosis.causes import Cause
 from toolbox.diagnosis.traces import Traces
-from toolbox.i18n import _
+from toolbox.i18n import _, sentences
 
 ON_GPU = (
     r"CUDA out of memory|OutOfMemoryError: (?:CUDA|HIP)|CUDA error: out of memory|MPS backend out of memory"
@@ -48,7 +48,7 @@ def in_main_memory(traces: Traces) -> Cause | None:
         kind="out_of_host_memory",
         message=_("The machine's memory did not suffice."),
         evidence=[*evidence, *_peak(traces)],
-        remedy=_("End other programs, or: {less}").format(less=_less(traces)),
+        remedy=sentences(_("End other programs."), _less(traces)),
         command=_smaller(traces),
     )
 
@@ -69,7 +69,7 @@ def killed_for_it(traces: Traces) -> Cause | None:
         kind="killed_for_memory",
         message=_("The system ended the job because the machine's memory was full."),
         evidence=[*certain, *counted, *near],
-        remedy=_("End other programs, give the container more memory, or: {less}").format(less=_less(traces)),
+        remedy=sentences(_("End other programs, or give the container more memory."), _less(traces)),
         command=_smaller(traces),
         certainty="certain" if certain else "likely" if counted else "possible",
     )
@@ -97,9 +97,9 @@ def _peak(traces: Traces) -> list[str]:
 def _less(traces: Traces) -> str:
     if traces.verb == "finetune":
         return _(
-            "take fewer rows at a time (the effective batch stays the same), shorter rows with --max-length, or qlora."
+            "Take fewer rows at a time (the effective batch stays the same), shorter rows with --max-length, or qlora."
         )
-    return _("take a smaller model, or end what else uses that memory.")
+    return _("Take a smaller model, or end what else uses that memory.")
 
 
 def _smaller(traces: Traces) -> str:

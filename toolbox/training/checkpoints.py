@@ -101,13 +101,10 @@ def _discard(path: Path) -> None:
 
 
 def _unsaved(step: int, error: Exception) -> ToolboxError:
-    full = files.is_full(error)
-    reason = (
-        _("the disk is full")
-        if files.is_full(error, [errno.ENOSPC])
-        else getattr(error, "strerror", None) or str(error)
-    )
-    return (DiskError if full else ToolboxError)(
+    reason = getattr(error, "strerror", None) or str(error)
+    if files.is_full(error, [errno.ENOSPC]):
+        reason = _("the disk is full")
+    return (DiskError if files.is_full(error) else ToolboxError)(
         _("The checkpoint of step {step} can't be saved: {reason}.").format(step=step, reason=reason),
         _("Free some disk space and resume: the checkpoint before it is intact."),
     )
