@@ -224,7 +224,7 @@ def nvml_handle(index: int, environ: Mapping[str, str] = os.environ) -> Any | No
 
     try:
         pynvml.nvmlInit()
-        numbers = list(_visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES")))
+        numbers = list(visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES")))
         return pynvml.nvmlDeviceGetHandleByIndex(numbers[index]) if index < len(numbers) else None
     except pynvml.NVMLError:
         return None

@@ -7,8 +7,8 @@ By hand, the menu on a T4:
         PYTHONPATH=tests/fake_nvml:. python -m toolbox
 
 Keys: driver, cuda (as 13000), init_error and hang_s; a GPU's: name, total_mib, free_mib, capability, uuid, error,
-limit_w, power_w, counts_energy, lost_after_s (from the process' start on), processes as [pid, name, mib], where a pid of 0 is
-the asking process.
+limit_w, power_w, counts_energy, lost_after_s (from the process' start on), processes as [pid, name, mib], where a pid
+of 0 is the asking process.
 """
 
 import ctypes
