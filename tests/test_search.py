@@ -8,9 +8,10 @@ import msgspec
 import pytest
 from hardware import QWEN_7B, write_model
 
-from toolbox import calibration, device, memory, models, nearest, search
+from toolbox import calibration, device, memory, models, nearest, registry, search
 from toolbox.config import Home
 from toolbox.memory import Load
+from toolbox.registry import shapes as registered
 from toolbox.search import Problem
 from toolbox.wishes import Wishes
 
@@ -118,11 +119,16 @@ def test_what_is_proposed_fits_when_it_is_asked_for(shapes: list[models.ModelFac
             if length := said.get("--max-length"):
                 wishes = msgspec.structs.replace(wishes, max_length=int(length))
             asked = msgspec.structs.replace(problem, wishes=wishes)
+            if name := said.get("--model"):
+                listed = registry.get(name, problem.home)
+                assert (listed.tunable, listed.model_type) == (True, problem.model.model_type)
+                assert listed.params_b < problem.model.parameters / 1e9
+                asked = msgspec.structs.replace(asked, model=registered.facts(listed))
             if item.kind == "device":
                 asked = msgspec.structs.replace(problem, device=device.assume(item.option))
             assert search.search(asked).choice.too_large_bytes <= 0, item
             kinds.add(item.kind)
-    assert {"method", "length", "device"} <= kinds
+    assert {"method", "length", "model", "device"} <= kinds
 
 
 def test_the_rule_of_the_house_stays_where_both_fit(shapes: list[models.ModelFacts], home: Path) -> None:

@@ -197,7 +197,7 @@ def _passes_s(
     """Seconds of `weights` passes through the frozen or trained weights, and `others` through all else."""
     tokens = batch * row_tokens
     looked_up = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
-    used = model.parameters - looked_up
+    used = (model.network.active_parameters if model.network.layers else model.parameters) - looked_up
     adapter = 0 if methods.trained_weights(recipe.method) else parameters.trained(model, recipe)
     queries = model.num_attention_heads * model.head_dim
     # The scores and what they weigh, 2 operations each, of half a square: what comes later is not seen.
@@ -227,11 +227,13 @@ def _rest(
 
 
 def _disk_parts(model: ModelFacts, recipe: "Recipe", load: "Load", optimizer_bytes: float) -> dict[str, int]:
-    """What a run writes: checkpoints (weights and AdamW's moments), encoded rows, what comes out, and the merged model
-    that usually follows an adapter."""
+    """What a run writes: the model where it is not here, checkpoints (weights and AdamW's moments), encoded rows, what
+    comes out, and the merged model that usually follows an adapter."""
     trained = 4 * parameters.trained(model, recipe)
     full = methods.trained_weights(recipe.method)
+    here = any(model.path.glob("*.safetensors"))
     parts = {
+        "download": 0 if here else model.weights_bytes,
         "checkpoints": KEPT_CHECKPOINTS * (trained + optimizer_bytes),
         "rows": STORE_SHARE * load.data_bytes,
         "exported": model.weights_bytes if full else trained,

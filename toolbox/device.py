@@ -150,7 +150,7 @@ def assume(description: str) -> Device:
     if found.name.startswith("Apple"):
         return _assumed("mps", found.name, memory_gib, "", bf16=not found.name.startswith("Apple M1"))
     capability = found.compute_capability
-    return _assumed("cuda", found.name, memory_gib, capability, bf16=_version(capability) >= BF16_CAPABILITY)
+    return _assumed("cuda", found.name, memory_gib, capability, bf16=version(capability) >= BF16_CAPABILITY)
 
 
 def specification(name: str) -> Specification | None:
@@ -185,7 +185,8 @@ def _words(name: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version(text: str) -> tuple[int, ...]:
+    """As (8, 6) of "8.6"."""
     return tuple(int(part) for part in text.split("."))
 
 
@@ -302,7 +303,7 @@ def _gpus(pynvml: Any, environ: Mapping[str, str]) -> tuple[list[Device], list[s
         except pynvml.NVMLError as error:
             reasons.append(f"GPU {number}: {explain(pynvml, error)}")
             continue
-        if _version(gpu.compute_capability) < OLDEST_CAPABILITY:
+        if version(gpu.compute_capability) < OLDEST_CAPABILITY:
             sentence = _("{name} (compute capability {capability}) is too old for CUDA {cuda}.")
             cuda = ".".join(map(str, CUDA))
             reasons.append(sentence.format(name=gpu.name, capability=gpu.compute_capability, cuda=cuda))

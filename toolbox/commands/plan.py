@@ -1,5 +1,6 @@
 """`plan`: what a fine-tuning would take on this machine or on another, before anything is downloaded or started."""
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -140,13 +141,16 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     others = planning.alternatives(made, asked, session.home)
     show(made, session)
     show_alternatives(others, session)
+    room = {} if options.assume_device else searched.room(made, session)
+    stored = made.estimate.disk_bytes <= room.get("disk_free_bytes", math.inf)
     counted = exact.count(made, session) if options.exact else {}
     return {
         **summary(made),
         **searched.show(made, planning.problem(made, asked, session.home), session),
+        **room,
         **counted,
         "alternatives": msgspec.to_builtins(others),
-        "exit_status": DONE if made.estimate.fits else REFUSED,
+        "exit_status": DONE if made.estimate.fits and stored else REFUSED,
     }
 
 

@@ -17,7 +17,8 @@ SHOWN = 4
 """Refusals in the table; `--json` has all."""
 KINDS = {
     "batch": N_("fewer rows at once"), "method": N_("another method"), "length": N_("shorter rows"),
-    "method and length": N_("another method, and shorter rows"), "device": N_("another GPU"),
+    "method and length": N_("another method, and shorter rows"), "model": N_("a smaller model"),
+    "device": N_("another GPU"),
 }  # fmt: skip
 DISK = {
     "download": N_("download"), "checkpoints": N_("checkpoints"), "rows": N_("encoded rows"),
@@ -45,6 +46,20 @@ def costs(estimate: "Estimate", price_per_hour: float) -> list[tuple[str, str]]:
         (_("Disk"), f"{units.size(estimate.disk_bytes)} ({parts})" if parts else units.size(estimate.disk_bytes)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def room(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
+    """What of the disk is free, against what the plan needs; said where it is too little. For `--json`."""
+    from toolbox import files, units
+
+    free = files.free_bytes(session.home.path)
+    if free < plan.estimate.disk_bytes:
+        session.say(
+            _("The run takes up to {needed}, and {path} has {free} left.").format(
+                needed=units.size(plan.estimate.disk_bytes), path=session.home.path, free=units.size(free)
+            )
+        )
+    return {"disk_free_bytes": free}
 
 
 def show(plan: "FinetunePlan", problem: "Problem", session: Session) -> dict[str, Any]:
