@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -65,7 +65,7 @@ def _prepared(path: Path) -> models.Family | None:
 def base_model(
     path: Path, dtype: str, device: str, quantization: dict[str, Any] | None = None, scores: bool = False
 ) -> "PreTrainedModel":
-    """The causal language model in `path`, on `device` ("cpu", "mps", "cuda:0").
+    """The causal language model in `path`, on `device` ("cpu", "mps", "cuda:0"), with the towers it may have.
 
     `dtype` is torch's name ("bfloat16"). `quantization`: keyword arguments of transformers' `BitsAndBytesConfig`.
     `scores`: as a reward model, whose head gives one number in the language head's place. On "meta" it has shapes and
@@ -74,39 +74,73 @@ def base_model(
     _prepared(path)
     if device == "meta":
         return _shapes(path, dtype, quantization)
-    config = None
+    quantized = None
     if quantization:
         from transformers import BitsAndBytesConfig
 
-        config = BitsAndBytesConfig(**quantization)
-    kind: Any = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
-    model: PreTrainedModel = kind.from_pretrained(
-        path, dtype=getattr(torch, dtype), quantization_config=config, device_map=device, use_safetensors=True,
-        **({"num_labels": 1} if scores else {}), **SAFE,
-    )  # fmt: skip
+        quantized = BitsAndBytesConfig(**quantization)
+    kind, config = kind_of(path, scores)
+    try:
+        model: PreTrainedModel = kind.from_pretrained(
+            path, config=config, dtype=getattr(torch, dtype), quantization_config=quantized, device_map=device,
+            use_safetensors=True, **SAFE,
+        )  # fmt: skip
+    except ImportError as error:  # a tower that is a library's of its own: Gemma 3n's is timm's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            _("{model} needs a package that is not installed: {reason}").format(model=config.model_type, reason=reason),
+            _("Take a model whose parts are all transformers' own."),
+        ) from error
     startup.end()
     if quantization:
         _keep_as_stored(model)
     return model
 
 
-def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "PreTrainedModel":
-    """Raises InputError where transformers has no language model for that config.json."""
+def kind_of(path: Path, scores: bool = False) -> tuple[Any, Any]:
+    """The auto class that loads the model in `path`, and the config to load it with.
+
+    Of a model that also speaks, that is the part that thinks, which has a config of its own. Of one that sees,
+    AutoModelForCausalLM would load the language model alone, and an adapter would fit no engine's whole model.
+    Raises InputError where transformers has no language model for that config.json.
+    """
     try:
-        config = AutoConfig.from_pretrained(path, **SAFE)
-        kinds = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
-        kind: Any = next((kind for kind in kinds if type(config) in kind._model_mapping), None)
+        config: Any = AutoConfig.from_pretrained(path, **SAFE, **({"num_labels": 1} if scores else {}))
     except (ValueError, KeyError, OSError) as error:
-        kind, reason = None, " ".join(str(error).split())[:SHOWN_CHARS]
-    else:
-        reason = _("no language model belongs to {kind}").format(kind=config.model_type)
-    if kind is None:
-        raise InputError(
-            _("transformers can't make a language model of {path}: {reason}.").format(
-                path=path / "config.json", reason=reason.rstrip(".")
-            ),
-            _("Take a model that transformers knows by itself, or name a --plugin that brings its classes."),
-        )
+        raise _unknown(path, " ".join(str(error).split())[:SHOWN_CHARS]) from error
+    config = getattr(config, "thinker_config", config)
+    kinds = (AutoModelForSequenceClassification,) if scores else (AutoModelForMultimodalLM, AutoModelForCausalLM)
+    for kind in kinds:
+        if type(config) in kind._model_mapping:
+            return kind, config
+    raise _unknown(path, _("no language model belongs to {kind}").format(kind=config.model_type))
+
+
+def _unknown(path: Path, reason: str) -> InputError:
+    return InputError(
+        _("transformers can't make a language model of {path}: {reason}.").format(
+            path=path / "config.json", reason=reason.rstrip(".")
+        ),
+        _("Take a model that transformers knows by itself, or name a --plugin that brings its classes."),
+    )
+
+
+def towers(model: "PreTrainedModel") -> list[str]:
+    """The names of the modules beside the language model and its head: towers for images and sound, projectors."""
+    if model.config.get_text_config() is model.config:
+        return []
+    names = {module: name for name, module in model.named_modules()}
+    text, head = model.get_decoder(), model.get_output_embeddings()
+    parts = names[text].split(".") if names[text] else []
+    found, parent = [], model
+    for part in parts:
+        found += [names[child] for name, child in parent.named_children() if name != part and child is not head]
+        parent = getattr(parent, part)
+    return found
+
+
+def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "PreTrainedModel":
+    kind, config = kind_of(path)
     with torch.device("meta"):
         model: PreTrainedModel = kind.from_config(config, dtype=getattr(torch, dtype))
     startup.end()
@@ -143,7 +177,24 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
     from peft import PeftModel
 
     tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+    fill_adapter(tuned, adapter)
     return tuned
+
+
+def fill_adapter(model: Any, folder: Path) -> None:
+    """Put what peft saved in `folder` into the adapter of `model` once more, by the very names it was saved under.
+
+    Loading, peft renames them as it would a checkpoint's, and then finds no place for those of some architectures
+    (0.21.2 with UnlimitedOcr): the adapter would silently be as good as untrained.
+    """
+    from peft import get_peft_model_state_dict
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with torch.no_grad():
+        for name in saved.keys() & held.keys():
+            if saved[name].shape == held[name].shape:
+                held[name].copy_(saved[name])
 
 
 def reward_model(path: Path, dtype: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

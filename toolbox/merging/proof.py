@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from toolbox import datasets, loading, methods, templates
 from toolbox.config import find_home
@@ -124,8 +123,8 @@ def reference(plan: MergePlan) -> Reference:
 def prove(plan: MergePlan, folder: Path, reference: Reference) -> Proof:
     """Load the merged model as anybody would, and compare."""
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    kind: Any = AutoModelForSequenceClassification if methods.scores(plan.adapter) else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, device_map=device, **loading.SAFE).eval()
+    kind, config = loading.kind_of(folder, methods.scores(plan.adapter))
+    model = kind.from_pretrained(folder, config=config, device_map=device, **loading.SAFE).eval()
     difference = _largest_difference(_logits(model, reference.rows), reference.logits)
     answers = [_answer(model, prompt) for prompt in reference.prompts[: len(reference.answers)]]
     tokenizer = loading.tokenizer(folder)

@@ -82,7 +82,9 @@ def merge(plan: MergePlan, folder: Path, progress: Callable[[int, int], None]) -
         with safe_open(plan.model.path / shard, framework="pt") as file:
             for name in held:
                 for target in (name, *(head for head, source in untied.items() if source == name)):
-                    tensors[target] = _finite(target, changes.apply(target, stored.weight(name, file.get_tensor(name))))
+                    tensors[target] = changes.apply(target, stored.weight(name, file.get_tensor(name)))
+                    if target in changes.names:
+                        _refuse_broken(target, tensors[target])
                     done += 1
                     progress(done, total)
         sizes += sum(tensor.nbytes for tensor in tensors.values())
@@ -182,13 +184,12 @@ def base(plan: MergePlan) -> Any:
     return loading.base_model(plan.model.path, plan.dtype, device, plan.BitsAndBytesConfig or None, scores=scores)
 
 
-def _finite(name: str, tensor: torch.Tensor) -> torch.Tensor:
+def _refuse_broken(name: str, tensor: torch.Tensor) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
         raise ToolboxError(
             _("The adapter is broken: merged into {name} it gives NaN or infinity.").format(name=name),
             _("Train it again with a lower learning rate, or take an earlier checkpoint."),
         )
-    return tensor
 
 
 def _write_index(folder: Path, shards: dict[str, list[str]], untied: dict[str, str], total_bytes: int) -> None:

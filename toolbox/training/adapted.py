@@ -26,12 +26,14 @@ class AdaptedLinear(torch.autograd.Function):
         b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        x_cast = x.to(weight.dtype)
+        rows = x_cast.reshape(-1, x.shape[-1])
         low = rows @ a.to(weight.dtype).T
-        out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.to(weight.dtype).T, alpha=scaling)
+        out = torch.nn.functional.linear(x_cast, weight, bias)  # no view: a model may add to it in place
+        out.view(-1, out.shape[-1]).addmm_(low, b.to(weight.dtype).T, alpha=scaling)
         ctx.save_for_backward(rows, weight, a, b, low)
         ctx.scaling, ctx.dtype = scaling, x.dtype
-        return out.reshape(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

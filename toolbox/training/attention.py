@@ -158,11 +158,23 @@ def _torch_varlen(
 
 
 def suits(config: "PretrainedConfig", longest: int) -> bool:
-    """Whether plain causal attention is what the model has for rows of up to `longest` tokens in every layer."""
+    """Whether plain causal attention is what the model has for rows of up to `longest` tokens in every layer.
+
+    A window or chunk that takes in the whole row changes nothing.
+    """
     text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) if not getattr(text, "layer_types", None) else None
-    return config._attn_implementation == "sdpa" and kinds == {"full_attention"} and (not window or window >= longest)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention", "sliding_attention"])
+    spans = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    reach = [getattr(text, spans[kind], None) or longest for kind in kinds & set(spans)]
+    plain = kinds <= {"full_attention", *spans}
+    return config._attn_implementation == "sdpa" and plain and all(tokens >= longest for tokens in reach)
+
+
+def attend_by(model: Any, implementation: str) -> None:
+    """Let the language model within `model` attend by `implementation`; towers keep what they have."""
+    config, text = model.config, model.config.get_text_config()
+    parts = {name: implementation for name in config.sub_configs if getattr(config, name, None) is text}
+    model.set_attn_implementation({"": implementation, **parts})
 
 
 def _no_mask(*args: Any, **options: Any) -> None:

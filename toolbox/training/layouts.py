@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.runs import Reporter
-from toolbox.training import attention, batches
+from toolbox.training import attention, batches, trees
 from toolbox.training.rows import Sample
 from toolbox.training.step import Forward
 
@@ -24,22 +25,37 @@ Rows that see each other differ by far more.
 def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter, longer_by: int = 0) -> Forward:
     """`forward` with the best layout whose logits are proven to be those of each sample alone; less is said aloud.
 
-    `longer_by`: tokens that will be added to the samples.
+    `longer_by`: tokens that will be added to the samples. Raises InputError for a model that is not causal.
     """
-    base = forward.base
+    base, proof, alone = forward.base, _proof(samples), logits_alone(forward, samples)
+    _refuse_looking_ahead(proof, alone, forward)
     longest = max(len(sample.input_ids) for sample in samples) + longer_by
-    if takes_flattened(base) and attention.suits(base.config, longest):
-        proof, before, alone = _proof(samples), base.config._attn_implementation, logits_alone(forward, samples)
-        base.set_attn_implementation(attention.TREES)
+    if takes_flattened(base) and not base._is_stateful and attention.suits(base.config, longest):
+        before = base.config._attn_implementation
+        attention.attend_by(base, attention.TREES)
         for layout in (batches.flatten_shared, batches.flatten):
             flattened = replace(forward, layout=layout)
             if alike(_logits(flattened, proof), alone, forward.dtype):
                 if layout is batches.flatten:
                     reporter.phase(_("This model can't share a prompt among its answers, so each has its own"))
                 return flattened
-        base.set_attn_implementation(before)
+        attention.attend_by(base, before)
     reporter.phase(_("This model can't keep rows apart without padding, so batches are padded"))
     return forward
+
+
+def _refuse_looking_ahead(proof: Sequence[Sample], alone: torch.Tensor, forward: Forward) -> None:
+    """Raise InputError where logits depend on what follows: such a model, an encoder say, can't learn to write."""
+    first, _second, third = alone.split([batches.label_tokens([sample]) for sample in proof])
+    shared = trees.common([proof[0].input_ids, proof[2].input_ids])
+    difference = (third[:shared] - first[:shared]).abs().max()
+    if difference > TOLERANCE[forward.dtype] * first.abs().max():  # not so of no numbers, which are found out later
+        raise InputError(
+            _("{model} sees the words that it is to write next, so it can't be trained to write them.").format(
+                model=type(forward.base).__name__
+            ),
+            _("Take a causal language model."),
+        )
 
 
 def logits_alone(forward: Forward, samples: Sequence[Sample]) -> torch.Tensor:
@@ -72,11 +88,11 @@ def generating(forward: Forward) -> Iterator[None]:
     before, training = base.config._attn_implementation, model.training
     model.eval()
     if before == attention.TREES:
-        base.set_attn_implementation("sdpa")
+        attention.attend_by(base, "sdpa")
     try:
         yield
     finally:
-        base.set_attn_implementation(before)
+        attention.attend_by(base, before)
         model.train(training)
 
 

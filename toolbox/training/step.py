@@ -1,9 +1,11 @@
 """One optimizer step: forward, backward, clip, update; whatever the stage, whose loss it takes."""
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +79,11 @@ class Forward:
         return logits, (seen[0][0] if batch.kept is None else seen[0][batch.kept]).float()
 
     def _run(self, batch: batches.Batch) -> torch.Tensor:
+        inputs = batch.inputs | {
+            name: torch.zeros_like(batch.inputs["input_ids"]) for name in _kinds(type(self.base).forward)
+        }
         with self.autocast():
-            logits = self.model(**batch.inputs, use_cache=False).logits
+            logits = self.model(**inputs, use_cache=False).logits
         # Not logits[0], whose gradient is a second tensor of that size, filled with zeros and copied into.
         return logits.flatten(0, 1) if batch.kept is None else logits[batch.kept]
 
@@ -86,6 +91,12 @@ class Forward:
         """The adapter's float32 weights take part in the plan's dtype."""
         mixed = self.dtype != "float32"
         return torch.autocast(self.device.split(":")[0], getattr(torch, self.dtype) if mixed else None, enabled=mixed)
+
+
+@cache
+def _kinds(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments in which a model is told which tokens are text (0 is), which some ask for in every training."""
+    return ("mm_token_type_ids",) if "mm_token_type_ids" in inspect.signature(forward).parameters else ()
 
 
 @dataclass(frozen=True)

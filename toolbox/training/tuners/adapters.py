@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_model.safetensors"
+UNSUITED = ("CrossAttention", "Indexer", "Router", "GroupedLinear")
+"""In the names of classes that text does not pass, that choose without a gradient, or that are no plain product."""
 
 
 class AdapterTuner:
@@ -49,9 +52,11 @@ class AdapterTuner:
         import peft
 
         settings = {"task_type": "CAUSAL_LM", **self._settings}
+        block = methods.find(self._plan.method).block
+        if settings.get("target_modules") == "all-linear" and "exclude_modules" not in settings:
+            settings |= _all_linear(base, block)
         if self._adalora:
             settings = adalora.settled(settings)
-        block = methods.find(self._plan.method).block
         try:
             return peft.get_peft_model(base, getattr(peft, block)(**settings))
         except (ValueError, TypeError, NotImplementedError) as error:
@@ -76,6 +81,7 @@ class AdapterTuner:
 
         if not (folder / WEIGHTS).exists():
             set_peft_model_state_dict(model, load_file(folder / ADAPTER))
+            loading.fill_adapter(model, folder)
             return
         restore_exactly(_trained(model), folder)
         if self._adalora:
@@ -92,6 +98,48 @@ class AdapterTuner:
         model.save_pretrained(folder, save_embedding_layers=False)
         if self._begun:
             _as_plain_lora(folder, self._begun)
+
+
+def _all_linear(base: Any, block: str) -> dict[str, Any]:
+    """`target_modules` and `exclude_modules` for "all-linear": every linear that text passes, but the head.
+
+    Left out are towers; modules in UNSUITED; of selective state spaces (arXiv:2312.00752, arXiv:2405.21060) all but
+    in_proj, as fused kernels take the other weights past any adapter, which would train on a processor and be ignored
+    on a GPU; and fused experts, see `_linears_alone`.
+    """
+    left_out = loading.towers(base)
+    for name, module in base.named_modules():
+        if any(word in type(module).__name__ for word in UNSUITED):
+            left_out.append(name)
+        if hasattr(module, "A_log") and hasattr(module, "D"):
+            left_out += [f"{name}.{part}" for part, _child in module.named_children() if part != "in_proj"]
+    pattern = "|".join(rf"{re.escape(name)}(\..*)?" for name in left_out)
+    chosen = _linears_alone(base, pattern) if block == "LoraConfig" else []
+    return {
+        **({"exclude_modules": pattern} if pattern else {}),
+        **({"target_modules": chosen} if chosen else {}),
+    }
+
+
+def _linears_alone(base: Any, left_out: str) -> list[str]:
+    """The names of all linears where peft would take "all-linear" for fused experts too; none where it would not.
+
+    An adapter of theirs allows no dropout, adds up whole matrices of all experts at each step, and no engine serves it.
+    What is called as an expert's matrix is ("gate_proj" of a shared expert) stays without one: peft takes it for it.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules="all-linear")
+    convert_peft_config_for_transformers(config, base, None)
+    if not config.target_parameters:
+        return []
+    linears = {
+        name.split(".")[-1]
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and not re.fullmatch(left_out, name)
+    }
+    return sorted(linears & set(config.target_modules or []))
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:
