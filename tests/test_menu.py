@@ -175,7 +175,7 @@ def test_numbers_keep_their_meaning(toolbox_cli: Cli) -> None:
     for verb in VERBS:
         assert (f"{verb.number:>2}  {verb.summary}  ({verb.name})" in shown) == bool(verb.number)
     fixed = {1: "download", 2: "serve", 3: "finetune", 4: "merge", 5: "evaluate", 6: "chat", 7: "plan", 8: "export",
-             9: "data", 10: "runs", 11: "doctor", 12: "demo"}  # fmt: skip
+             9: "data", 10: "runs", 11: "doctor", 12: "demo", 13: "models"}  # fmt: skip
     assert all(fixed[verb.number] == verb.name for verb in VERBS if verb.number)
 
 

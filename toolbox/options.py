@@ -33,7 +33,8 @@ def option(
     """Describe a field.
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
-    `choices`: what to offer in the menu — "models", "datasets", "adapters", "runs", "active" (runs that are alive),
+    `choices`: what to offer in the menu — "models", "catalogue" (those here, and all that are known by name), "hub"
+    (the latter only), "kinds" of models, "datasets", "adapters", "runs", "active" (runs that are alive),
     "resumable", "tuned" (runs that made a model), "adapted" (runs that made an adapter), "judges" (runs that made a
     reward model), "suites", "methods", "stages" (notes beside the values), "rewards" or "recipes". `unless`: the menu
     asks only where the option of that name was left out, and then insists. `when`: "OPTION=VALUE VALUE …", the menu

@@ -24,6 +24,8 @@ from toolbox.wishes import Wishes
 
 MARGIN = 0.1
 """Share of the device's free memory that is left free at least; more where runs here have lain further off."""
+MARGIN_GUESSED = 0.2
+"""Where the model's shape is guessed from its size: same-sized models of a kind differ by as much in what they keep."""
 SOLD = 0.92
 """A GPU counts as what its box says from this share of it on: an A10 of 24 GiB shows 22.2 to 22.5 with ECC."""
 LACKING = {"adamw_8bit": ("mps",), "paged_adamw_8bit": ("mps", "cpu")}
@@ -207,7 +209,12 @@ def variants(problem: Problem, recipe: Recipe) -> list[Choice]:
 
 def _estimated(problem: Problem, recipe: Recipe, load: Load, by: calibration.Factors) -> Estimate:
     estimate = calibration.corrected(memory.estimate(problem.model, recipe, problem.device, load), by)
-    return msgspec.structs.replace(estimate, margin=max(MARGIN, by.margin))
+    return msgspec.structs.replace(estimate, margin=max(margin(problem.model), by.margin))
+
+
+def margin(model: ModelFacts) -> float:
+    """Share of the free memory that is left free for `model` at least."""
+    return MARGIN_GUESSED if model.guessed else MARGIN
 
 
 def _settings(wishes: Wishes) -> list[str]:

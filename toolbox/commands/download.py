@@ -15,7 +15,13 @@ class Options(msgspec.Struct, kw_only=True):
 
     ids: Annotated[
         list[str],
-        option(N_("Models or data sets, as OWNER/NAME, or folders"), ask=True, positional=True, metavar="ID"),
+        option(
+            N_("Models or data sets, as OWNER/NAME, or folders"),
+            ask=True,
+            positional=True,
+            metavar="ID",
+            choices="hub",
+        ),
     ]
     type: Annotated[Literal["model", "dataset"], option(N_("What is fetched"), ask=True)] = "model"
     source: Annotated[

@@ -29,7 +29,7 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     """What `plan` and `finetune` both take."""
 
     model: Annotated[
-        str, option(N_("Base model: demo, a folder, or OWNER/NAME of a hub"), ask=True, choices="models")
+        str, option(N_("Base model: demo, a folder, or OWNER/NAME of a hub"), ask=True, choices="catalogue")
     ] = "demo"
     dataset: Annotated[
         list[str],

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from toolbox import datasets as data
-from toolbox import embedded, methods, models, plugins, recipe, rewards, runs, stages
+from toolbox import embedded, methods, models, plugins, recipe, registry, rewards, runs, stages
 from toolbox.commands.runs import STATES, why_not_resumable
 from toolbox.config import Home
 from toolbox.i18n import _
+from toolbox.menu.prompts import CATALOGUE
 from toolbox.runs import Run
 
 Choice = tuple[str, str]
@@ -20,6 +21,14 @@ def offered(source: str, home: Home) -> list[Choice]:
 
 def _models(home: Home) -> list[Choice]:
     return [(name, "") for name in models.known(home)]
+
+
+def _models_and_more(home: Home) -> list[Choice]:
+    return [*_models(home), (CATALOGUE, _("by what for, size and name; what fits is marked"))]
+
+
+def _kinds(home: Home) -> list[Choice]:
+    return [("", _("all")), *((kind, _(said)) for kind, said in registry.KINDS.items())]
 
 
 def _datasets(home: Home) -> list[Choice]:
@@ -74,6 +83,9 @@ def _said(run: Run) -> str:
 
 _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "models": _models,
+    "catalogue": _models_and_more,
+    "hub": lambda home: _models_and_more(home)[-1:],
+    "kinds": _kinds,
     "datasets": _datasets,
     "runs": _runs(lambda run: True),
     "active": _runs(Run.alive),

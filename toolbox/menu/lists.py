@@ -39,7 +39,7 @@ def fragments(question: str, entries: Sequence[Entry], at: int, footer: str) -> 
         style = "class:pointed" if pointed else ""
         drawn.append(("[SetCursorPosition]", "") if pointed else ("", ""))
         drawn.append((style or "class:key", f" {'❯' if pointed else ' '} {entry.key:>{width}}  "))
-        drawn.append((style, pad(plain(entry.title), column)))
+        drawn.append((style or ("class:note" if entry.faint else ""), pad(plain(entry.title), column)))
         drawn.append(("class:note", f"  {plain(entry.note)}\n" if entry.note else "\n"))
     return [*drawn, ("class:note", f"   {footer}")]
 

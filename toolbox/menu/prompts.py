@@ -9,6 +9,9 @@ import msgspec
 from toolbox.i18n import _
 from toolbox.ui.terminal import plain
 
+CATALOGUE = "\0catalogue"
+"""The value of the entry that opens the catalogue of models; no typed text can be it."""
+
 
 class Back(Exception):
     """The person went back: `0`, Escape, Ctrl-C, Ctrl-D, or the end of input."""
@@ -27,6 +30,8 @@ class Entry(msgspec.Struct, frozen=True):
     note: str = ""
     quiet: bool = False
     """Not said once it is chosen: it only leads to a further question."""
+    faint: bool = False
+    """Shown dimly: it can be chosen, and nothing much will come of it."""
 
 
 class Prompts(Protocol):

@@ -9,7 +9,7 @@ from toolbox.commands import Command
 from toolbox.config import Home, called
 from toolbox.errors import InputError
 from toolbox.i18n import _
-from toolbox.menu.prompts import Back, Entry, Prompts, Quit
+from toolbox.menu.prompts import CATALOGUE, Back, Entry, Prompts, Quit
 from toolbox.options import Field, fields
 
 Texts = dict[str, str | list[str]]
@@ -17,6 +17,8 @@ Texts = dict[str, str | list[str]]
 
 OTHER = "\0other"
 """The entry for what is in no list; no typed text can be it."""
+PATHS = ("models", "catalogue", "datasets", "adapters")
+"""Choices among which a file or a folder may be typed."""
 NO_DEFAULT: tuple[object, ...] = (None, "", [], False)
 
 
@@ -57,11 +59,17 @@ class Questions:
         elif field.choices:
             choices = self._offered(field, last)
         nothing = _("default") if field.values else _("leave empty") if field.many else _("none")
-        titles = {"": nothing, OTHER: _("something else: type it")}
+        titles = {"": nothing, OTHER: _("something else: type it"), CATALOGUE: _("the catalogue of models")}
         if field.kind is bool:
             titles |= {"yes": _("yes"), "no": _("no")}
         return [
-            Entry(key=str(number), title=titles.get(value, value), value=value, note=note, quiet=value == OTHER)
+            Entry(
+                key=str(number),
+                title=titles.get(value, value),
+                value=value,
+                note=note,
+                quiet=value in (OTHER, CATALOGUE),
+            )
             for number, (value, note) in enumerate(choices, start=1)
         ]
 
@@ -85,13 +93,18 @@ class Questions:
         at = values.index(default) if default in values and field.choices != "tuned" else 0
         free = OTHER in values
         chosen = self._prompts.choose(_question(field), entries, at, _("0 back · q quit"), free=free)
+        if chosen == CATALOGUE:
+            from toolbox.menu.catalogue import Catalogue
+
+            try:
+                return Catalogue(self._prompts, self._home, self._say).pick()
+            except Back:
+                return self._listed(field, last)
         return self._typed(field, last) if chosen == OTHER else chosen
 
     def _typed(self, field: Field, last: str) -> str:
         default = last or _text(field.default)
-        typed = self._prompts.text(
-            _question(field), default, secret=field.secret, paths=field.choices in ("models", "datasets", "adapters")
-        ).strip()
+        typed = self._prompts.text(_question(field), default, secret=field.secret, paths=field.choices in PATHS).strip()
         if not field.secret and typed == "q":
             raise Quit
         if not field.secret and typed == "0" and not _takes_zero(field):

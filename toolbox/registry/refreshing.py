@@ -54,7 +54,7 @@ def overlay(home: Home) -> tuple[Model, ...]:
 @functools.lru_cache(maxsize=1)
 def _overlay(path: Path, mtime_ns: int, size: int) -> tuple[Model, ...]:
     try:
-        return tuple(model for _line, model in _rows(path.read_bytes()) if isinstance(model, Model))
+        return tuple(good(path.read_bytes()))
     except (InputError, OSError):
         return ()
 
@@ -104,32 +104,40 @@ def _fetched(address: str) -> bytes:
 
 
 def keep(source: str, content: bytes, known: set[str], home: Home) -> Refreshed:
-    """Check every row, and put those that can be into HOME, all at once; the table that was there is replaced.
+    """Put the rows of a table that can be taken into HOME, all at once; the table that was there is replaced.
 
-    `known`: names in lower case that are no news. Raises InputError where it is no table, or has no row that can be.
+    Raises as `check` does.
     """
-    good: list[Model] = []
-    refused: list[tuple[int, str]] = []
-    for line, found in _rows(content):
-        if isinstance(found, Model):
-            good.append(found)
-        else:
-            refused.append((line, found.message))
-    if not good:
+    told = check(source, content, known, home)
+    files.write_text(table(home.prepare()), _written(good(content)))
+    return told
+
+
+def check(source: str, content: bytes, known: set[str], home: Home) -> Refreshed:
+    """What a table would bring; `known`: names in lower case that are no news.
+
+    Raises InputError where it is no table, or has no row that can be taken.
+    """
+    refused = [(line, found.message) for line, found in _rows(content) if isinstance(found, InputError)]
+    models = good(content)
+    if not models:
         raise InputError(
             _("{source} holds no model that can be taken.").format(source=source),
             refused[0][1] if refused else _("Columns are those of toolbox/registry/models.csv."),
         )
-    path = table(home.prepare())
-    files.write_text(path, _written(good))
     return Refreshed(
         source=source,
         sha256=hashlib.sha256(content).hexdigest(),
-        models=len(good),
-        new=sum(not {name.lower() for name in model.names} & known for model in good),
+        models=len(models),
+        new=sum(not {name.lower() for name in model.names} & known for model in models),
         refused=refused,
-        path=path,
+        path=table(home),
     )
+
+
+def good(content: bytes) -> list[Model]:
+    """The rows that can be taken."""
+    return [found for _line, found in _rows(content) if isinstance(found, Model)]
 
 
 def _rows(content: bytes) -> Iterator[tuple[int, Model | InputError]]:
