@@ -90,6 +90,8 @@ class Specification(msgspec.Struct, frozen=True):
     fp16_tflops: float | None
     fp32_tflops: float | None
     compute_capability: str
+    power_w: float | None
+    """The board's, at most, by its data sheet."""
     basis: str
 
 
@@ -150,7 +152,8 @@ def assume(description: str) -> Device:
     if found.name.startswith("Apple"):
         return _assumed("mps", found.name, memory_gib, "", bf16=not found.name.startswith("Apple M1"))
     capability = found.compute_capability
-    return _assumed("cuda", found.name, memory_gib, capability, bf16=version(capability) >= BF16_CAPABILITY)
+    made = _assumed("cuda", found.name, memory_gib, capability, bf16=version(capability) >= BF16_CAPABILITY)
+    return msgspec.structs.replace(made, power_w=found.power_w or 0.0)
 
 
 def specification(name: str) -> Specification | None:

@@ -30,22 +30,27 @@ def costs(estimate: "Estimate", price_per_hour: float) -> list[tuple[str, str]]:
     """Time, speed, energy, money and disk, as lines of the plan's table."""
     from toolbox import units
 
-    if not estimate.time_s:
-        time = _("not known")
-    else:
-        time = f"{units.duration(estimate.time_s)} ({units.duration(estimate.time_low_s)} – "
-        time += f"{units.duration(estimate.time_high_s)})"
+    low, high = units.duration(estimate.time_low_s), units.duration(estimate.time_high_s)
+    by = _("by {runs} runs here") if estimate.factors.time_high else _("by the data sheet")
+    spread = f"({low} – {high}, {by.format(runs=estimate.factors.runs)})"
+    time = f"{units.duration(estimate.time_s)} {spread}" if estimate.time_s else _("not known")
+    drawn = _("Energy, by earlier runs") if estimate.factors.watts else _("Energy, at most")
     parts = " + ".join(
         f"{_(DISK[name])} {units.size(count)}" for name, count in estimate.disk_parts_bytes.items() if count
     )
     rows = [
         (_("Time, about"), time),
         (_("Tokens per second"), f"{estimate.tokens_per_s:,.0f}" if estimate.tokens_per_s else ""),
-        (_("Energy, at most"), _("{kwh:.3g} kWh").format(kwh=estimate.energy_wh / 1e3) if estimate.energy_wh else ""),
-        (_("Price"), f"{price_per_hour * estimate.time_s / 3600:.2f}" if price_per_hour and estimate.time_s else ""),
+        (drawn, _("{kwh:.3g} kWh").format(kwh=estimate.energy_wh / 1e3) if estimate.energy_wh else ""),
+        (_("Price"), f"{cost(estimate, price_per_hour):.2f}" if price_per_hour and estimate.time_s else ""),
         (_("Disk"), f"{units.size(estimate.disk_bytes)} ({parts})" if parts else units.size(estimate.disk_bytes)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def cost(estimate: "Estimate", price_per_hour: float) -> float:
+    """What the time costs, in the money that the price is in; 0: not known."""
+    return round(price_per_hour * estimate.time_s / 3600, 4)
 
 
 def room(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
@@ -70,7 +75,11 @@ def show(plan: "FinetunePlan", problem: "Problem", session: Session) -> dict[str
     _show_refused(found.refused, session)
     near = [] if plan.estimate.fits else nearest.nearest(problem, found.choice)
     _show_nearest(near, session)
-    return {"refused": msgspec.to_builtins(found.refused), "nearest": msgspec.to_builtins(near)}
+    runs = "runs" if plan.estimate.factors.time_high else "data sheet"
+    return {
+        "time_range_from": runs, "cost": cost(plan.estimate, session.settings.price_per_hour),
+        "refused": msgspec.to_builtins(found.refused), "nearest": msgspec.to_builtins(near),
+    }  # fmt: skip
 
 
 def _show_refused(refused: "list[Refusal]", session: Session) -> None:
