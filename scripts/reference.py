@@ -1,4 +1,4 @@
-"""Writes docs/commands.md and docs/commands.en.md from the verbs' own option fields: `make docs`."""
+"""Writes docs/commands.md and docs/commands.en.md from the verbs' own option fields, and docs/models: `make docs`."""
 
 import sys
 from pathlib import Path
@@ -58,6 +58,9 @@ def _table(command: Command, columns: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    for language, path in PAGES.items():
-        path.write_text(page(language), encoding="utf-8")
-        print(path.relative_to(ROOT))
+    import models_page
+
+    for made in (sys.modules[__name__], models_page):
+        for language, path in made.PAGES.items():
+            path.write_text(made.page(language), encoding="utf-8")
+            print(path.relative_to(ROOT))

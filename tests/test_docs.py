@@ -1,5 +1,6 @@
 """The docs say what the code does: generated pages are equal, the README's commands parse."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -22,12 +23,12 @@ def commands(readme: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
-def test_the_reference_equals_the_code(language: str) -> None:
-    import reference
-
-    written = reference.PAGES[language].read_text(encoding="utf-8")
+@pytest.mark.parametrize("script", ["reference", "models_page"])
+def test_generated_pages_equal_the_code(script: str, language: str) -> None:
+    made = importlib.import_module(script)
+    written = made.PAGES[language].read_text(encoding="utf-8")
     try:
-        assert written == reference.page(language), "run `make docs`"
+        assert written == made.page(language), "run `make docs`"
     finally:
         i18n.use("en")
 

@@ -191,6 +191,8 @@ NAMES = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 
 def billions(size: float) -> str:
     """A number of parameters, in billions, as people say it: 7B, 0.5B, 135M."""
+    if size >= 100:
+        return f"{size:.0f}B"
     return f"{size:.3g}B" if size >= 0.2 else f"{size * 1000:.3g}M"
 
 
