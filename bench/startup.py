@@ -1,8 +1,9 @@
 """How soon the program is there, beside its peers, in turn: `make bench`, or `python bench/startup.py [ROUNDS]`.
 
 Times `yichuidingyin.sh --help`, `trl --help`, `swift --help` (those that are installed under PEERS_HOME/venvs, each in
-an environment of its own), the menu's first screen in a pseudo-terminal, and a plan for a model that is not here. Rounds are interleaved, since machines are
-noisy: the ratio holds better than the times. The first round warms the disk cache and is left out.
+an environment of its own), the menu's first screen in a pseudo-terminal, and a plan for a model that is not here.
+Rounds are interleaved, since machines are noisy: the ratio holds better than the times. The first round warms the disk
+cache and is left out.
 """
 
 import os

@@ -58,6 +58,7 @@ def _table(command: Command, columns: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
     import models_page
 
     for made in (sys.modules[__name__], models_page):
