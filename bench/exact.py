@@ -1,10 +1,11 @@
-"""The memory model held against the dry run: `PYTHONPATH=. python bench/exact.py`.
+"""The memory model held against the dry run: `PYTHONPATH=. python bench/exact.py [--count]`.
 
-    … [--quick] [--models NAME …] [--methods lora qlora full] [--device NAME:MEMORY]
+    … [--count] [--quick] [--models NAME …] [--methods lora qlora full]
 
-Every model of bench/exact_models.py × LoRA, QLoRA and all weights × three lengths, planned as `plan` does it. Bytes are
-of tensors: what a dry run has not (context, fragmentation) is left out of both. Prints each error, by parts in MiB
-(predicted minus counted), then their median, 95th percentile and the worst.
+Every model of bench/exact_models.py × LoRA, QLoRA and all weights × three lengths, planned as `plan` does it on an
+H100. With --count each is run dry, seconds of CPU time a row, and bench/exact.json keeps what was counted; without, it
+is read from there. Bytes are of tensors: what a dry run has not (context, fragmentation) is left out of both. Prints
+each error, by parts in MiB (predicted minus counted), then their median, 95th percentile and the worst.
 """
 
 import os
@@ -16,11 +17,11 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from exact_models import QUICK, SHAPES
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import (
@@ -39,6 +40,8 @@ from toolbox.wishes import Wishes
 METHODS = ("lora", "qlora", "full")
 LENGTHS = {512: False, 2048: False, 8192: True}
 """Tokens of a row, and whether activations are computed anew."""
+DEVICE = "NVIDIA H100 80GB HBM3:80GiB"
+COUNTED = Path(__file__).with_suffix(".json")
 MIB = 1 << 20
 
 
@@ -67,46 +70,60 @@ def plans(facts: models.ModelFacts, method: str, on: device.Device, home: Home) 
             yield planning.plan_finetune(facts, [], on, wishes, home, must_fit=False)
 
 
+def key(plan: FinetunePlan) -> str:
+    """Of a plan in COUNTED."""
+    anew = " anew" if plan.training.gradient_checkpointing else ""
+    return f"{plan.model.id} {plan.method} {plan.training.max_length}{anew}"
+
+
 def error(plan: FinetunePlan, counted: exact.Counted) -> float:
     """Of the prediction, as a share of what was counted; a line of the table is printed."""
     fast = {part: plan.estimate.parts_bytes.get(part, 0) for part in PARTS}
     off = sum(fast.values()) / counted.peak_bytes - 1
     parts = " ".join(f"{part} {(fast[part] - counted.parts_bytes[part]) / MIB:+.0f}" for part in PARTS)
     print(
-        f"{plan.model.id:18} {plan.method:6} {plan.training.max_length:5} {counted.peak_bytes / MIB:9.0f} {off:+7.1%}"
-        f"  {parts}  ({counted.phase}, {counted.operation})",
+        f"{key(plan):35} {counted.peak_bytes / MIB:9.0f} {off:+7.1%}  {parts}  ({counted.phase}, {counted.operation})",
         flush=True,
     )
     return off
 
 
+def counted(planned: list[FinetunePlan], known: dict[str, exact.Counted]) -> None:
+    """Run dry what `planned` says, and keep it; a model that can't be is told of."""
+    try:
+        for plan, found in zip(planned, exact.peaks(planned), strict=True):
+            known[key(plan)] = found
+    except (InputError, RuntimeError, NotImplementedError) as failure:
+        print(f"{key(planned[0])} failed: {' '.join(str(failure).split())[:200]}", flush=True)
+    COUNTED.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(known.items()))), indent=1) + b"\n")
+
+
 def main() -> None:
     asked = argparse.ArgumentParser()
+    asked.add_argument("--count", action="store_true")
     asked.add_argument("--quick", action="store_true")
     asked.add_argument("--models", nargs="*", default=[])
     asked.add_argument("--methods", nargs="*", default=METHODS)
-    asked.add_argument("--device", default="NVIDIA H100 80GB HBM3:80GiB")
     words = asked.parse_args()
-    on, begun, errors = device.assume(words.device), time.process_time(), dict[str, list[float]]()
-    print(f"{'model':18} {'method':6} {'tokens':>5} {'counted':>9} {'error':>7}  predicted - counted, MiB")
+    on, errors = device.assume(DEVICE), dict[str, list[float]]()
+    known = msgspec.json.decode(COUNTED.read_bytes(), type=dict[str, exact.Counted]) if COUNTED.exists() else {}
+    print(f"{'model, method, tokens':35} {'counted':>9} {'error':>7}  predicted - counted, MiB")
     with tempfile.TemporaryDirectory() as scratch:
         for name in words.models or (QUICK if words.quick else SHAPES):
             facts = written(name, Path(scratch))
             for method in words.methods:
                 planned = list(plans(facts, method, on, Home(Path(scratch) / "home")))
-                try:
-                    found = [error(*pair) for pair in zip(planned, exact.peaks(planned), strict=True)]
-                except (InputError, RuntimeError, NotImplementedError) as failure:
-                    print(f"{name:18} {method:6} failed: {' '.join(str(failure).split())[:200]}", flush=True)
-                    continue
-                errors.setdefault(method, []).extend(found)
+                if words.count:
+                    counted(planned, known)
+                errors.setdefault(method, []).extend(
+                    error(plan, known[key(plan)]) for plan in planned if key(plan) in known
+                )
     for method, found in [*errors.items(), ("all", [one for some in errors.values() for one in some])]:
         sizes = sorted(map(abs, found))
         print(
             f"{method:6} {len(sizes):4} rows: median {statistics.median(sizes):.1%}, "
             f"95th percentile {sizes[int(0.95 * (len(sizes) - 1))]:.1%}, worst {sizes[-1]:.1%}"
         )
-    print(f"{time.process_time() - begun:.0f} s of CPU time")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
 """As in the memory model's `parts_bytes`."""
+WITHIN = {torch.ops.aten.logsumexp.default: "logits"}
+"""Operations that hold a copy of their input while they run, which no dispatch shows, and its part: exp(x - max)
+(aten/src/ATen/native/ReduceOps.cpp, logsumexp_out_impl)."""
 
 
 class Live(TorchDispatchMode):
@@ -57,18 +60,33 @@ class Live(TorchDispatchMode):
         if weight.grad is not None:
             self.note([weight.grad], "gradients")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and what would see to that takes as long as the counting."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # fake tensors are asked for theirs twice an operation
+            return func(*args)
         self._heed_stop()
         made = func(*args, **(kwargs or {}))
+        if part := WITHIN.get(func):
+            self._see(str(func), args[0].numel() * args[0].element_size(), part)
         for tensor in [made] if isinstance(made, torch.Tensor) else tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._known:
                     self._add(storage, self._part(tensor, func, args))
-                    if self._bytes > self.peak_bytes:
-                        self.peak_bytes, self.peak_parts = self._bytes, dict(self.parts)
-                        self.peak_at = (str(func), self.phase or _direction())
+                    self._see(str(func))
         return made
+
+    def _see(self, operation: str, more: int = 0, part: str = "") -> None:
+        """Whether this is the highest moment, with `more` bytes of `part`."""
+        if self._bytes + more > self.peak_bytes:
+            self.peak_bytes, self.peak_parts = self._bytes + more, dict(self.parts)
+            self.peak_at = (operation, self.phase or _direction())
+            if more:
+                self.peak_parts[part] += more
 
     def _part(self, made: torch.Tensor, func: Any, args: Any) -> str:
         if self.phase == "optimizer":

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.function import once_differentiable
-from torch.overrides import TorchFunctionMode
 
 from toolbox.device import Device
 from toolbox.plan import FinetunePlan
@@ -23,10 +22,11 @@ MIN_8BIT_ELEMENTS, BLOCK_8BIT = 4096, 256
 """Smaller weights keep moments of 32 bits; moments that share a scale (bitsandbytes/optim/optimizer.py)."""
 NESTED_BLOCK = 256
 """Scales that share a scale (bitsandbytes/functional.py, quantize_4bit)."""
-IN_FLOAT32 = {
-    "layer_norm", "group_norm", "softmax", "log_softmax", "pow", "rsqrt", "exp", "expm1", "log", "reciprocal",
-    "softplus", "cumsum", "cumprod", "prod", "sum", "norm", "logsumexp", "__pow__", "__rpow__",
-}  # fmt: skip
+SIXTEEN = (torch.float16, torch.bfloat16)
+IN_FLOAT32 = (
+    "layer_norm", "group_norm", "softmax", "log_softmax", "softplus", "pow", "__pow__", "rsqrt", "exp", "log", "sum",
+    "cumsum", "norm", "logsumexp",
+)  # fmt: skip
 """What autocast computes in float32 on CUDA and not on a processor (aten/src/ATen/autocast_mode.h)."""
 
 
@@ -178,20 +178,19 @@ class Fake(FakeTensorMode):
         return super().dispatch(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
 
-class _CudaTypes(TorchFunctionMode):
-    """Autocast's types on CUDA, for tensors that lie on a processor."""
+def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As autocast on CUDA has `function` computed."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in IN_FLOAT32 and torch.is_autocast_enabled("cpu") and not kwargs.get("dtype"):
-            args, kwargs = _float32(args), {name: _float32(value) for name, value in kwargs.items()}
-        return func(*args, **kwargs)
+    def computed(*args: Any, **options: Any) -> Any:
+        if not torch.is_autocast_enabled("cpu") or options.get("dtype"):
+            return function(*args, **options)
+        return function(*map(_float32, args), **{name: _float32(value) for name, value in options.items()})
+
+    return computed
 
 
 def _float32(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-    return tuple(map(_float32, value)) if isinstance(value, tuple) else value
+    return value.float() if isinstance(value, torch.Tensor) and value.dtype in SIXTEEN else value
 
 
 @contextmanager
@@ -227,7 +226,10 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
             stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
             stack.enter_context(replaced(logps, "PIECE", {}))
             if sixteen:
-                stack.enter_context(_CudaTypes())  # type: ignore[no-untyped-call]
+                for owner in (torch.nn.functional, torch, torch.Tensor):
+                    for name in IN_FLOAT32:
+                        if function := vars(owner).get(name) or (owner is torch.Tensor and getattr(owner, name, None)):
+                            stack.enter_context(replaced(owner, name, _in_float32(function)))
             before = torch.is_autocast_enabled("cuda")
             stack.callback(torch.set_autocast_enabled, "cuda", before)
             torch.set_autocast_enabled("cuda", sixteen)  # peft asks for this one
