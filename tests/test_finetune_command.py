@@ -10,6 +10,7 @@ from hardware import A10, with_gpus
 
 from toolbox import device, files, plan, runs
 from toolbox.commands import finetune
+from toolbox.commands import plan as plan_verb
 from toolbox.errors import DoesNotFitError, InputError
 from toolbox.ui import Terminal
 
@@ -107,6 +108,8 @@ def test_a_disk_too_small_is_refused_with_both_figures(home: Path, monkeypatch: 
     assert "3.0 MiB" in caught.value.message
     assert "--home" in caught.value.remedy
     assert not (home / "runs").exists()
+    shown = plan_verb.run(plan_verb.Options(dataset=["demo-persona"]), session)
+    assert (shown["exit_status"], shown["fits"], shown["disk_free_bytes"]) == (2, True, 3 << 20)
 
 
 def test_a_gpu_with_a_cpu_build_of_torch_is_refused(toolbox_cli: Cli) -> None:

@@ -38,7 +38,7 @@ LAUNCH_S = {"cuda": 0.0042, "mps": 0.0042, "cpu": 0.001}
 counts; a processor does not. cpu: 20 ms a micro-batch, measured on the embedded model."""
 UNCERTAIN = {"cuda": (0.5, 2.0), "mps": (0.5, 2.0), "cpu": (0.4, 2.5)}
 """The time's range as shares of it, where no run of this device has said better. cuda, mps: the usual range of
-utilisation. cpu: that of the machines this project has used."""
+utilisation. cpu: a guess, of a machine that does nothing else."""
 CPU_CORE_FLOPS = 5e10
 """A core's arithmetic in training: an 18.9M Qwen2 with LoRA gave 1313 tokens/s on two cores (a trial of this
 project)."""

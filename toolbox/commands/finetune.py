@@ -63,13 +63,14 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     asked = wishes(options, session)
 
     def plan(model: "ModelFacts") -> "FinetunePlan":
-        return planning.plan_finetune(model, datasets, target, asked, session.home, eval_datasets=held_out)
+        made = planning.plan_finetune(model, datasets, target, asked, session.home, eval_datasets=held_out)
+        look_for_room(made.estimate.disk_bytes, session.home.path)
+        return made
 
     made = plan(find_model(options.model, session, suits=plan))
     made.plugins = loaded
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()
-    look_for_room(made.estimate.disk_bytes, session.home.path)
     return made
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 30.0
 """After so long a person is told that `--force` exists."""
+OF_THE_MACHINE = ("predicted", "measured")
+"""Parts of a result that say how a machine did, not what was made."""
 STATES: dict[State, str] = {
     "planned": N_("planned"),
     "running": N_("running"),
@@ -318,10 +320,13 @@ def _name(old: Run, planned: "AnyPlan") -> str:
 
 def _compared(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
     """The numbers that both results have."""
-    old = dict(_flat(before))
+    old, new = (
+        dict(_flat({name: value for name, value in result.items() if name not in OF_THE_MACHINE}))
+        for result in (before, now)
+    )
     return [
         {"name": name, "before": old[name], "now": value, "equal": old[name] == value}
-        for name, value in _flat(now)
+        for name, value in new.items()
         if isinstance(value, int | float) and isinstance(old.get(name), int | float)
     ]
 

@@ -142,7 +142,7 @@ class Estimate(msgspec.Struct, kw_only=True, frozen=True):
     disk_parts_bytes: dict[str, int] = {}
     """Parts: checkpoints, rows, exported, merged. They add up to `disk_bytes`."""
     margin: float = 0.0
-    """Share of the device's memory that the plan leaves free; 0: it fits without one, or not at all."""
+    """Share of the device's free memory that a plan was asked to leave free."""
     factors: Factors = Factors()
     """What runs of this machine have changed the formulas' figures by."""
 
