@@ -62,9 +62,8 @@ def main(rounds: int) -> int:
         "yichuidingyin.sh --help": command("bash", SCRIPT, "--help"),
         **{title: command(path, "--help") for title, path in peers.items() if path.exists()},
         "menu, first screen": first_screen,
-        PLAN: command(sys.executable, "-P", "-m", "toolbox", "plan", "--model", "Qwen/Qwen2.5-7B-Instruct",
-                      "--assume-device", "NVIDIA A10:24GiB"),
-    }  # fmt: skip
+        PLAN: command("bash", SCRIPT, "plan", "--model", "Qwen/Qwen2.5-7B-Instruct", "--assume-device", "A10:24GiB"),
+    }
     taken: dict[str, list[float]] = {title: [] for title in timed}
     for number in range(rounds + 1):
         for title, measure in timed.items():

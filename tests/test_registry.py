@@ -22,6 +22,7 @@ def test_it_holds_the_models_that_were_promised(tmp_path: Path) -> None:
     assert sum(model.tunable for model in text) >= 450
     assert len({model.name.lower() for model in known}) == len(known)
     assert all(registry.kind(model) in registry.KINDS for model in known)
+    assert all(registry.find(name.upper(), Home(tmp_path)) == model for model in known[::40] for name in model.names)
 
 
 def test_every_model_can_be_planned_for_or_says_why_not(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ reads another table.
 import csv
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -52,10 +52,24 @@ def shipped() -> tuple[Model, ...]:
 
 def find(name: str, home: Home) -> Model | None:
     """The model that either hub knows by that id, or did before it was renamed; case makes no difference, as there."""
-    known = _by_id(every(home))
-    return known.get(name.lower()) or known.get(
-        name.lower().replace("meta-llama/meta-llama-3.1", "meta-llama/llama-3.1")
-    )
+    wanted = name.lower().replace("meta-llama/meta-llama-3.1", "meta-llama/llama-3.1")
+    refreshed = next((model for model in refreshing.overlay(home) if wanted in _ids(model)), None)
+    return refreshed or next((model for model in _lines_with(wanted) if wanted in _ids(model)), None)
+
+
+def _lines_with(text: str) -> Iterator[Model]:
+    """The shipped models in whose line `text` stands; the other lines are not even split."""
+    table = TABLE.read_text(encoding="utf-8")
+    lowered, columns = table.lower(), table.partition("\n")[0].split(",")
+    at = lowered.find(text) if "/" in text and text.isascii() else -1
+    while at >= 0:
+        begins, ends = table.rfind("\n", 0, at) + 1, table.find("\n", at)
+        yield read(dict(zip(columns, table[begins:ends].split(","), strict=True)))
+        at = lowered.find(text, ends)
+
+
+def _ids(model: Model) -> list[str]:
+    return [name.lower() for name in model.names]
 
 
 def get(name: str, home: Home) -> Model:
@@ -69,10 +83,6 @@ def get(name: str, home: Home) -> Model:
         _("The registry has no model {name!r}.").format(name=name),
         _("Did you mean {name}?").format(name=near) if near else _("Look for it: models search WORD"),
     )
-
-
-def _by_id(models: Iterable[Model]) -> dict[str, Model]:
-    return {name.lower(): model for model in models for name in reversed(model.names)}
 
 
 class Wanted(msgspec.Struct, kw_only=True, frozen=True):
