@@ -63,6 +63,30 @@ def test_a_dry_run_shows_the_files_and_fetches_none(hub: LoopbackHub, toolbox_cl
     assert local_copy(Home(home), "model", ID) is None
 
 
+def test_a_known_model_is_asked_for_by_the_id_that_each_hub_has(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:
+    hub.add("LLM-Research/Meta-Llama-3-8B-Instruct", FILES)
+    name = "meta-llama/Meta-Llama-3-8B-Instruct"
+    answer = toolbox_cli("download", name, "--source", "modelscope", "--json").done().json
+    assert answer["path"] == str(home / "models" / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Qwen/Qwen2.5-72B-Instruct", "needs"),
+        ("OpenGVLab/InternVL3-8B", "program code of its own"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "quantised already"),
+    ],
+)
+def test_what_cannot_be_trained_is_not_fetched_to_learn_that(
+    hub: LoopbackHub, toolbox_cli: Cli, name: str, why: str
+) -> None:
+    answer = toolbox_cli("finetune", "--model", name, "--dataset", "demo-persona", "--yes", "--lang", "en")
+    assert answer.status == 2
+    assert why in answer.err
+    assert hub.seen == []
+
+
 def test_several_at_once(hub: LoopbackHub, toolbox_cli: Cli) -> None:
     hub.add("Qwen/other", {"config.json": b"{}"})
     answer = toolbox_cli("download", ID, "Qwen/other", "--json").done().json

@@ -93,6 +93,14 @@ def test_shapes_name_where_they_are_published(tmp_path: Path) -> None:
     assert published >= 850
 
 
+def test_the_original_of_a_quantised_model_is_named(tmp_path: Path) -> None:
+    awq = shapes.facts(registry.get("Qwen/Qwen2.5-7B-Instruct-AWQ", Home(tmp_path)))
+    with pytest.raises(InputError) as raised:
+        planning.plan_finetune(awq, [], A10, Wishes(), Home(tmp_path))
+    assert "Qwen/Qwen2.5-7B-Instruct;" in raised.value.remedy
+    assert registry.original("someone/else-AWQ") == registry.original("Qwen/Qwen2.5-7B-Instruct") == ""
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as raised:
         registry.get("Qwen/Qwen2.5-7B-Instuct", Home(tmp_path))

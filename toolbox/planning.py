@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import msgspec
 
-from toolbox import calibration, plugins, search, templates
+from toolbox import calibration, plugins, registry, search, templates
 from toolbox import recipe as recipes
 from toolbox import wishes as wishing
 from toolbox.config import Home
@@ -159,7 +159,9 @@ def _refuse_untunable(model: ModelFacts) -> None:
             _("{model} is quantised already ({method}) and can't be fine-tuned.").format(
                 model=model.id, method=model.quantization
             ),
-            _("Take the original model; QLoRA quantises it while loading."),
+            _("Take the original model, {name}; QLoRA quantises it while loading.").format(name=made_from)
+            if (made_from := registry.original(model.id))
+            else _("Take the original model; QLoRA quantises it while loading."),
         )
     if model.architecture and not model.architecture.endswith(TEXT_MODELS):
         raise InputError(

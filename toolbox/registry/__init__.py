@@ -22,6 +22,9 @@ from toolbox.registry.rows import Model, read
 TABLE = Path(__file__).with_name("models.csv")
 """Ids that ms-swift and LLaMA-Factory register (public repositories, read in 2026); by scripts/registry.py."""
 
+PACKED = re.compile(r"[-_](fp8|awq|gptq|bnb|aqlm|int[48]|[48]bits?|nvfp4|mxfp4)\b.*$", re.IGNORECASE)
+"""What quantised models add to their originals' names."""
+
 KINDS = {
     "chat": N_("Text: chat"),
     "base": N_("Text: base, to be trained further"),
@@ -55,6 +58,13 @@ def find(name: str, home: Home) -> Model | None:
     wanted = name.lower().replace("meta-llama/meta-llama-3.1", "meta-llama/llama-3.1")
     refreshed = next((model for model in refreshing.overlay(home) if wanted in _ids(model)), None)
     return refreshed or next((model for model in _lines_with(wanted) if wanted in _ids(model)), None)
+
+
+def original(name: str) -> str:
+    """The model that a quantised one was made from, as its name tells; empty where that is not known."""
+    bare = PACKED.sub("", name)
+    found = (model for model in _lines_with(bare.lower()) if bare.lower() in _ids(model)) if bare != name else ()
+    return next((model.name for model in found if not model.quantised), "")
 
 
 def _lines_with(text: str) -> Iterator[Model]:
