@@ -6,7 +6,6 @@ python scripts/architectures.py [--only TYPE …] [--check]     measure all, or 
 """
 
 import argparse
-import csv
 import math
 import shutil
 import sys
@@ -15,7 +14,8 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import tuners  # noqa: E402
 
+from toolbox import registry  # noqa: E402
 from toolbox.errors import ToolboxError  # noqa: E402
 from toolbox.runs import Silent  # noqa: E402
 
@@ -36,6 +37,12 @@ STEPS = 2
 SAME = 1e-4
 """The largest difference of a logit, as a share of the largest, that is rounding in float32."""
 PLACES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito")
+BESIDE = {
+    "hy_v3": "HYV3ForCausalLM", "minimax_m3_vl": "MiniMaxM3SparseForConditionalGeneration",
+    "modernbert": "ModernBertForMaskedLM", "unlimited_ocr": "UnlimitedOCRForCausalLM",
+    "xlm-roberta": "XLMRobertaForSequenceClassification",
+}  # fmt: skip
+"""Types that are measured though the registry has none of theirs that could be tuned, and their class."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -93,19 +100,16 @@ class Watching(Silent):
 
 
 def registered() -> Counter[str]:
-    """How many models of each `model_type` that transformers knows are registered."""
-    return Counter(row["hf_model_type"] for row in _native())
+    """How many models of each `model_type` that transformers knows are registered; 0 of those in BESIDE."""
+    known = Counter(model.model_type for model in registry.shipped() if model.native)
+    known.update(dict.fromkeys(BESIDE, 0))
+    return known
 
 
 def architecture(model_type: str) -> str:
     """The class that most of the registered models of that type name in their config.json."""
-    named = Counter(row["architectures"] for row in _native() if row["hf_model_type"] == model_type)
-    return named.most_common(1)[0][0] if named else ""
-
-
-def _native() -> list[dict[str, str]]:
-    with (ROOT.parent / "shared" / "facts" / "models.csv").open(encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["native_in_transformers"] == "yes"]
+    named = Counter(model.architecture for model in registry.shipped() if model.model_type == model_type)
+    return BESIDE.get(model_type) or (named.most_common(1)[0][0] if named else "")
 
 
 def measure(model_type: str, home: Path) -> Trained:
@@ -115,7 +119,7 @@ def measure(model_type: str, home: Path) -> Trained:
         make(model_type, home / "copy")
         _train(figures, home)
     except ToolboxError as error:
-        figures.reason, figures.refused = str(error), True
+        figures.reason, figures.refused = error.message.replace(f"{home}/", ""), True
     except Exception as error:  # whatever a library says is the result
         traceback.print_exc()
         figures.reason = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
@@ -127,22 +131,33 @@ def make(model_type: str, folder: Path) -> None:
     import shrinking
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
     from toolbox import embedded
 
     config = shrinking.config(model_type)
     torch.manual_seed(0)
-    kind = getattr(transformers, architecture(model_type), None)
-    if kind is None:
-        known = (AutoModelForMultimodalLM, AutoModelForCausalLM)
-        kind = next(auto._model_mapping[type(config)] for auto in known if type(config) in auto._model_mapping)
-    model = kind(config)
+    kind = _class(model_type, config)
+    try:
+        model = kind(config)
+    except ImportError:  # a tower is another library's; whoever has it not sees what follows
+        model = transformers.AutoModelForCausalLM.from_config(config.get_text_config())
     if model.can_generate():
         model.generation_config.update(eos_token_id=2, pad_token_id=0)
     model.save_pretrained(folder)
+    config.architectures = [kind.__name__]
+    config.save_pretrained(folder)
     for name in TOKENIZER:
         shutil.copyfile(embedded.MODEL / name, folder / name)
+
+
+def _class(model_type: str, config: Any) -> Any:
+    import transformers
+
+    named = getattr(transformers, architecture(model_type), None)
+    if named is not None:
+        return named
+    known = (transformers.AutoModelForMultimodalLM, transformers.AutoModelForCausalLM)
+    return next(auto._model_mapping[type(config)] for auto in known if type(config) in auto._model_mapping)
 
 
 def _train(figures: Trained, home: Path) -> None:
@@ -169,11 +184,11 @@ def _train(figures: Trained, home: Path) -> None:
     expected = _logits(model)
     reloaded = loading.with_adapter(loading.base_model(made.model.path, made.dtype, "cpu"), run.adapter)
     figures.reload_diff = _difference(_logits(reloaded), expected)
-    _merge(figures, made, run.adapter, home / "merged")
+    _merge(figures, made, run.adapter, home / "merged", float(expected.abs().max()))
 
 
-def _merge(figures: Trained, made: Any, adapter: Path, output: Path) -> None:
-    """Merge with the whole proof, answers included."""
+def _merge(figures: Trained, made: Any, adapter: Path, output: Path, largest: float) -> None:
+    """Merge with the whole proof, answers included; `largest`: of the logits."""
     from toolbox import merging
     from toolbox.plan import MergePlan
 
@@ -182,8 +197,7 @@ def _merge(figures: Trained, made: Any, adapter: Path, output: Path) -> None:
         dtype="float32", datasets=made.datasets,
     )  # fmt: skip
     try:
-        proved = merging.run(plan)
-        figures.merge_diff = proved["max_abs_diff"]
+        figures.merge_diff = merging.run(plan)["max_abs_diff"] / largest
     except Exception as error:  # training works all the same
         traceback.print_exc()
         figures.unmerged = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
@@ -215,29 +229,24 @@ def _rows(path: Path) -> Path:
     )
 
 
-def _layouts() -> Any:
+@contextmanager
+def _layouts() -> Iterator[list[str]]:
     """The names of the layouts that training chooses meanwhile."""
-    from contextlib import contextmanager
-
     from toolbox import training
 
-    @contextmanager
-    def watching() -> Iterator[list[str]]:
-        found: list[str] = []
-        original = training.choose
+    found: list[str] = []
+    original = training.choose
 
-        def choose(*arguments: Any, **options: Any) -> Any:
-            forward = original(*arguments, **options)
-            found.append(forward.layout.__name__)
-            return forward
+    def choose(*arguments: Any, **options: Any) -> Any:
+        forward = original(*arguments, **options)
+        found.append(forward.layout.__name__)
+        return forward
 
-        training.choose = choose
-        try:
-            yield found
-        finally:
-            training.choose = original
-
-    return watching()
+    training.choose = choose
+    try:
+        yield found
+    finally:
+        training.choose = original
 
 
 def _tensors(model: Any) -> list[tuple[str, Any]]:
@@ -262,7 +271,33 @@ def _difference(some: Any, others: Any) -> float:
     return float((some - others).abs().max() / others.abs().max())
 
 
+def read() -> Figures:
+    return msgspec.json.decode(FIGURES.read_bytes(), type=Figures)
+
+
+def keep(measured: Trained) -> None:
+    """Put `measured` in the place of what was measured of that type before."""
+    known = {old.model_type: old for old in (read().types if FIGURES.exists() else [])}
+    known[measured.model_type] = measured
+    types = [known[name] for name in sorted(registered()) if name in known]
+    lines = b",\n".join(msgspec.json.encode(each) for each in types)
+    FIGURES.write_bytes(b'{"versions": ' + msgspec.json.encode(versions()) + b', "types": [\n' + lines + b"\n]}\n")
+
+
+def versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("transformers", "peft", "torch")}
+
+
+def same(measured: Trained, told: Trained | None) -> bool:
+    """Whether both say the same, rounding aside."""
+    if told is None or max(measured.reload_diff or 0, measured.merge_diff or 0) > SAME:
+        return False
+    names = ("loaded_as", "layout", "adapted", "moved", "works", "refused", "unmerged")
+    return all(getattr(measured, name) == getattr(told, name) for name in names)
+
+
 def main() -> int:
+    """0 where all was measured and, with --check, is as the file says."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--check", action="store_true")
@@ -270,14 +305,20 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    begun = time.process_time()
+    told = {one.model_type: one for one in read().types} if FIGURES.exists() else {}
+    differing = []
     for model_type in options.only or sorted(registered()):
-        each = time.process_time()
+        begun = time.process_time()
         with tempfile.TemporaryDirectory() as home, redirect_stdout(StringIO()):
-            figures = measure(model_type, Path(home))
-        print(f"{time.process_time() - each:.1f}s", msgspec.json.encode(figures).decode(), flush=True)
-    print(f"{time.process_time() - begun:.0f} s")
-    return 0
+            measured = measure(model_type, Path(home))
+        print(f"{time.process_time() - begun:.1f} s", msgspec.json.encode(measured).decode(), flush=True)
+        if not options.check:
+            keep(measured)
+        elif not same(measured, told.get(model_type)):
+            differing.append(model_type)
+    if differing:
+        print("not as docs/architectures.json says:", *differing)
+    return int(bool(differing))
 
 
 if __name__ == "__main__":

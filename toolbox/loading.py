@@ -86,7 +86,7 @@ def base_model(
             use_safetensors=True, **SAFE,
         )  # fmt: skip
     except ImportError as error:  # a tower that is a library's of its own: Gemma 3n's is timm's
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).partition(". ")[0]
         raise InputError(
             _("{model} needs a package that is not installed: {reason}").format(model=config.model_type, reason=reason),
             _("Take a model whose parts are all transformers' own."),

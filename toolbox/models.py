@@ -285,10 +285,10 @@ class _Config:
         return default
 
     def text(self, name: str) -> str:
-        value = self._values.get(name, "")
-        if not isinstance(value, str):
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, str):
             raise self._wrong(name)
-        return value
+        return value or ""
 
     def first(self, name: str) -> str:
         value = self._values.get(name) or [""]

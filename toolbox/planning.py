@@ -29,7 +29,7 @@ TEMPLATE_TOKENS = 64
 """Room for what a chat template adds to a row."""
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes of English or Chinese text that become a token, about; a planning figure for the time only."""
-TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+TEXT_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "OmniModel")
 
 
 class Alternative(msgspec.Struct, kw_only=True, frozen=True):

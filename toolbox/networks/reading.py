@@ -68,6 +68,7 @@ def _text(values: Values, outer: Values) -> Network:
 def _layers(values: Values, flavour: Flavour, hidden: int) -> list[Layer]:
     """The kinds of layers, each with its number."""
     depth = values.number("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    depth = depth or len(values.words("layers_block_type"))  # Nemotron-H's, which is its only word on it
     parallel = _parallel(values, flavour)
     norms = _norms(values, flavour, parallel)
     kinds: Counter[tuple[bool, int, int]] = Counter()
