@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from toolbox import networks  # noqa: E402
 from toolbox.models import HUB_ID  # noqa: E402
+from toolbox.planning import TEXT_MODELS  # noqa: E402
 from toolbox.registry.shapes import GUESSED, guessed  # noqa: E402
 
 TABLE = ROOT / "toolbox" / "registry" / "models.csv"
@@ -102,11 +103,21 @@ def why_not(row: dict[str, str]) -> str:
         return "no repository of its own"
     if row["task"] in SILENT or "Classification" in row["architectures"]:
         return "writes no text"
+    if row["native_in_transformers"] == "yes" and row["architectures"] and not architecture(row):
+        return "does not write token by token"
     if not size(row)[0]:
         return "its size is not known"
     if not row["architectures"] and not row["hf_model_type"]:
         return "its architecture is not known"
     return ""
+
+
+def architecture(row: dict[str, str]) -> str:
+    """The class that writes text; empty where a native model has none."""
+    named = row["architectures"].split(";")
+    return next(
+        (name for name in named if name.endswith((*TEXT_MODELS, "OmniModel"))), "" if row["hf_model_type"] else named[0]
+    )
 
 
 def size(row: dict[str, str]) -> tuple[str, str]:
@@ -128,7 +139,7 @@ def line(row: dict[str, str], shapes: dict[str, dict]) -> tuple[str, ...]:
     quantised = "" if row["quantised"] == "no" else row["quantised"]
     native = "yes" if row["native_in_transformers"] == "yes" else "no"
     return (
-        *ids, row["family"], row["hf_model_type"], row["architectures"].split(";")[0], native, row["modality"],
+        *ids, row["family"], row["hf_model_type"], architecture(row), native, row["modality"],
         row["task"], row["domain_tags"].replace(";", "|"), quantised, total, active, licence,
         shape_of([name for name in ids if name], row, shapes),
     )  # fmt: skip

@@ -25,6 +25,12 @@ def test_it_holds_the_models_that_were_promised(tmp_path: Path) -> None:
     assert all(registry.find(name.upper(), Home(tmp_path)) == model for model in known[::40] for name in model.names)
 
 
+def test_the_readmes_count_them_rightly() -> None:
+    count, root = len(registry.shipped()), Path(__file__).parent.parent
+    assert f"认识 {count} 个模型" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"{count:,} models are known" in (root / "README.en.md").read_text(encoding="utf-8")
+
+
 def test_every_model_can_be_planned_for_or_says_why_not(tmp_path: Path) -> None:
     """In one process; what a shape counts is what the name says, within what names are rounded by."""
     home, counted = Home(tmp_path), 0
