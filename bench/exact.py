@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from toolbox import device, models, planning
+from toolbox import device, files, models, planning
 from toolbox.config import Home
 from toolbox.errors import InputError
 from toolbox.plan import FinetunePlan
@@ -54,6 +54,7 @@ def written(name: str, folder: Path) -> models.ModelFacts:
     (folder / name).mkdir()
     config.to_json_file(folder / name / "config.json", use_diff=False)
     read = json.loads((folder / name / "config.json").read_text("utf-8"))
+    read.get("text_config", {})["dtype"] = "bfloat16"
     return models.facts_of_config(read, id=name, source="local", path=folder / name)
 
 
@@ -88,14 +89,21 @@ def error(plan: FinetunePlan, counted: exact.Counted) -> float:
     return off
 
 
-def counted(planned: list[FinetunePlan], known: dict[str, exact.Counted]) -> None:
+def read() -> dict[str, exact.Counted]:
+    """What was counted so far."""
+    return msgspec.json.decode(COUNTED.read_bytes(), type=dict[str, exact.Counted]) if COUNTED.exists() else {}
+
+
+def count(planned: list[FinetunePlan]) -> None:
     """Run dry what `planned` says, and keep it; a model that can't be is told of."""
+    made = {}
     try:
         for plan, found in zip(planned, exact.peaks(planned), strict=True):
-            known[key(plan)] = found
+            made[key(plan)] = found
     except (InputError, RuntimeError, NotImplementedError) as failure:
         print(f"{key(planned[0])} failed: {' '.join(str(failure).split())[:200]}", flush=True)
-    COUNTED.write_bytes(msgspec.json.format(msgspec.json.encode(dict(sorted(known.items()))), indent=1) + b"\n")
+    known = sorted({**read(), **made}.items())  # another may count too
+    files.write_bytes(COUNTED, msgspec.json.format(msgspec.json.encode(dict(known)), indent=1) + b"\n")
 
 
 def main() -> None:
@@ -106,7 +114,6 @@ def main() -> None:
     asked.add_argument("--methods", nargs="*", default=METHODS)
     words = asked.parse_args()
     on, errors = device.assume(DEVICE), dict[str, list[float]]()
-    known = msgspec.json.decode(COUNTED.read_bytes(), type=dict[str, exact.Counted]) if COUNTED.exists() else {}
     print(f"{'model, method, tokens':35} {'counted':>9} {'error':>7}  predicted - counted, MiB")
     with tempfile.TemporaryDirectory() as scratch:
         for name in words.models or (QUICK if words.quick else SHAPES):
@@ -114,7 +121,8 @@ def main() -> None:
             for method in words.methods:
                 planned = list(plans(facts, method, on, Home(Path(scratch) / "home")))
                 if words.count:
-                    counted(planned, known)
+                    count(planned)
+                known = read()
                 errors.setdefault(method, []).extend(
                     error(plan, known[key(plan)]) for plan in planned if key(plan) in known
                 )

@@ -6,6 +6,7 @@ micro-batch as the memory model assumes it: every row as long as the longest, al
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -111,9 +112,16 @@ def count(
         if plan.training.gradient_accumulation_steps > 1:
             live.note(_gradients(stepper.optimizer), "gradients")
         live.forget_peak()
-        stepper.step([items(plan, longest_tokens(plan))], 2, plan.training.learning_rate)
+        step = partial(stepper.step, [items(plan, longest_tokens(plan))], 2, plan.training.learning_rate)
+        try:
+            step()
+        except attention.NodesLost:
+            attention.attend_by(stepper.forward.base, before)
+            stepper.forward = replace(stepper.forward, layout=_made_real(batches.pad))
+            live.forget_peak()
+            step()
     live.close()
-    stepper.forward.base.set_attn_implementation(before)
+    attention.attend_by(stepper.forward.base, before)
     operation, phase = live.peak_at
     return Counted(peak_bytes=live.peak_bytes, parts_bytes=live.peak_parts, operation=operation, phase=phase)
 
@@ -138,8 +146,8 @@ def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:
     """As the loop has it, with the layout that `layouts.choose` would prove to be right."""
     forward = Forward(model, 0, "cpu", plan.dtype)
     base = forward.base
-    if layouts.takes_flattened(base) and attention.suits(base.config, longest_tokens(plan)):
-        base.set_attn_implementation(attention.TREES)
+    if layouts.may_flatten(base, longest_tokens(plan)):
+        attention.attend_by(base, attention.TREES)
         forward = replace(forward, layout=batches.flatten_shared)
     forward = replace(forward, layout=_made_real(forward.layout))
     optimizer = optim.make(model.named_parameters(), plan)

@@ -5,13 +5,14 @@ allocates, keeps and lets go the same.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.autograd.function import once_differentiable
+from transformers.integrations import moe
 
 from toolbox.device import Device
 from toolbox.plan import FinetunePlan
@@ -159,6 +160,32 @@ class FlashAttention(torch.autograd.Function):
         return tuple(to_each)
 
 
+class GroupedProduct(torch.autograd.Function):
+    """torch's grouped_mm, whose fake kernel takes bfloat16 only: x [tokens, inputs] by weights [experts, inputs,
+    outputs]. Of both that is kept which the other's gradient needs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        to_x, to_weight = ctx.needs_input_grad
+        ctx.save_for_backward(x if to_weight else None, weight if to_x else None)
+        ctx.experts = weight.shape[0]
+        return x.new_empty(x.shape[0], weight.shape[-1])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return (
+            None if weight is None else gradient.new_empty(gradient.shape[0], weight.shape[1]),
+            None if x is None else gradient.new_empty(ctx.experts, x.shape[1], gradient.shape[1]),
+        )
+
+
+def _grouped(x: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = GroupedProduct.apply(x.to(weight.dtype), weight)  # type: ignore[no-untyped-call]
+    return out
+
+
 def _flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, within: Spans, scaling: float | None
 ) -> torch.Tensor:
@@ -166,16 +193,30 @@ def _flash(
     return seen
 
 
+aten = torch.ops.aten
+BY_PLACES = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+
+
 class Fake(FakeTensorMode):
     """Fake tensors; whoever asks one for its value is told 1, or true: a loss is finite, a mask hides nothing."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.nonzero.default:
+        if func in BY_PLACES:
+            args = (args[0], [places for index in args[1] for places in _places(index)], *args[2:])
+        if func is aten.nonzero.default:
             return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.long)
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+        if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             dtype = args[0].dtype
             return 1.0 if dtype.is_floating_point else dtype is torch.bool or 1
         return super().dispatch(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+
+def _places(index: Any) -> Iterable[Any]:
+    """Of a mask that is real, as the places of a batch's labels are, its places: so many are taken."""
+    if not isinstance(index, torch.Tensor) or isinstance(index, FakeTensor) or index.dtype != torch.bool:
+        return [index]
+    with unset_fake_temporarily():
+        return index.nonzero().unbind(1)
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,6 +260,7 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
     with ExitStack() as stack:
         for name in ("adamw_8bit", "paged_adamw_8bit"):
             stack.enter_context(replaced(optim, name, _eight_bit))
+        stack.enter_context(replaced(moe, "_grouped_mm", _grouped))
         if device.kind == "cpu":
             stack.enter_context(replaced(products, "_blocks", largest))
         else:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -30,18 +30,24 @@ def choose(forward: Forward, samples: Sequence[Sample], reporter: Reporter, long
     base, proof, alone = forward.base, _proof(samples), logits_alone(forward, samples)
     _refuse_looking_ahead(proof, alone, forward)
     longest = max(len(sample.input_ids) for sample in samples) + longer_by
-    if takes_flattened(base) and not base._is_stateful and attention.suits(base.config, longest):
+    if may_flatten(base, longest):
         before = base.config._attn_implementation
         attention.attend_by(base, attention.TREES)
-        for layout in (batches.flatten_shared, batches.flatten):
-            flattened = replace(forward, layout=layout)
-            if alike(_logits(flattened, proof), alone, forward.dtype):
-                if layout is batches.flatten:
-                    reporter.phase(_("This model can't share a prompt among its answers, so each has its own"))
-                return flattened
+        with suppress(attention.NodesLost):
+            for layout in (batches.flatten_shared, batches.flatten):
+                flattened = replace(forward, layout=layout)
+                if alike(_logits(flattened, proof), alone, forward.dtype):
+                    if layout is batches.flatten:
+                        reporter.phase(_("This model can't share a prompt among its answers, so each has its own"))
+                    return flattened
         attention.attend_by(base, before)
     reporter.phase(_("This model can't keep rows apart without padding, so batches are padded"))
     return forward
+
+
+def may_flatten(base: Any, longest: int) -> bool:
+    """Whether a flattened batch of rows of up to `longest` tokens is worth the proof."""
+    return takes_flattened(base) and not base._is_stateful and attention.suits(base.config, longest)
 
 
 def _refuse_looking_ahead(proof: Sequence[Sample], alone: torch.Tensor, forward: Forward) -> None:
