@@ -66,6 +66,8 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
     """Whether rows may be cut shorter where memory runs out."""
     tensorboard: Path | None = None
     """Folder of the TensorBoard files; None: inside the run."""
+    tune: bool = False
+    """Whether the job first tries micro-batches and learning rates, and writes what it chose here."""
     estimate: Estimate
 
 

@@ -27,6 +27,9 @@ class Options(TuningOptions, kw_only=True):
         list[str],
         option(N_("Data sets: demo-persona, JSON or JSONL files, or downloaded ones"), ask=True, choices="datasets"),
     ]
+    tune: Annotated[
+        bool, option(N_("Try first which micro-batch is fastest and which learning rate does not diverge"))
+    ] = False
     background: Annotated[bool, option(N_("Return as soon as the job runs"))] = False
 
 
@@ -54,7 +57,7 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
     """
     from pathlib import Path
 
-    from toolbox import device, planning
+    from toolbox import device, planning, tunings
 
     loaded = plugged.load(options.plugin, session, options.recipe)
     datasets, held_out = resolve_datasets(options, session, fetch=True)
@@ -68,7 +71,9 @@ def make_plan(options: Options, session: Session) -> "FinetunePlan":
         return made
 
     made = plan(find_model(options.model, session, suits=plan))
-    made.plugins = loaded
+    made.plugins, made.tune = loaded, options.tune
+    if made.tune:
+        tunings.refuse(made.stage, made.training.packing)
     if folder := session.settings.tensorboard_dir:
         made.tensorboard = Path(folder).expanduser()
     return made

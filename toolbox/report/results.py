@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
 
-from toolbox import files, rungs, units
+from toolbox import files, rungs, tunings, units
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
@@ -42,7 +42,8 @@ def _finetune(facts: Facts) -> list[str]:
         (_("Adapter"), code(result["adapter"]) if result.get("adapter") else ""),
     ]
     shown = [(name, value) for name, value in rows if value]
-    return [markdown.table((_("What"), _("How much")), shown) if shown else "", memory(facts), ladder(facts)]
+    table = markdown.table((_("What"), _("How much")), shown) if shown else ""
+    return [table, memory(facts), ladder(facts), tuning(facts)]
 
 
 def memory(facts: Facts) -> str:
@@ -97,6 +98,43 @@ def ladder(facts: Facts) -> str:
     ]
     columns = (_("After step"), _("Memory ran out; from there on"), _("Taken"), _("Why"))
     return markdown.table(columns, rows) if rows else ""
+
+
+def tuning(facts: Facts) -> str:
+    """What `--tune` tried before the training, and what it took."""
+    found = tunings.read(facts.run)
+    if not found:
+        return ""
+    chosen = found.chosen
+    sizes = [
+        (
+            _mark(str(size.per_device_train_batch_size), size.per_device_train_batch_size, chosen),
+            f"{size.tokens_per_s:,.0f} ± {size.spread:.0%}" if size.tokens_per_s else _("out of memory"),
+        )
+        for size in found.sizes
+    ]
+    rates = [
+        (
+            _mark(f"{rate.learning_rate:g}", rate.learning_rate, chosen),
+            f"{rate.loss:.4f}" if rate.loss is not None else _("diverged"),
+            f"+{rate.behind:.4f} ± {rate.error:.4f}" if rate.loss is not None else "",
+        )
+        for rate in found.rates
+    ]
+    told = _("Tried before the training, in {steps} steps ({time}); what was taken is bold. Losses are of {rows} rows.")
+    swept = _("In the sweep of rates the loss rose by half at {rate:g}.") if found.diverged_from else ""
+    return "\n\n".join(
+        [
+            told.format(steps=found.steps, time=units.duration(found.elapsed_s), rows=found.judged_rows)
+            + (" " + swept.format(rate=found.diverged_from) if swept else ""),
+            markdown.table((_("Rows at once"), _("Tokens per second")), sizes, numbers=True),
+            markdown.table((_("Learning rate"), _("Loss"), _("Above the best")), rates, numbers=True),
+        ]
+    )
+
+
+def _mark(text: str, value: float, chosen: dict[str, float]) -> str:
+    return f"**{text}**" if value in (chosen["per_device_train_batch_size"], chosen["learning_rate"]) else text
 
 
 def _from_to(points: Sequence[tuple[float, float]]) -> str:

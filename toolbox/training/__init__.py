@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import loading, templates
+from toolbox import loading, templates, tunings
 from toolbox.errors import MAY_LACK_MEMORY, InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
@@ -22,6 +22,7 @@ from toolbox.training.stages import stage_for
 from toolbox.training.step import Forward
 from toolbox.training.store import Items
 from toolbox.training.tuner import tuner_for
+from toolbox.training.tuning import tune
 
 __all__ = ["lowered", "run"]
 
@@ -42,6 +43,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         else:
             return {
                 **result,
+                **({"tuning": msgspec.to_builtins(tuned)} if (tuned := tunings.read(run)) else {}),
                 "ladder": [msgspec.to_builtins(rung) for rung in ladder.rungs],
                 "elapsed_s": round(time.monotonic() - begun, 1),
             }
@@ -71,6 +73,9 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
     samples = _packed(data.samples, plan, forward) if plan.training.packing else data.samples
     steps = total_steps(plan.training, len(samples))
     seen = samples.members(batches.of_steps(len(samples), steps, plan.training, plan.seed))
+    if plan.tune and not run.has_checkpoint():
+        stage.prepare(forward, data.distinct(seen), run, reporter)
+        ladder.plan = tune(plan, run, reporter, forward, stage, data.samples, data.held_out, steps)
     loop = Loop(ladder, run, reporter, forward, tuner, stage, samples, data.held_out, meter)
     loop.probe()
     stage.prepare(forward, data.distinct(seen), run, reporter)
