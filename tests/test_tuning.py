@@ -45,9 +45,9 @@ def sizes(*found: tuple[int, float, float]) -> list[Size]:
     return [Size(per_device_train_batch_size=size, tokens_per_s=speed, spread=spread) for size, speed, spread in found]
 
 
-def rate(value: float, behind: float | None = 0.0, error: float = 0.1, learnt: bool = True) -> Rate:
+def rate(value: float, behind: float | None = 0.0, error: float = 0.1, learnt: bool = True, moved: bool = True) -> Rate:
     loss = None if behind is None else 1 + behind
-    return Rate(learning_rate=value, loss=loss, behind=behind or 0.0, error=error, learnt=learnt)
+    return Rate(learning_rate=value, loss=loss, behind=behind or 0.0, error=error, learnt=learnt, moved=moved)
 
 
 # What is chosen
@@ -72,10 +72,11 @@ def test_the_fastest_micro_batch_is_taken_if_it_is_beyond_the_noise(found: list[
     [
         ([rate(1e-4, 0.5), rate(1e-3, 0.15), rate(1e-2)], 1e-3, 1e-3),
         ([rate(1e-4, 0.5), rate(1e-3, 0.15), rate(1e-2)], 1e-4, 1e-3),
-        ([rate(1e-9, 0.5, 0.4, learnt=False), rate(1e-3)], 1e-9, 1e-3),
-        ([rate(1e-3, None), rate(1e-4, 0.0)], 1e-3, 1e-4),
+        ([rate(1e-9, 0.5, 0.4, learnt=False, moved=False), rate(1e-3)], 1e-9, 1e-3),
+        ([rate(1e-3, None, learnt=False, moved=False), rate(1e-4, 0.0)], 1e-3, 1e-4),
         ([rate(1e-4, learnt=False), rate(1e-3, learnt=False)], 1e-3, 1e-3),
-        ([rate(1e-4, None), rate(1e-3, None)], 10.0, 10.0),
+        ([rate(1e-9, learnt=False, moved=False), rate(1e-3, learnt=False)], 1e-9, 1e-3),
+        ([rate(1e-4, None, learnt=False, moved=False)], 10.0, 1e-4),
     ],
     ids=[
         "the planned one",
@@ -83,6 +84,7 @@ def test_the_fastest_micro_batch_is_taken_if_it_is_beyond_the_noise(found: list[
         "not one without effect",
         "not a diverged one",
         "no news",
+        "no effect",
         "none",
     ],
 )

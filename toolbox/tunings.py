@@ -38,6 +38,8 @@ class Rate(msgspec.Struct, kw_only=True):
     """The standard error of that difference over the rows."""
     learnt: bool = False
     """Whether the loss is below that of the start by more than twice its standard error."""
+    moved: bool = False
+    """Whether it is another than that of the start at all."""
 
 
 class Tuning(msgspec.Struct, kw_only=True):

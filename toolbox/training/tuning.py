@@ -39,6 +39,8 @@ NEAR = 1.2
 """Rates within this factor of the planned one need not be tried beside it."""
 JUDGING_ROWS, WATCHING_ROWS = 32, 8
 """Rows that tell rates apart, and those of them that tell whether a sweep has diverged."""
+STILL = 1e-4
+"""A loss that changed by less than this part of itself has not changed."""
 CERTAIN = 2.0
 """Standard errors between two losses that are called different."""
 
@@ -315,7 +317,10 @@ def _judged(rate: float, rows: Sequence[float], best: Sequence[float], start: Se
         return Rate(learning_rate=rate)
     behind, error = _difference(rows, best)
     gained, uncertain = _difference(start, rows)
-    return Rate(learning_rate=rate, loss=fmean(rows), behind=behind, error=error, learnt=gained > CERTAIN * uncertain)
+    return Rate(
+        learning_rate=rate, loss=fmean(rows), behind=behind, error=error,
+        learnt=gained > CERTAIN * uncertain, moved=abs(gained) > STILL * abs(fmean(start)),
+    )  # fmt: skip
 
 
 def _difference(some: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
@@ -327,13 +332,13 @@ def _difference(some: Sequence[float], others: Sequence[float]) -> tuple[float, 
 def _best(rates: Sequence[Rate], own: float) -> float:
     """The planned rate where no other is better beyond the noise; else the lowest of the best.
 
-    One that has learnt nothing beyond the noise is chosen only where none has: then the planned one, if it may be.
+    One that has learnt nothing beyond the noise is chosen only where none has, one that changed nothing never.
     """
-    sound = [rate for rate in rates if rate.loss is not None]
-    alike = [rate.learning_rate for rate in sound if rate.learnt and rate.behind <= CERTAIN * rate.error]
+    alike = [rate.learning_rate for rate in rates if rate.learnt and rate.behind <= CERTAIN * rate.error]
+    alike = alike or [rate.learning_rate for rate in rates if rate.moved]
     if not alike:
-        alike = [rate.learning_rate for rate in sound]
-    return own if own in alike or not alike else min(alike)
+        return min([own, *(rate.learning_rate for rate in rates)])
+    return own if own in alike else min(alike)
 
 
 def _sized(training: Training, size: int) -> Training:
