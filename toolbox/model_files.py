@@ -1,6 +1,7 @@
 """The files of a model's folder, read with suspicion: JSON objects and safetensors headers; no weights are read."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from toolbox.i18n import _
 
 MAX_JSON_BYTES = 100 << 20
 """Longer headers than this are refused, as the safetensors library itself does; other JSON too."""
+PICKLES = ("*.bin", "*.pt*")
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -46,13 +48,22 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for path in _shards(folder) for name, tensor in header(path).items()}
 
 
+def any_weights(folder: Path) -> bool:
+    """Whether weights of any format lie in `folder`, also ones that are never read."""
+    return _any(folder, ("*.safetensors*", *PICKLES))
+
+
+def _any(folder: Path, patterns: Sequence[str]) -> bool:
+    return any(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         whole = folder / "model.safetensors"
         if whole.is_file():
             return [whole]
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        if _any(folder, PICKLES):
             raise InputError(
                 _("{path} holds its weights as pickles, which can run code.").format(path=folder),
                 _("Take a revision of the model with safetensors files."),

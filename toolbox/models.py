@@ -182,7 +182,7 @@ def read(folder: Path, *, id: str, source: str, revision: str = "", weights: boo
             model_files.json_object(folder / name)
     outer = model_files.json_object(folder / "config.json")
     _refuse_own_code(folder, outer)
-    if not weights and not any(folder.glob("*.safetensors*")):
+    if not weights and not model_files.any_weights(folder):
         facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
         return msgspec.structs.replace(facts, chat_template=facts.chat_template or _has_chat_template(folder))
     tensors = model_files.tensors(folder)
