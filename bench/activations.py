@@ -11,15 +11,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import Any
 
+import msgspec
 import numpy
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from toolbox import networks
+from toolbox.memory import implementation
+from toolbox.memory.layers import Work, layer_tape
+
 WIDTHS = [  # hidden, inner, query heads, key heads
     (64, 128, 4, 4), (128, 128, 4, 4), (64, 256, 4, 4), (64, 128, 8, 4), (64, 128, 4, 2), (128, 256, 8, 2),
 ]  # fmt: skip
 HEAD, RANK = 16, 8
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def kept_bytes(
@@ -60,6 +66,21 @@ def kept_bytes(
 def layer_bytes(tokens: int, widths: tuple[int, int, int, int], **options: Any) -> float:
     """What one layer more keeps, a token."""
     return (kept_bytes(3, tokens, widths, **options) - kept_bytes(1, tokens, widths, **options)) / 2 / tokens
+
+
+def counted(
+    tokens: int, widths: tuple[int, int, int, int], adapter: dict[str, Any] | None, dtype: torch.dtype
+) -> float:
+    """The same by the memory model's tape."""
+    hidden, inner, heads, keys = widths
+    width = 2 if dtype == torch.bfloat16 else 4
+    work = Work(
+        tokens=tokens, longest=tokens, width=width, stream=4 if adapter is None else width, full=adapter is None,
+        targets=frozenset(LINEARS) if adapter else (), rank=RANK, dropout=bool((adapter or {}).get("lora_dropout")),
+    )  # fmt: skip
+    network = networks.llama_like(hidden, inner, 1, heads, keys, HEAD, 64, False)
+    how = msgspec.structs.replace(implementation.CUDA, dropout_mask=0)
+    return layer_tape(network.layers[0], work, how).forward()[0] / tokens
 
 
 def fit(**options: Any) -> numpy.ndarray:

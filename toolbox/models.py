@@ -218,7 +218,8 @@ def facts_of_config(
     attention, mlp = (first.attention, first.mlp) if first else (None, None)
     heads = said.number("num_attention_heads", "n_head", "n_heads", default=attention.heads if attention else None)
     inner = mlp.inner if mlp else 4 * hidden
-    dtype = said.text("dtype") or said.text("torch_dtype") or "bfloat16"
+    dtypes = (values.get(name) for name in ("dtype", "torch_dtype"))
+    dtype = next((dtype for dtype in dtypes if isinstance(dtype, str)), "bfloat16")
     facts = ModelFacts(
         id=id,
         path=path,

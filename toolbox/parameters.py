@@ -14,7 +14,7 @@ Settings = dict[str, Any]
 def trained(model: ModelFacts, of: Configured) -> int:
     """The weights that get a gradient. Where no formula is known here, LoRA's of the same rank, which is a bound.
 
-    A recipe's `target_modules` are heeded as far as they name Llama's linears, which most architectures have.
+    A recipe's `target_modules` are heeded as far as they name linears of the model.
     """
     method = methods.find(of.method)
     if method.kind == "weights":
@@ -26,8 +26,18 @@ def trained(model: ModelFacts, of: Configured) -> int:
         return _norms(model)
     shared = _SHARED.get(method.block, lambda model, settings: 0)(model, settings)
     module = _frozen_a if method.name == "lora-fa" else _A_MODULE.get(method.block, _lora)
-    each = (module(*model.linears[name], settings) for name in targets(model, method.block, settings))
-    return model.num_hidden_layers * sum(each) + shared
+    adapted = targets(model, method.block, settings)
+    each = (
+        count * module(linear.inputs, linear.outputs, settings)
+        for linear, count in model.network.each_linear()
+        if linear.name in adapted
+    )
+    return sum(each) + shared
+
+
+def with_gradient(model: ModelFacts, of: Configured) -> int:
+    """Weights that have a gradient at the same time: all that are trained, but for LISA's resting layers."""
+    return optimizer_elements(model, of) if of.method == "lisa" else trained(model, of)
 
 
 def optimizer_elements(model: ModelFacts, of: Configured) -> int:
@@ -37,9 +47,13 @@ def optimizer_elements(model: ModelFacts, of: Configured) -> int:
     """
     if of.method in ("galore", "apollo"):
         rank = methods.own(of, methods.find(of.method).block).rank
-        sides = [(min(pair), max(pair)) for pair in model.linears.values()]
-        saved = sum((short - min(rank, short)) * long for short, long in sides)
-        return model.parameters - model.num_hidden_layers * saved
+        saved = 0
+        for linear, count in model.network.each_linear():
+            short, long = sorted((linear.inputs, linear.outputs))
+            kept = min(rank, short)
+            projection = kept * short // 2 if of.method == "galore" else 0  # one, in float32, beside two moments
+            saved += count * ((short - kept) * long - projection)
+        return model.parameters - saved
     if of.method == "lisa":
         layers = min(methods.own(of, "LisaConfig").layers, model.num_hidden_layers)
         return _embeddings(model) + layers * _layer(model)
@@ -47,12 +61,13 @@ def optimizer_elements(model: ModelFacts, of: Configured) -> int:
 
 
 def targets(model: ModelFacts, block: str, settings: Settings) -> list[str]:
-    """The linears that are adapted; names of other architectures than Llama's count as all of them."""
+    """The linears that are adapted; where none has a name that is asked for, all of them."""
+    known = model.network.linears
     chosen = settings.get("target_modules")
     if chosen is None and block == "IA3Config":
-        return ["q_proj", "v_proj", "down_proj"]
-    named = [name for name in model.linears if isinstance(chosen, list) and name in chosen]
-    return named or list(model.linears)
+        chosen = ["q_proj", "v_proj", "down_proj"]
+    named = [name for name in known if isinstance(chosen, list) and {name, name.rsplit(".")[-1]} & set(chosen)]
+    return named or list(known)
 
 
 def rank(settings: Settings, default: int = 8) -> int:
@@ -64,6 +79,11 @@ def rank(settings: Settings, default: int = 8) -> int:
 def _number(settings: Settings, name: str, default: int) -> int:
     value = settings.get(name, default)
     return value if type(value) is int and value > 0 else default
+
+
+def trained_layers(of: Configured) -> int:
+    """Layers that `freeze` and LISA train at a time."""
+    return abs(methods.own(of, "FreezeConfig" if of.method == "freeze" else "LisaConfig").layers)
 
 
 def _own_weights(model: ModelFacts, of: Configured) -> int:

@@ -1,8 +1,8 @@
 """The memory model: a training step's peak by parts, from a config alone, in milliseconds and without torch.
 
-`plan` shows it. After Korthikanti et al. 2022 (arXiv:2205.05198, section 4), adapted to what the training loop here
-does: rows laid end to end without padding, fused attention (no scores are kept), SwiGLU, grouped queries, logits only
-where a label is.
+`plan` shows it. The operations of each layer stand on a tape (layers.py), with what each keeps in the training loop at
+hand (implementation.py); the step's moments are gone through (moments.py), and the highest is the answer. What is there
+all the time is counted by states.py. docs/memory.md states every term.
 """
 
 import math
@@ -14,48 +14,20 @@ from toolbox import methods, parameters
 from toolbox.calibration import Factors
 from toolbox.costs import predict
 from toolbox.device import Device
+from toolbox.memory import implementation, states
+from toolbox.memory.implementation import Implementation
+from toolbox.memory.layers import Work
+from toolbox.memory.moments import Step, highest
+from toolbox.memory.states import DTYPE_BYTES, Strategy
 from toolbox.models import ModelFacts
 from toolbox.recipe import Training
 from toolbox.stages import GENERATED_AT_ONCE
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-class _Kept(msgspec.Struct, frozen=True):
-    """Bytes a token that a decoder layer keeps for its backward pass, by each width of the layer."""
-
-    hidden: float
-    inner: float
-    queries: float
-    keys: float
-
-
-KEPT = {
-    ("adapter", 2): _Kept(18, 8, 6.25, 4),
-    ("adapter", 4): _Kept(16, 16, 8.25, 8),
-    ("full", 2): _Kept(26, 8, 4.25, 4),
-    ("full", 4): _Kept(24, 16, 8.25, 8),
-}
-"""By what is tuned and the bytes of the arithmetic's type. Measured with `bench/activations.py`: the tensors that
-autograd saves in a Llama layer, a linear fit without residue (torch 2.13, transformers 5.23, peft 0.21); 16 bits run
-under autocast, as in the loop."""
-
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""4 bits a weight, 1 byte of scale for 64, 4 bytes for 256 scales (Dettmers et al. 2023, arXiv:2305.14314, section
-3)."""
-NF4_PLAIN_BYTES = 0.5 + 4 / 64
-"""Without double quantisation: four bytes of scale for 64 weights."""
-ADAM_BYTES = {
-    "adamw_torch": 8.0, "adamw_8bit": 2 + 8 / 256, "paged_adamw_8bit": 2 + 8 / 256, "galore_adamw": 8.0,
-    "apollo_adamw": 8.0,
-}  # fmt: skip
-"""Two moments a weight: in float32; in 8 bits with a scale for 256 (Dettmers et al. 2022, arXiv:2110.02861)."""
-LOSS_BYTES = 12
-"""Beside a logit itself, three in float32: its copy or gradient, the log-softmax that is kept, and that one's
-gradient."""
 OVERHEAD_BYTES = {"cuda": 600 << 20, "mps": 500 << 20, "cpu": 400 << 20}
 """Before any weight is there. cuda: context and libraries, a usual figure, not measured here. cpu: the resident size
 of a process that has imported torch 2.13, transformers and peft, measured. mps: between them, a guess."""
+SAMPLING_COPIES = 12
+"""Bytes beside a logit while an answer is written: its float32 copy, the sorted one and their probabilities."""
 
 
 class Recipe(Protocol):
@@ -154,7 +126,7 @@ def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> E
     """
     parts = parts_bytes(model, recipe, device, load)
     peak = sum(parts.values())
-    costs = predict(model, recipe, device, load, _moments_bytes(model, recipe))
+    costs = predict(model, recipe, device, load, states.moments_bytes(model, recipe))
     return Estimate(
         peak_bytes=peak,
         parts_bytes=parts,
@@ -165,100 +137,96 @@ def estimate(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> E
     )
 
 
-def parts_bytes(model: ModelFacts, recipe: Recipe, device: Device, load: Load) -> dict[str, int]:
-    """The peak by parts, in bytes."""
-    training = recipe.training
-    sequences = training.per_device_train_batch_size * load.sequences
-    tokens = sequences * min(training.max_length, load.longest_tokens)
-    width = DTYPE_BYTES[recipe.dtype]
-    trained = parameters.trained(model, recipe)
-    logits = (sequences if load.scored else load.label_share * tokens) * model.vocab_size * (width + LOSS_BYTES)
-    activations = _activations(model, recipe, tokens, logits)
-    gradients: float = 4 * trained
-    if training.gradient_accumulation_steps == 1:
-        # Gradients grow while activations go: only what they outgrow them by comes on top.
-        gradients = max(0, gradients - activations - logits)
-    kept_for_learning = activations + logits + gradients
+def parts_bytes(
+    model: ModelFacts,
+    recipe: Recipe,
+    device: Device,
+    load: Load,
+    how: Implementation | None = None,
+    strategy: Strategy = "",
+    gpus: int = 1,
+) -> dict[str, int]:
+    """The peak by parts, in bytes, on one of `gpus`. `how`: another training loop than ours on that device."""
+    how = how or implementation.BY_DEVICE[device.kind]
+    step = _step(model, recipe, device, load, how)
+    whole = states.states(model, recipe, how, step.work.width)
+    layer = max((kind.parameters for kind in model.network.layers), default=0)
+    there = states.sharded(whole, strategy, gpus, step.work.width * layer)
+    moment = highest(step, there)
     parts = {
-        "weights": _weights(model, recipe),
-        "adapter": 0 if methods.trained_weights(recipe.method) else 4 * trained,
-        "gradients": gradients,
-        "optimizer": _moments_bytes(model, recipe),
-        "activations": activations,
-        "logits": logits,
-        "overhead": OVERHEAD_BYTES[device.kind],
+        "weights": there.weights,
+        "adapter": there.adapter,
+        "gradients": moment.get("gradients", 0.0),
+        "optimizer": there.optimizer,
+        "activations": moment.get("activations", 0.0),
+        "logits": moment.get("logits", 0.0),
+        "overhead": float(OVERHEAD_BYTES[device.kind]),
     }
+    if there.exchange:
+        parts["exchange"] = there.exchange
     if load.rollout:
         # Answers are written before they are learnt from: only what that takes more comes on top.
-        parts["generation"] = max(0, _generation(model, recipe, load) - kept_for_learning)
-        parts["other models"] = load.rollout.reward_model_bytes + (
-            width * model.parameters if load.rollout.reference and methods.changes_base(recipe) else 0
+        learning = sum(moment.values())
+        parts["generation"] = max(0.0, _generation(model, recipe, load) - learning)
+        parts["other models"] = float(load.rollout.reward_model_bytes) + (
+            step.work.width * model.parameters if load.rollout.reference and methods.changes_base(recipe) else 0
         )
     return {name: math.ceil(value) for name, value in parts.items()}
+
+
+def _step(model: ModelFacts, recipe: Recipe, device: Device, load: Load, how: Implementation) -> Step:
+    """What the recipe makes of the model's network in a micro-batch of the worst rows."""
+    training, settings, network = recipe.training, methods.settings(recipe), model.network
+    sequences = training.per_device_train_batch_size * load.sequences
+    longest = min(training.max_length, load.longest_tokens)
+    method = methods.find(recipe.method)
+    full = method.kind == "weights"
+    width = DTYPE_BYTES[recipe.dtype]
+    adapter = method.kind == "adapter" and method.block != "LNTuningConfig"
+    layers = network.depth
+    trained_layers = layers
+    if full and recipe.method in ("freeze", "lisa"):
+        trained_layers = min(layers, parameters.trained_layers(recipe))
+    work = Work(
+        tokens=sequences * longest,
+        longest=longest,
+        width=width,
+        stream=(how.trained_weights or width) if full else width,
+        full=full,
+        targets=frozenset(parameters.targets(model, method.block, settings)) if adapter else frozenset(),
+        rank=parameters.rank(settings) if adapter else 0,
+        dropout=bool(recipe.LoraConfig.get("lora_dropout")),
+        quantised=states.quantised_bytes(recipe),
+        intervention=parameters.rank(settings, 4) if method.kind == "loreft" else 0,
+        norms_in_float32=device.kind == "cuda" and how.autocast and width != 4,
+        accumulates=training.gradient_accumulation_steps > 1,
+    )
+    everything = full and recipe.method != "freeze"
+    return Step(
+        network=network,
+        work=work,
+        how=how,
+        labels=sequences if load.scored else math.ceil(load.label_share * work.tokens),
+        classes=1 if load.scored else network.vocab,
+        depth_trained=trained_layers if recipe.method == "freeze" else layers,
+        full_layers=trained_layers,
+        head_trained=everything,
+        embedding_trained=everything,
+        checkpointing=training.gradient_checkpointing,
+        padded=_is_padded(model, longest),
+    )
+
+
+def _is_padded(model: ModelFacts, longest: int) -> bool:
+    """Whether rows can't be laid end to end: some layers look back over a window (training/attention.py, `suits`)."""
+    windows = {kind.attention.window for kind in model.network.layers if kind.attention}
+    return len(windows) > 1 or any(0 < window < longest for window in windows)
 
 
 def _generation(model: ModelFacts, recipe: Recipe, load: Load) -> float:
     """Keys and values of all tokens of the answers that are written at once, and the logits of one token each."""
     width, at_once = DTYPE_BYTES[recipe.dtype], GENERATED_AT_ONCE * recipe.training.per_device_train_batch_size
     tokens = min(recipe.training.max_length, load.longest_tokens)
-    cached = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * width * tokens
-    return at_once * (cached + model.vocab_size * (width + LOSS_BYTES))
-
-
-def _weights(model: ModelFacts, recipe: Recipe) -> float:
-    """The base. Full: float32, and under autocast 16-bit copies of the linears. QLoRA: quantised linears, one of them
-    unpacked."""
-    width = DTYPE_BYTES[recipe.dtype]
-    linear = model.num_hidden_layers * sum(inputs * outputs for inputs, outputs in model.linears.values())
-    if methods.trained_weights(recipe.method):
-        return 4 * model.parameters + (2 * linear if width == 2 else 0)
-    if recipe.quantization == "none":
-        return width * model.parameters
-    double = recipe.BitsAndBytesConfig.get("bnb_4bit_use_double_quant")
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
-    quantised = max(0, model.parameters - embeddings)
-    largest = max(inputs * outputs for inputs, outputs in model.linears.values())
-    return (
-        (model.parameters - quantised) * width
-        + quantised * (NF4_BYTES if double else NF4_PLAIN_BYTES)
-        + largest * width
-    )
-
-
-def _activations(model: ModelFacts, recipe: Recipe, tokens: int, logits: float) -> float:
-    """What is kept for the backward pass; attention stays within rows, so there is no mask and nothing quadratic."""
-    width = DTYPE_BYTES[recipe.dtype]
-    layer = tokens * _kept_per_token(model, recipe)
-    if not recipe.training.gradient_checkpointing:
-        return model.num_hidden_layers * layer
-    # Each layer's input is kept; a layer computed anew comes on top, but only after the logits are gone.
-    return model.num_hidden_layers * tokens * model.hidden_size * width + max(0, layer - logits)
-
-
-def _kept_per_token(model: ModelFacts, recipe: Recipe) -> float:
-    """Bytes a token that one decoder layer keeps."""
-    width = DTYPE_BYTES[recipe.dtype]
-    full = methods.trained_weights(recipe.method)
-    kept = KEPT["full" if full else "adapter", width]
-    queries, keys = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
-    total = (
-        kept.hidden * model.hidden_size
-        + kept.inner * model.intermediate_size
-        + kept.queries * queries
-        + kept.keys * keys
-    )
-    if full:
-        return total
-    settings = methods.settings(recipe)
-    targets = parameters.targets(model, methods.find(recipe.method).block, settings)
-    total += width * parameters.rank(settings) * len(targets)
-    if recipe.LoraConfig.get("lora_dropout"):
-        # Each adapted linear keeps its own dropped input, and the mask in the same type.
-        total += 2 * width * sum(model.linears[name][0] for name in targets)
-    return total
-
-
-def _moments_bytes(model: ModelFacts, recipe: Recipe) -> float:
-    """The optimizer's state; a plugin's counts as AdamW's in float32."""
-    each = ADAM_BYTES.get(recipe.training.optim, ADAM_BYTES["adamw_torch"])
-    return each * parameters.optimizer_elements(model, recipe)
+    parts = [(kind.attention, kind.count) for kind in model.network.layers if kind.attention]
+    each = sum(count * part.kv_heads * (part.head_dim + part.value_dim) for part, count in parts)
+    return at_once * (width * tokens * each + model.vocab_size * (width + SAMPLING_COPIES))

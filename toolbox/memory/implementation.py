@@ -22,6 +22,8 @@ class Implementation(msgspec.Struct, kw_only=True, frozen=True):
     """How an adapted linear computes. peft: x is cast to the adapter's type, and back under autocast, so each keeps a
     copy of x (peft 0.21, tuners/lora/layer.py). own: one autograd function that keeps x itself (training/adapted.py).
     plain: x is in the adapter's type already, and kept as it is, once for all linears that read it."""
+    dropout_mask: int = 1
+    """Of a number of dropout's mask: a byte on CUDA (native_dropout), 0, the input's own type, on a processor."""
     norm: Literal["chain", "fused"] = "chain"
     """chain: RMSNorm in float32 by single operations (transformers' modeling_llama.py). fused: one kernel, that keeps
     its input and a number a token."""
@@ -50,6 +52,6 @@ class Implementation(msgspec.Struct, kw_only=True, frozen=True):
 
 
 CUDA = Implementation(name="ours on CUDA", loss_piece=1 << 25)
-CPU = Implementation(name="ours on a processor", lora="own", attention="products", loss_piece=1 << 21)
+CPU = Implementation(name="ours on a processor", lora="own", dropout_mask=0, attention="products", loss_piece=1 << 21)
 MPS = Implementation(name="ours on Apple's GPU", attention="math", loss_piece=1 << 25)
 BY_DEVICE = {"cuda": CUDA, "cpu": CPU, "mps": MPS}

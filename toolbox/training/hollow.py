@@ -230,6 +230,11 @@ def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     return computed
 
 
+def _cuda_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Its mask is a byte a number, as CUDA's kernel keeps; a processor's has the type of what is dropped."""
+    return torch.native_dropout(input, p, True)[0] if training and p else input
+
+
 def _float32(value: Any) -> Any:
     return value.float() if isinstance(value, torch.Tensor) and value.dtype in SIXTEEN else value
 
@@ -267,6 +272,7 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
             kernel = _flash if device.kind == "cuda" and device.bf16 and sixteen else None
             stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
             stack.enter_context(replaced(logps, "PIECE", {}))
+            stack.enter_context(replaced(torch.nn.functional, "dropout", _cuda_dropout))
             if sixteen:
                 for owner in (torch.nn.functional, torch, torch.Tensor):
                     for name in IN_FLOAT32:

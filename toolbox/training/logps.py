@@ -23,8 +23,8 @@ class TokenLogps(torch.autograd.Function):
         sums, chosen = [], []
         for piece, wanted in _pieces(logits, targets):
             values = piece.float()
-            sums.append(values.logsumexp(-1))
             chosen.append(values.gather(1, wanted[:, None])[:, 0])
+            sums.append(_logsumexp(values, of_its_own=values.dtype != piece.dtype))
         total = torch.cat(sums)
         ctx.save_for_backward(logits, targets, total)
         return torch.cat(chosen) - total
@@ -43,6 +43,13 @@ class TokenLogps(torch.autograd.Function):
                 piece.copy_(values)
             begin = end
         return logits, None
+
+
+def _logsumexp(values: torch.Tensor, of_its_own: bool) -> torch.Tensor:
+    """log Σ exp over the last dimension, as torch's own, whose copy of `values` is spared where they may be changed."""
+    highest = values.amax(-1, keepdim=True)
+    shifted = values.sub_(highest) if of_its_own else values - highest
+    return shifted.exp_().sum(-1).log_().add_(highest[:, 0])
 
 
 def _pieces(logits: torch.Tensor, targets: torch.Tensor) -> Any:
