@@ -38,9 +38,9 @@ SAME = 1e-4
 """The largest difference of a logit, as a share of the largest, that is rounding in float32."""
 PLACES = ("Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito")
 BESIDE = {
-    "hy_v3": "HYV3ForCausalLM", "minimax_m3_vl": "MiniMaxM3SparseForConditionalGeneration",
-    "modernbert": "ModernBertForMaskedLM", "unlimited_ocr": "UnlimitedOCRForCausalLM",
-    "xlm-roberta": "XLMRobertaForSequenceClassification",
+    "diffusion_gemma": "DiffusionGemmaForBlockDiffusion", "hy_v3": "HYV3ForCausalLM",
+    "minimax_m3_vl": "MiniMaxM3SparseForConditionalGeneration", "modernbert": "ModernBertForMaskedLM",
+    "unlimited_ocr": "UnlimitedOCRForCausalLM", "xlm-roberta": "XLMRobertaForSequenceClassification",
 }  # fmt: skip
 """Types that are measured though the registry has none of theirs that could be tuned, and their class."""
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -100,10 +100,13 @@ class Watching(Silent):
 
 
 def registered() -> Counter[str]:
-    """How many models of each `model_type` that transformers knows are registered; 0 of those in BESIDE."""
-    known = Counter(model.model_type for model in registry.shipped() if model.native)
-    known.update(dict.fromkeys(BESIDE, 0))
-    return known
+    """How many models of each `model_type` that transformers knows are registered."""
+    return Counter(model.model_type for model in registry.shipped() if model.native)
+
+
+def every() -> list[str]:
+    """The types that are measured."""
+    return sorted({*registered(), *BESIDE})
 
 
 def architecture(model_type: str) -> str:
@@ -279,7 +282,7 @@ def keep(measured: Trained) -> None:
     """Put `measured` in the place of what was measured of that type before."""
     known = {old.model_type: old for old in (read().types if FIGURES.exists() else [])}
     known[measured.model_type] = measured
-    types = [known[name] for name in sorted(registered()) if name in known]
+    types = [known[name] for name in every() if name in known]
     lines = b",\n".join(msgspec.json.encode(each) for each in types)
     FIGURES.write_bytes(b'{"versions": ' + msgspec.json.encode(versions()) + b', "types": [\n' + lines + b"\n]}\n")
 
@@ -307,7 +310,7 @@ def main() -> int:
     torch.set_num_threads(1)
     told = {one.model_type: one for one in read().types} if FIGURES.exists() else {}
     differing = []
-    for model_type in options.only or sorted(registered()):
+    for model_type in options.only or every():
         begun = time.process_time()
         with tempfile.TemporaryDirectory() as home, redirect_stdout(StringIO()):
             measured = measure(model_type, Path(home))
