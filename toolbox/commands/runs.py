@@ -141,6 +141,8 @@ def show(options: RunOptions, session: Session) -> dict[str, Any]:
     if status.error:
         remedy = status.error.get("remedy")
         session.say(f"✗ {status.error.get('message', '')}" + (f"\n  → {remedy}" if remedy else ""))
+    if status.state in ("failed", "lost"):
+        session.say(_("Why, and what to do: {command}").format(command=run.command("runs", "diagnose")))
     return {**facts(run, status), "path": str(run.path), "plan": _plan(run), "result": result, "error": status.error}
 
 

@@ -52,7 +52,7 @@ def no_number(traces: Traces) -> Cause | None:
             kind="nan",
             message=_("The loss rose and then was no finite number any more: the learning rate is too high."),
             evidence=[*evidence, *ends, f"plan.yaml: learning_rate {rate:g}"],
-            remedy=_("Take a tenth of the learning rate."),
+            remedy=_("Take a tenth of the learning rate, or let --tune find one."),
             command=traces.once_more(learning_rate=_rounded(rate / 10)),
         )
     sixteen = traces.facts.plan.get("dtype") == "float16"
@@ -84,7 +84,7 @@ def diverged(traces: Traces) -> Cause | None:
         kind="diverged",
         message=_("The training diverged: the loss is far above where it was. The learning rate is too high."),
         evidence=[*evidence, f"plan.yaml: learning_rate {rate:g}"],
-        remedy=_("Take a tenth of the learning rate. What this run made is worse than the model before it."),
+        remedy=_("Take a tenth of the learning rate, or let --tune find one. This run made the model worse."),
         command=traces.once_more(learning_rate=_rounded(rate / 10)),
     )
 
@@ -160,10 +160,9 @@ def no_effect(traces: Traces) -> Cause | None:
         message=_("The training had no effect: the loss did not move."),
         evidence=[*evidence, *_dropped(traces)],
         remedy=_(
-            "Raise the learning rate (without --learning-rate the recipe's is taken), train for longer, or check that "
-            "the rows have answers to learn."
+            "Raise the learning rate (--tune finds one), train longer, or check that the rows have answers to learn."
         ),
-        command=traces.once_more(learning_rate=None),
+        command=f"{traces.once_more(learning_rate=None)} --tune",
         certainty="certain" if powerless else "likely",
     )
 

@@ -1,6 +1,6 @@
 """Rules: memory of the GPU, memory of the machine, and the kernel that kills for it."""
 
-from toolbox import units
+from toolbox import rungs, units
 from toolbox.diagnosis.causes import Cause
 from toolbox.diagnosis.traces import Traces
 from toolbox.i18n import _, sentences
@@ -17,6 +17,8 @@ IN_RAM = (
 """torch's on a CPU (c10/core/impl/alloc_cpu.cpp), Python's, numpy's, the system's ENOMEM, C++'s."""
 KILLED = r"(?:Out of memory|Memory cgroup out of memory): Killed process {pid}\b"
 """The kernel's words (mm/oom_kill.c)."""
+SHORTEST = 64
+"""Rows cut shorter than this teach nothing."""
 NEARLY = 0.9
 """From this share of the machine's memory on, a job that died without a word is likely to have been killed for it."""
 
@@ -31,7 +33,7 @@ def on_the_gpu(traces: Traces) -> Cause | None:
     return Cause(
         kind="out_of_memory",
         message=_("The GPU's memory did not suffice."),
-        evidence=[*evidence, *_peak(traces)],
+        evidence=[*evidence, *_peak(traces), *_rungs(traces)],
         remedy=_less(traces),
         command=_smaller(traces),
     )
@@ -47,7 +49,7 @@ def in_main_memory(traces: Traces) -> Cause | None:
     return Cause(
         kind="out_of_host_memory",
         message=_("The machine's memory did not suffice."),
-        evidence=[*evidence, *_peak(traces)],
+        evidence=[*evidence, *_peak(traces), *_rungs(traces)],
         remedy=sentences(_("End other programs."), _less(traces)),
         command=_smaller(traces),
     )
@@ -69,8 +71,8 @@ def killed_for_it(traces: Traces) -> Cause | None:
         kind="killed_for_memory",
         message=_("The system ended the job because the machine's memory was full."),
         evidence=[*certain, *counted, *near],
-        remedy=sentences(_("End other programs, or give the container more memory."), _less(traces)),
-        command=_smaller(traces),
+        remedy=_("End other programs, give the container more memory, or take fewer rows at once."),
+        command=_halved(traces),
         certainty="certain" if certain else "likely" if counted else "possible",
     )
 
@@ -94,23 +96,35 @@ def _peak(traces: Traces) -> list[str]:
     return [told.format(peak=units.size(estimate["peak_bytes"]), device=units.size(estimate["device_bytes"]))]
 
 
+def _rungs(traces: Traces) -> list[str]:
+    """What the training gave up before, to go on all the same."""
+    return [f"{rungs.FILE}: {rungs.named(rung)}" for rung in rungs.read(traces.facts.run)]
+
+
 def _less(traces: Traces) -> str:
+    """What takes less memory than all that the training has tried by itself."""
     if traces.verb == "finetune":
-        return _(
-            "Take fewer rows at a time (the effective batch stays the same), shorter rows with --max-length, or qlora."
-        )
+        return _("Allow the base in 4 bits and shorter rows where memory runs out, or take a smaller model.")
     return _("Take a smaller model, or end what else uses that memory.")
 
 
 def _smaller(traces: Traces) -> str:
-    """The same with half as many rows at a time; from a checkpoint where there is one, a resumed run can't change."""
-    batch = traces.training.get("per_device_train_batch_size")
-    if traces.verb != "finetune" or not batch:
+    """The command for that; where both are allowed already, with rows half as long."""
+    plan = traces.facts.plan
+    if traces.verb != "finetune":
         return traces.once_more()
-    if batch == 1:
-        return traces.once_more(max_length=max(64, int(traces.training.get("max_length", 512)) // 2))
-    steps = int(traces.training.get("gradient_accumulation_steps", 1))
-    half = max(size for size in range(1, batch // 2 + 1) if batch * steps % size == 0)
-    return traces.once_more(
-        f"per_device_train_batch_size={half}", f"gradient_accumulation_steps={batch * steps // half}"
-    )
+    allowed = {"--allow-4bit": plan.get("allow_4bit"), "--allow-shorter": plan.get("allow_shorter")}
+    if all(allowed.values()):
+        length = int(traces.training.get("max_length", 512)) // 2
+        return " ".join([traces.once_more(max_length=max(SHORTEST, length)), *allowed])
+    return " ".join([traces.once_more(), *allowed])
+
+
+def _halved(traces: Traces) -> str:
+    """The command with half as many rows at once: a job that is killed could not try that itself."""
+    batch = traces.training.get("per_device_train_batch_size")
+    if traces.verb != "finetune" or not batch or batch == 1:
+        return _smaller(traces)
+    effective = batch * int(traces.training.get("gradient_accumulation_steps", 1))
+    half = max(size for size in range(1, batch // 2 + 1) if effective % size == 0)
+    return traces.once_more(f"per_device_train_batch_size={half}", f"gradient_accumulation_steps={effective // half}")
