@@ -1,8 +1,10 @@
 """Rules: memory of the GPU, memory of the machine, and the kernel that kills for it."""
 
+import re
+
 from toolbox import rungs, units
 from toolbox.diagnosis.causes import Cause
-from toolbox.diagnosis.traces import Traces
+from toolbox.diagnosis.traces import Line, Traces
 from toolbox.i18n import _, sentences
 
 ON_GPU = (
@@ -24,7 +26,7 @@ NEARLY = 0.9
 
 
 def on_the_gpu(traces: Traces) -> Cause | None:
-    evidence = traces.said(ON_GPU)
+    evidence = _said(traces, ON_GPU)
     device = traces.facts.plan.get("device") or {}
     if not evidence and device.get("kind") in ("cuda", "mps"):
         evidence = traces.ended_with("out_of_memory")
@@ -40,11 +42,11 @@ def on_the_gpu(traces: Traces) -> Cause | None:
 
 
 def in_main_memory(traces: Traces) -> Cause | None:
-    evidence = traces.said(IN_RAM)
+    evidence = _said(traces, IN_RAM)
     device = traces.facts.plan.get("device") or {}
     if not evidence and device.get("kind") not in ("cuda", "mps"):
         evidence = traces.ended_with("out_of_memory")
-    if not evidence or traces.said(ON_GPU):
+    if not evidence or _said(traces, ON_GPU):
         return None
     return Cause(
         kind="out_of_host_memory",
@@ -94,6 +96,15 @@ def _peak(traces: Traces) -> list[str]:
         return []
     told = _("plan.yaml: predicted peak {peak} of {device}")
     return [told.format(peak=units.size(estimate["peak_bytes"]), device=units.size(estimate["device_bytes"]))]
+
+
+def _said(traces: Traces, pattern: str) -> list[str]:
+    """The log's lines; where the training ended for memory, what made it take less before too."""
+    found = traces.said(pattern)
+    if found or not traces.ended_with("out_of_memory"):
+        return found
+    reasons = dict.fromkeys(rung.reason for rung in rungs.read(traces.facts.run) if re.search(pattern, rung.reason))
+    return [str(Line(rungs.FILE, reason)) for reason in list(reasons)[:1]]
 
 
 def _rungs(traces: Traces) -> list[str]:
