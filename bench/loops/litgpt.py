@@ -202,6 +202,9 @@ def _in_the_layers(job: Job, layers: list[Tape], kept: list[float], there: Parts
     yield {**below, "gathered": gathered, "gradients": there["gradients"] + 2 * layer}
     reduced = there["gradients"] if job.accumulates else HALF * _graded(job) / job.gpus
     yield {**there, "gradients": reduced + (2 * root if job.method == "full" else 0.0)}
+    # AdamW takes the roots of all second moments at once (torch/optim/adam.py, `_multi_tensor_adam`).
+    roots = 0.0 if job.quantised else HALF * job.trained / job.gpus
+    yield {**there, "gradients": HALF * _graded(job) / job.gpus, "optimizer": there["optimizer"] + roots}
 
 
 def _held(job: Job) -> float:

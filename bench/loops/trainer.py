@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import msgspec
+from toolbox.memory.states import Strategy
+
 from loops import Parts
 from loops.tables import Row, config, targets_of
 from toolbox import device, models, recipe
@@ -9,40 +12,60 @@ from toolbox.memory import Load, parts_bytes
 from toolbox.memory.implementation import Implementation
 
 TRAINER = Implementation(
-    name="transformers' Trainer", trained_weights=0, adapter_weights=2, loss="cross_entropy", loss_copies=10,
-    labels_only=False,
+    name="transformers' Trainer", trained_weights=0, adapter_weights=2, autocast=False, loss="cross_entropy",
+    loss_copies=10, labels_only=False,
 )  # fmt: skip
 """Weights in the type of their file, an adapter in its model's. Logits are made at all places, in 16 bits; their
 log-softmax in float32 is kept, and two gradients of it are there at once (loss/loss_utils.py, ForCausalLMLoss)."""
+MASTERS = msgspec.structs.replace(TRAINER, name="with masters", trained_weights=4, adapter_weights=4, autocast=True)
+"""Trained weights in float32 under autocast: what tables call amp, or mixed."""
 NAMES = {
     "query": ("q_proj",), "key": ("k_proj",), "value": ("v_proj",), "projection": ("o_proj",),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }  # fmt: skip
+OPTIMIZERS = {"paged": "paged_adamw_8bit", "8bit": "adamw_8bit", "adafactor": "adafactor", "sgd": "sgd"}
+STRATEGIES: dict[str, Strategy] = {
+    "zero3": "zero3",
+    "zero-3": "zero3",
+    "zero2": "zero2",
+    "zero-2": "zero2",
+    "fsdp": "fsdp",
+}
 
 
 def peak(row: Row, shape: dict[str, Any]) -> Parts:
     """What it allocates on a GPU at a step's highest moment, by parts; without the CUDA context."""
-    tokens, full = int(row["seq_len"]), row["method"] == "full"
-    quantised = row["quant"] not in ("", "none")
-    training = recipe.Training(
-        per_device_train_batch_size=int(row["batch"]),
-        gradient_accumulation_steps=int(row["grad_accum"] or 1),
-        gradient_checkpointing=row["grad_checkpoint"] == "True",
-        max_length=tokens,
-        learning_rate=1e-4,
-    )
+    made, gpus = _recipe(row), int(row["n_gpu"] or 1)
+    facts = models.facts_of_config(config(shape, tied=shape.get("tied") is True), id=row["model"], source=row["repo"])
+    tokens = made.training.max_length
+    load = Load(rows=1, longest_tokens=tokens, mean_tokens=tokens)
+    mixed = any(word in row.get("precision", "") for word in ("amp", "mixed"))
+    said = f"{row.get('variant', '')} {row['notes']}".lower()
+    strategy: Strategy = next((name for name in STRATEGIES if name in said.replace("-", "")), "ddp" if gpus > 1 else "")
+    how = MASTERS if mixed else TRAINER
+    parts = parts_bytes(facts, made, device.assume("A100:80GiB"), load, how, strategy, gpus)
+    return {name: float(size) for name, size in parts.items() if name != "overhead"}
+
+
+def _recipe(row: Row) -> recipe.Recipe:
+    """The row's settings under our names."""
+    full, quantised = row["method"] == "full", row["quant"] not in ("", "none")
+    optimizer = row.get("optimizer", "").lower()
     named = [name for target in targets_of(row["lora_targets"]) for name in NAMES.get(target, ())]
-    made = recipe.Recipe(
+    return recipe.Recipe(
         name="",
         summary="",
         method="full" if full else "qlora" if quantised else "lora",
         quantization="nf4" if quantised else "none",
         dtype="bfloat16",
-        training=training,
+        training=recipe.Training(
+            per_device_train_batch_size=int(row["batch"]),
+            gradient_accumulation_steps=int(row["grad_accum"] or 1),
+            gradient_checkpointing=row["grad_checkpoint"].lower() == "true",
+            max_length=int(row["seq_len"]),
+            learning_rate=1e-4,
+            optim=next((name for word, name in OPTIMIZERS.items() if word in optimizer), "adamw_torch"),
+        ),
         LoraConfig={} if full else {"r": int(row["lora_r"] or 8), "target_modules": named, "lora_dropout": 0.05},
         BitsAndBytesConfig={"bnb_4bit_use_double_quant": row["quant"].endswith("dq")} if quantised else {},
     )
-    facts = models.facts_of_config(config(shape, tied=shape.get("tied") is True), id=row["model"], source=row["repo"])
-    load = Load(rows=1, longest_tokens=tokens, mean_tokens=tokens)
-    parts = parts_bytes(facts, made, device.assume("A100:80GiB"), load, TRAINER)
-    return {name: float(size) for name, size in parts.items() if name != "overhead"}
