@@ -159,8 +159,8 @@ def peak(job: Job) -> Parts:
 
 
 def _spoken(job: Job) -> Iterator[Parts]:
-    """Generating: the cache has keys and values for every query head (model.py, `build_kv_cache`)."""
-    heads = sum(kind.attention.queries for kind in job.kinds if kind.attention)
+    """Generating: the cache has keys and values for every query head, unless all share one (`build_kv_cache`)."""
+    heads = sum(kind.count * (part.keys if part.kv_heads == 1 else part.queries) for kind, part, _ in job.parts)
     widest = max(linear.inputs * linear.outputs for linear, _count in job.network.each_linear())
     unpacked = _unpacked(job, max(widest, _head_size(job)))
     yield {"weights": _weights(job), "unpacked": unpacked, "cache": 2.0 * HALF * job.tokens * heads}
