@@ -4,8 +4,8 @@ Read in their sources, at the versions that were measured; nothing here is fitte
 """
 
 import msgspec
-from toolbox.memory.states import NF4_BYTES, NF4_PLAIN_BYTES
 
+from toolbox.memory.states import NF4_BYTES, NF4_PLAIN_BYTES
 from toolbox.networks import Attention, Layer, Mlp, Network
 
 Parts = dict[str, float]

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-from toolbox.memory.tape import Tape, Tensor
-
 from loops import FLOAT, HALF, Job, Parts
+from toolbox.memory.tape import Tape, Tensor
 from toolbox.networks import Layer, Network
 
 CHUNK = 128

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from toolbox.memory.tape import Tape, Tensor
-
 from loops import FLOAT, HALF, Job, Parts
 from loops.litgpt import Blocks
+from toolbox.memory.tape import Tape, Tensor
 from toolbox.networks import Layer, Network
 
 PIECES = 8

@@ -3,13 +3,13 @@
 from typing import Any
 
 import msgspec
-from toolbox.memory.states import Strategy
 
 from loops import Parts
 from loops.tables import Row, config, targets_of
 from toolbox import device, models, recipe
 from toolbox.memory import Load, parts_bytes
 from toolbox.memory.implementation import Implementation
+from toolbox.memory.states import Strategy
 
 TRAINER = Implementation(
     name="transformers' Trainer", trained_weights=0, adapter_weights=2, autocast=False, loss="cross_entropy",
