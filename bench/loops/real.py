@@ -96,6 +96,11 @@ def _flash(query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: b
     return efficient(query, key, value, mask, True, 0.0, False, scale=options["scale"])[0]
 
 
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """CUDA's, whose mask is bytes."""
+    return torch.native_dropout(input, p, True)[0] if training and p else input
+
+
 def _model(row: tables.Row, name: str) -> Any:
     import litgpt
     from litgpt import adapter, adapter_v2, lora
@@ -145,9 +150,7 @@ def peak_bytes(row: tables.Row, name: str, steps: int) -> int:
 
 def main() -> None:
     nn.functional.scaled_dot_product_attention = _flash  # type: ignore[assignment]
-    nn.functional.dropout = lambda x, p=0.5, training=True, inplace=False: (  # CUDA's, whose mask is bytes
-        torch.native_dropout(x, p, True)[0] if training and p else x
-    )
+    nn.functional.dropout = _dropout
     shapes = json.loads((bench.FACTS / "model_configs.json").read_text(encoding="utf-8"))
     rows = bench.read(bench.FACTS / "memory.csv")
     for number in map(int, sys.argv[1:]):

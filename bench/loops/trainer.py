@@ -24,13 +24,7 @@ NAMES = {
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }  # fmt: skip
 OPTIMIZERS = {"paged": "paged_adamw_8bit", "8bit": "adamw_8bit", "adafactor": "adafactor", "sgd": "sgd"}
-STRATEGIES: dict[str, Strategy] = {
-    "zero3": "zero3",
-    "zero-3": "zero3",
-    "zero2": "zero2",
-    "zero-2": "zero2",
-    "fsdp": "fsdp",
-}
+STRATEGIES: tuple[Strategy, ...] = ("zero2", "zero3", "fsdp")
 
 
 def peak(row: Row, shape: dict[str, Any]) -> Parts:
@@ -41,7 +35,9 @@ def peak(row: Row, shape: dict[str, Any]) -> Parts:
     load = Load(rows=1, longest_tokens=tokens, mean_tokens=tokens)
     mixed = any(word in row.get("precision", "") for word in ("amp", "mixed"))
     said = f"{row.get('variant', '')} {row['notes']}".lower()
-    strategy: Strategy = next((name for name in STRATEGIES if name in said.replace("-", "")), "ddp" if gpus > 1 else "")
+    strategy: Strategy = "ddp" if gpus > 1 else ""
+    for name in STRATEGIES:
+        strategy = name if name in said.replace("-", "") else strategy
     how = MASTERS if mixed else TRAINER
     parts = parts_bytes(facts, made, device.assume("A100:80GiB"), load, how, strategy, gpus)
     return {name: float(size) for name, size in parts.items() if name != "overhead"}
