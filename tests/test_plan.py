@@ -28,9 +28,11 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(qwen: Path, home: Path) -> Made:
     """A plan for a 7B model, or another, with long rows, on a device that is described."""
 
-    def make(on: str, model: str = str(qwen), must_fit: bool = True, **wishes: Any) -> FinetunePlan:
+    def make(
+        on: str, model: str = str(qwen), must_fit: bool = True, longest_chars: int = 5000, **wishes: Any
+    ) -> FinetunePlan:
         place = Home(home)
-        rows = msgspec.structs.replace(datasets.resolve("demo-persona", place), longest_chars=5000)
+        rows = msgspec.structs.replace(datasets.resolve("demo-persona", place), longest_chars=longest_chars)
         facts = models.resolve(model, place)
         return planning.plan_finetune(facts, [rows], device.assume(on), Wishes(**wishes), place, must_fit)
 
@@ -94,7 +96,7 @@ def test_a_machine_without_gpu_gets_the_processors_recipe(made: Made) -> None:
 
 
 def test_a_model_too_large_for_lora_is_quantised(made: Made) -> None:
-    plan = made("NVIDIA A10:24GiB", max_length=32768)
+    plan = made("NVIDIA A10:24GiB", max_length=20000, longest_chars=40000)
     assert plan.method == "qlora"
     assert plan.BitsAndBytesConfig["bnb_4bit_compute_dtype"] == "bfloat16"
     assert "lora would take" in plan.why
@@ -109,9 +111,9 @@ def test_full_tuning_is_refused_with_both_figures_and_what_fits(made: Made) -> N
 
 
 def test_the_longest_rows_that_fit_are_proposed(made: Made) -> None:
-    asked: dict[str, Any] = {"method": "lora", "per_device_train_batch_size": 1}
+    asked: dict[str, Any] = {"method": "lora", "per_device_train_batch_size": 1, "longest_chars": 40000}
     with pytest.raises(DoesNotFitError) as caught:
-        made("NVIDIA A10:24GiB", max_length=32768, **asked)
+        made("NVIDIA A10:24GiB", max_length=20000, **asked)
     proposed = int(caught.value.remedy.partition("--max-length ")[2].partition(" ")[0])
     assert made("NVIDIA A10:24GiB", max_length=proposed, **asked).estimate.fits
     longer = made("NVIDIA A10:24GiB", max_length=proposed + 128, must_fit=False, **asked).estimate

@@ -53,6 +53,8 @@ class Tape:
 
     def __init__(self) -> None:
         self._operations: list[_Operation] = []
+        self._found: dict[tuple[str, float], tuple[float, float]] = {}
+        """What was asked before: layers of a kind share a tape."""
 
     def make(
         self,
@@ -90,6 +92,11 @@ class Tape:
     def forward(self, keeping: bool = True) -> tuple[float, float]:
         """(bytes kept at the end, bytes at the highest moment), of what the operations make; their own input counts
         where it is kept. Not `keeping`: as under checkpointing."""
+        if ("forward", keeping) not in self._found:
+            self._found["forward", keeping] = self._forward(keeping)
+        return self._found["forward", keeping]
+
+    def _forward(self, keeping: bool) -> tuple[float, float]:
         last = {tensor.owner: index for index, step in enumerate(self._operations) for tensor in step.inputs}
         kept = {tensor.owner for step in self._operations for tensor in step.saves} if keeping else set()
         begin = {tensor for tensor in kept if tensor not in {step.made.owner for step in self._operations}}
@@ -111,6 +118,11 @@ class Tape:
     def backward(self, above: float) -> tuple[float, float]:
         """(bytes of gradients of weights, bytes at the highest moment), what is kept and the gradient of `above` bytes
         that comes in included."""
+        if ("backward", above) not in self._found:
+            self._found["backward", above] = self._backward(above)
+        return self._found["backward", above]
+
+    def _backward(self, above: float) -> tuple[float, float]:
         readers: dict[Tensor, int] = {}
         for step in self._operations:
             for tensor in {tensor.owner for tensor in step.saves}:
