@@ -255,7 +255,7 @@ def _is_sparse(values: Values, flavour: Flavour, index: int) -> bool:
         step = values.number("interleave_moe_layer_step", default=1)
         return bool(step) and (index + 1) % step == 0
     if kinds := values.words("mlp_layer_types"):
-        return index < len(kinds) and kinds[index] == "sparse"
+        return index < len(kinds) and kinds[index] != "dense"
     first, last = values.number("moe_layer_start_index"), values.get("moe_layer_end_index")
     if index < first or (type(last) is int and 0 <= last < index):
         return False
