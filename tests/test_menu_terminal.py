@@ -69,7 +69,7 @@ def test_one_digit_waits_a_moment_for_a_second(menu: Open) -> None:
 def test_arrows_choose_and_wrap_around(menu: Open) -> None:
     child = menu()
     child.send(UP + UP)
-    child.expect("❯ 12")
+    child.expect("❯ 13")
     child.send(DOWN + DOWN + DOWN)
     child.expect("❯  2")
     child.send(UP + ENTER)
