@@ -135,8 +135,11 @@ def test_a_wrong_answer_is_asked_again_and_ctrl_c_still_goes_back(menu: Open) ->
     child = menu()
     child.send("1" + ENTER)
     child.expect("OWNER/NAME")
+    child.send("2")
+    child.expect("›")
     child.send(ENTER)
     child.expect("An answer is needed")
+    child.expect("0 back")
     child.send(CTRL_C)
     child.expect(READY)
 
