@@ -17,11 +17,11 @@ from test_faults import PLACES as CITIES
 from test_faults import rows
 from test_training import Recorder
 
-from toolbox import datasets, job, plan, plugins, rungs, runs, stages, training
+from toolbox import datasets, job, kernel, plan, plugins, rungs, runs, stages, training
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec
 from toolbox.errors import OutOfMemoryError, lacks_memory
-from toolbox.runs import Run, Silent
+from toolbox.runs import Run, Silent, Status
 from toolbox.training import batches, checkpoints, state
 from toolbox.training.ladder import Ladder
 from toolbox.training.rows import Sample
@@ -228,6 +228,25 @@ def test_a_probe_takes_the_heaviest_micro_batch_of_all_that_the_run_will_see() -
         found = [batches.of_step(sized, step, made, 7)[place] for step, place in batches.largest(sizes, steps, made, 7)]
         every, chosen = ([sum(sample.size for sample in micro) for micro in micros] for micros in (each, found))
         assert chosen == sorted(every, reverse=True)[: len(chosen)]
+
+
+def test_a_job_that_the_kernel_killed_for_memory_takes_less_when_it_is_resumed_or_done_again(home: Path) -> None:
+    """Nothing can be caught then; the control group's counter of kills tells it afterwards."""
+    made = finetune_plan(home)
+    killed, fine = (runs.create(home / "runs", "test", made) for _run in range(2))
+    for run, kills in ((killed, -1), (fine, 0)):
+        here = kernel.boot()
+        before = msgspec.structs.replace(here, oom_kills=here.oom_kills + kills)
+        run.write_status(Status(state="running", boot=before))
+        assert run.status().state == "lost"
+        again = runs.create(home / "runs", "test", made)
+        rungs.inherit(again, run)
+        for started in (run, again):
+            started.write_status(started.begun())
+            stairs = Ladder(made, started, Silent())
+            stairs.heed_kill()
+            assert [rung.kind for rung in rungs.read(started)] == (["micro_batch"] if run is killed else [])
+            assert stairs.plan.training.per_device_train_batch_size == (2 if run is killed else 4)
 
 
 @pytest.mark.slow

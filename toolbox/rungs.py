@@ -59,6 +59,10 @@ def inherit(run: Run, old: Run) -> None:
     """Let `run`, which has not begun, know what the same plan came to as `old`."""
     if known := read(old):
         write(run, known)
+    if old.killed_for_memory(old.status()):
+        status = run.status()
+        status.killed_for_memory = True
+        run.write_status(status)
 
 
 def named(rung: Rung) -> str:

@@ -51,6 +51,8 @@ class Status(msgspec.Struct, kw_only=True):
     """The byte of log.txt at which the last start begins."""
     boot: kernel.Boot | None = None
     """The machine when the job was started last."""
+    killed_for_memory: bool = False
+    """Whether the kernel ended the start before this one for want of memory, so that this one takes less."""
     resumable: bool = False
     error: dict[str, str] | None = None
 
@@ -210,11 +212,20 @@ class Run:
     def begun(self) -> Status:
         """The status of a run that is started now, for the first time or again."""
         status = self.status()
+        status.killed_for_memory = self.killed_for_memory(status)
         status.state, status.phase, status.error = "running", "", None
         status.pid, status.started_at, status.elapsed_s = 0, time.time(), 0.0
         status.log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
         status.boot = kernel.boot()
         return status
+
+    def killed_for_memory(self, status: Status) -> bool:
+        """Whether the kernel has ended the job for want of memory, as far as its counter tells, or the run that this
+        one is to do again."""
+        then, now = status.boot, kernel.boot()
+        if status.state == "planned":
+            return status.killed_for_memory
+        return status.state == "lost" and bool(then and then.id == now.id and then.oom_kills < now.oom_kills)
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint that was written to its end."""

@@ -35,6 +35,7 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     Raises InputError, Interrupted, DivergedError, OutOfMemoryError.
     """
     begun, ladder = time.monotonic(), Ladder(plan, run, reporter)
+    ladder.heed_kill()
     while True:
         try:
             result = _attempt(ladder, run, reporter)

@@ -43,6 +43,13 @@ class Ladder:
         """Tokens of the longest row."""
         self._meter: Meter | None = None
 
+    def heed_kill(self) -> None:
+        """Take a rung where the kernel ended the start before this one for want of memory: no error told of that."""
+        rung = next(self._below(alone=False), None) if self._run.status().killed_for_memory else None
+        if rung:
+            self._take(rung, MemoryError(_("the system ended the job, as its memory was full")))
+            self._reporter.phase(told(rung, self.plan))
+
     def begin(self, meter: Meter) -> Meter:
         """A new attempt, measured by `meter`, which is given back."""
         self.reached, self._meter = None, meter
