@@ -37,7 +37,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[models.ModelFacts]:
 def problems(shapes: list[models.ModelFacts], home: Path, count: int) -> Iterator[Problem]:
     draw = random.Random(7)
     for _ in range(count):
-        rows, length = draw.choice([0, 300, 20000]), draw.choice([200, 1500, 9000])
+        rows, length = draw.choice([0, 300, 20000]), draw.choice([200, 1500, 30000])
         yield Problem(
             model=draw.choice(shapes),
             device=device.assume(draw.choice(DEVICES)),
@@ -46,7 +46,7 @@ def problems(shapes: list[models.ModelFacts], home: Path, count: int) -> Iterato
                 stage="sft",
                 prefer=draw.choice(["auto", "quality", "speed", "memory"]),
                 method=draw.choice(["auto", "auto", "lora", "full"]),
-                max_length=draw.choice([None, 512, 8192]),
+                max_length=draw.choice([None, 512, 30000]),
             ),
             home=Home(home),
         )
@@ -54,7 +54,7 @@ def problems(shapes: list[models.ModelFacts], home: Path, count: int) -> Iterato
 
 def test_what_is_taken_fits_and_is_the_fastest_of_its_kind(shapes: list[models.ModelFacts], home: Path) -> None:
     fitted = 0
-    for problem in problems(shapes, home, 60):
+    for problem in problems(shapes, home, 24):
         found = search.search(problem)
         chosen, prefer = found.choice, problem.wishes.prefer
         groups = [search.variants(problem, recipe) for recipe in search.candidates(problem)]
@@ -83,12 +83,12 @@ def test_what_is_taken_fits_and_is_the_fastest_of_its_kind(shapes: list[models.M
             training.per_device_train_batch_size * training.gradient_accumulation_steps
             == as_written.per_device_train_batch_size * as_written.gradient_accumulation_steps
         )
-    assert 20 < fitted < 60
+    assert 5 < fitted < 24
 
 
 def test_a_refusal_says_by_how_many_bytes(shapes: list[models.ModelFacts], home: Path) -> None:
     checked = 0
-    for problem in problems(shapes, home, 25):
+    for problem in problems(shapes, home, 8):
         by_name = {recipe.name: search.variants(problem, recipe) for recipe in search.candidates(problem)}
         for refusal in search.search(problem).refused:
             recipe = next(
@@ -101,12 +101,12 @@ def test_a_refusal_says_by_how_many_bytes(shapes: list[models.ModelFacts], home:
             assert refusal.peak_bytes == peak
             assert refusal.too_large_bytes == peak - int(problem.device.memory_free_bytes * (1 - search.MARGIN)) > 0
             checked += 1
-    assert checked > 20
+    assert checked > 10
 
 
 def test_what_is_proposed_fits_when_it_is_asked_for(shapes: list[models.ModelFacts], home: Path) -> None:
     kinds = set()
-    for problem in problems(shapes, home, 40):
+    for problem in problems(shapes, home, 12):
         refused = search.search(problem).choice
         if refused.estimate.fits:
             continue
