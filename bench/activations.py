@@ -1,7 +1,7 @@
 """What a decoder layer keeps for its backward pass, in bytes a token: `python bench/activations.py`.
 
 Counts the tensors that autograd saves in small Llamas of several widths, and solves for what each width brings.
-These are the constants of toolbox/memory/ (`KEPT`); tests/test_memory.py measures one of them again.
+The tape of toolbox/memory/ says the same (`counted`); tests/test_memory.py holds both together.
 """
 
 import os
