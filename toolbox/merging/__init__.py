@@ -17,7 +17,9 @@ OWN = (
     "vocab.json", "merges.txt", templates.FILE, templates.GENERATION,
 )  # fmt: skip
 """What an adapter may bring instead of the base's."""
-COPIED = (*OWN, "LICENSE", "LICENSE.txt", "NOTICE")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
+"""What makes images and sound a model's input: engines don't start one that sees without them."""
+COPIED = (*OWN, *PROCESSOR, "LICENSE", "LICENSE.txt", "NOTICE")
 
 
 def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
