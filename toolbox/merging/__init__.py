@@ -17,7 +17,9 @@ OWN = (
     "vocab.json", "merges.txt", templates.FILE, templates.GENERATION,
 )  # fmt: skip
 """What an adapter may bring instead of the base's."""
-PROCESSOR = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json")
+PROCESSOR = (
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.json",
+)  # fmt: skip
 """What makes images and sound a model's input: engines don't start one that sees without them."""
 COPIED = (*OWN, *PROCESSOR, "LICENSE", "LICENSE.txt", "NOTICE")
 
