@@ -133,8 +133,8 @@ def show(options: ShowOptions, session: Session) -> dict[str, Any]:
     ]
     if model:
         rows += [
-            (_("On Hugging Face"), model.huggingface or "—"),
-            (_("On ModelScope"), model.modelscope or "—"),
+            (_("Its id on Hugging Face, as listed"), model.huggingface or "—"),
+            (_("Its id on ModelScope, as listed"), model.modelscope or "—"),
             (_("For"), _(registry.KINDS[registry.kind(model)])),
             (_("Licence"), model.licence or _("not known here; see its page")),
             (_("Shape from"), shapes.source(model) or _("its size: estimated")),
