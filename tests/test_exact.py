@@ -17,6 +17,7 @@ from plans import demo_facts, finetune_plan
 from toolbox import device
 from toolbox.errors import InputError, Interrupted
 from toolbox.runs import Run, Silent
+from toolbox.stages import Grpo, Ppo
 
 STEPS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -30,6 +31,8 @@ LONGER: dict[str, dict[str, Any]] = {
     "kto": {"stage": "kto"},
     "orpo": {"stage": "orpo", "method": "full"},
     "rm": {"stage": "rm"},
+    "grpo": {"stage": "grpo", "options": Grpo(max_completion_length=64)},
+    "ppo": {"stage": "ppo", "options": Ppo(response_length=64), "method": "full"},
     "lisa": {"method": "lisa", "LoraConfig": {}, "blocks": {"LisaConfig": {"layers": 2, "interval_steps": 5}}},
     "galore": {
         "method": "galore", "optim": "galore_adamw", "LoraConfig": {}, "blocks": {"GaloreConfig": {"rank": 16}},

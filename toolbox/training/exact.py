@@ -14,18 +14,20 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from toolbox import loading, methods, planning
+from toolbox.datasets import Prompt
 from toolbox.errors import InputError, Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
-from toolbox.stages import SEQUENCES
+from toolbox.stages import SEQUENCES, Grpo, Ppo
 from toolbox.training import adapted, attention, batches, hollow, layouts, optim
 from toolbox.training.counting import Live
-from toolbox.training.rows import Item, Sample
+from toolbox.training.rows import IGNORED, Item, Sample
 from toolbox.training.stages import stage_for
 from toolbox.training.stages.kto import Judged
 from toolbox.training.stages.pairs import Pair
 from toolbox.training.stages.reference import Reference
+from toolbox.training.stages.rollouts import Episode
 from toolbox.training.step import Forward, Stepper
 from toolbox.training.tuner import Tuner, tuner_for
 from toolbox.training.tuners import ready
@@ -137,9 +139,20 @@ def items(plan: FinetunePlan, tokens: int) -> Sequence[Item]:
     vocab_size = plan.model.vocab_size
     ids = [[number % vocab_size, *[1 % vocab_size] * (tokens - 1)] for number in range(rows * each)]
     samples = [Sample("", number, tokens, tokens) for number, tokens in enumerate(ids)]
+    if isinstance(plan.options, Ppo | Grpo):
+        return [_episode(sample, plan.options.response_length) for sample in samples]
     if plan.stage == "kto":
         return [Judged(*pair) for pair in zip(samples[::2], [True] * rows, samples[1::2], strict=True)]
     return [Pair(*pair) for pair in zip(samples[::2], samples[1::2], strict=True)] if each == 2 else samples
+
+
+def _episode(sample: Sample, longest: int) -> Episode:
+    """An answer of at most `longest` tokens, with all that any loss may ask of it."""
+    answer = min(longest, sample.size - 1)
+    labels = [IGNORED] * (sample.size - answer) + sample.labels[-answer:]
+    figures = {name: torch.zeros(answer) for name in ("advantages", "logps", "reference", "values", "returns")}
+    row = Prompt(sample.number, [])
+    return Episode(Sample("", sample.number, sample.input_ids, labels), row, text="", ended=True, **figures)
 
 
 def _stepper(plan: FinetunePlan, model: Any, live: Live) -> Stepper:

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -128,8 +129,11 @@ class Rollouts:
 
     def __init__(self, plan: FinetunePlan, options: Ppo | Grpo) -> None:
         self._plan, self._options = plan, options
-        self._tokenizer = loading.tokenizer(plan.model.path, chat_template=plan.chat_template)
         self._judges = Judges(plan, options)
+
+    @cached_property
+    def _tokenizer(self) -> "PreTrainedTokenizerBase":
+        return loading.tokenizer(self._plan.model.path, chat_template=self._plan.chat_template)
 
     def stage(
         self,
