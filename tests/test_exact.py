@@ -16,6 +16,7 @@ from plans import demo_facts, finetune_plan
 
 from toolbox import device
 from toolbox.errors import InputError, Interrupted
+from toolbox.plan import ExactPlan
 from toolbox.runs import Run, Silent
 from toolbox.stages import Grpo, Ppo
 
@@ -97,8 +98,10 @@ def test_a_dry_run_that_is_stopped_stops(home: Path) -> None:
     class Stopping(Silent):
         stopping = True
 
+    made = finetune_plan(home)
+    plan = ExactPlan(**{name: getattr(made, name) for name in made.__struct_fields__})
     with pytest.raises(Interrupted):
-        exact.run(finetune_plan(home), Run(home), Stopping())
+        exact.run(plan, Run(home), Stopping())
 
 
 @pytest.mark.slow
@@ -112,6 +115,13 @@ def test_the_peak_of_a_7b_is_counted_without_its_weights(toolbox_cli: Cli, home:
     said = toolbox_cli(*asked, "--lang", "zh").done().out
     assert "预测" in said
     assert "实数" in said
+
+
+@pytest.mark.slow
+def test_a_known_model_is_run_dry_though_nothing_of_it_is_here(toolbox_cli: Cli) -> None:
+    asked = ("plan", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--assume-device", "NVIDIA A10:24GiB", "--exact")
+    answer = toolbox_cli(*asked, "--method", "lora", "--json").done().json
+    assert answer["exact_parts_bytes"]["weights"] == pytest.approx(494e6 * 2, rel=0.01)
 
 
 @pytest.mark.slow

@@ -74,6 +74,9 @@ class FinetunePlan(Plan, kw_only=True, tag="finetune"):
 class ExactPlan(FinetunePlan, kw_only=True, tag="plan"):
     """A dry run of what a FinetunePlan says, by `plan --exact`."""
 
+    config: dict[str, Any] = {}
+    """The values of config.json of a model that is not here."""
+
 
 class MergePlan(Plan, kw_only=True, tag="merge"):
     adapter: Path

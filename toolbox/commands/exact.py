@@ -22,7 +22,7 @@ def count(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
     from toolbox.plan import ExactPlan
 
     values = {name: getattr(plan, name) for name in plan.__struct_fields__}
-    job = ExactPlan(**values | {"entry": "toolbox.training.exact:run"})
+    job = ExactPlan(**values | {"entry": "toolbox.training.exact:run", "config": _config(plan, session)})
     run = runs.create(session.home.prepare().runs, f"exact-{plan.model.id.rstrip('/').rpartition('/')[2]}", job)
     run.start()
     try:
@@ -42,6 +42,15 @@ def count(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
     }
     show(fast, result, session)
     return result
+
+
+def _config(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
+    """What is known of a model's config.json that is not here; empty where it is."""
+    from toolbox import registry
+    from toolbox.registry import shapes
+
+    known = registry.find(plan.model.id, session.home) if plan.model.source == "registry" else None
+    return {"model_type": plan.model.model_type, **shapes.config_of(known)} if known else {}
 
 
 def show(fast: dict[str, int], result: dict[str, Any], session: Session) -> None:

@@ -13,11 +13,11 @@ import msgspec
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from toolbox import loading, methods, planning
+from toolbox import files, loading, methods, planning
 from toolbox.datasets import Prompt
 from toolbox.errors import InputError, Interrupted
 from toolbox.i18n import _
-from toolbox.plan import FinetunePlan
+from toolbox.plan import ExactPlan, FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.stages import SEQUENCES, Grpo, Ppo
 from toolbox.training import adapted, attention, batches, hollow, layouts, optim
@@ -47,13 +47,16 @@ class Counted(msgspec.Struct, kw_only=True, frozen=True):
     """Of the step: forward, backward or optimizer."""
 
 
-def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
+def run(plan: ExactPlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     """The job of `plan --exact`; returns a `Counted`. Raises as `peak`, and Interrupted."""
 
     def heed_stop() -> None:
         if reporter.stopping:
             raise Interrupted(_("Stopped before the end of the dry run."), _("Start it again."))
 
+    if plan.config:
+        files.write_json(run.path / "config.json", plan.config)
+        plan.model = msgspec.structs.replace(plan.model, path=run.path)
     reporter.phase(_("Dry run of a training step"))
     try:
         return msgspec.to_builtins(peak(plan, heed_stop))  # type: ignore[no-any-return]
