@@ -1,6 +1,7 @@
 """The moments of a training step that may be its highest: what is in memory at each, by part."""
 
 from collections.abc import Iterator
+from itertools import groupby
 
 import msgspec
 
@@ -55,12 +56,15 @@ def moments(step: Step, states: States) -> Iterator[Parts]:
     shared = step.head_trained and step.embedding_trained and step.network.tied
     waits = _head_bytes(step) if shared or not step.work.accumulates else 0.0
     gradients = standing["gradients"] + waits
-    for index in reversed(range(len(layers))):
-        tape, below = layers[index], sum(kept[:index])
+    below = total
+    for tape, group in groupby(reversed(layers)):
+        count = len(list(group))
+        keeps = inputs if step.checkpointing else tape.forward()[0]
         anew, (stays, back) = tape.forward()[1], tape.backward(inputs)
         most = max(anew + inputs, back) if step.checkpointing else back
-        yield {"gradients": gradients, "activations": below + most}
-        gradients += stays
+        for done in {0, count - 1}:  # between them, what is kept and what is made change evenly
+            yield {"gradients": gradients + done * stays, "activations": below - (done + 1) * keeps + most}
+        below, gradients = below - count * keeps, gradients + count * stays
     whole = float(states.gradients)
     if step.embedding_trained and not step.how.gradients_in_backward:
         made = float(step.network.vocab * step.network.hidden * FLOAT)
