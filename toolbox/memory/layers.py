@@ -3,7 +3,7 @@
 Each function says which tensors its operations keep; bench/activations.py measures the sums with autograd's own hooks.
 """
 
-from collections.abc import Collection
+from functools import lru_cache
 
 import msgspec
 
@@ -30,7 +30,7 @@ class Work(msgspec.Struct, kw_only=True, frozen=True):
     """Bytes of a number of the hidden states: those of the embedding's type."""
     full: bool
     """Whether the layer's own weights are trained."""
-    targets: Collection[str] = ()
+    targets: frozenset[str] = frozenset()
     """The linears that have a LoRA."""
     rank: int = 0
     dropout: bool = False
@@ -48,8 +48,12 @@ class Work(msgspec.Struct, kw_only=True, frozen=True):
         return self.width != FLOAT
 
 
+@lru_cache(maxsize=1024)
 def layer_tape(layer: Layer, work: Work, how: Implementation, graded: bool = True) -> Tape:
-    """The operations of one layer. `graded`: what comes in gets a gradient: something below is trained."""
+    """The operations of one layer. `graded`: what comes in gets a gradient: something below is trained.
+
+    The search asks for the same layer under many recipes and devices, so a finished tape is kept: nothing may be added.
+    """
     tape = Tape()
     made = _Maker(tape, work, how)
     states = Tensor(work.tokens * layer.hidden, work.stream, graded=graded)

@@ -120,7 +120,7 @@ def _layers(step: Step) -> list[Tape]:
 
 
 def _tape(kind: Layer, step: Step, full: bool, trains: bool, graded: bool) -> Tape:
-    targets = step.work.targets if trains else ()
+    targets = step.work.targets if trains else frozenset()
     return layer_tape(kind, msgspec.structs.replace(step.work, full=full, targets=targets), step.how, graded)
 
 
