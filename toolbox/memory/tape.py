@@ -158,7 +158,14 @@ class Tape:
         highest: float,
     ) -> tuple[float, float]:
         """Give `tensor` its gradient out of `step`, summed with what it has; what is live then, and at the most."""
-        handed = step.passes or step.made.owner is tensor.owner
+        view = step.made.owner is tensor.owner
+        if view and step.made.bytes < tensor.bytes:  # a part of it: the gradients of all parts are joined in a new one
+            if tensor not in gradients:
+                self._give(gradients, tensor, _Gradient(tensor.bytes))
+                live += tensor.bytes
+                highest = max(highest, live + step.made.bytes)
+            return live, highest
+        handed = step.passes or view
         new = come if handed else _Gradient(tensor.bytes)
         live += 0 if handed else new.bytes
         highest = max(highest, live + step.back)

@@ -37,6 +37,7 @@ def filled(model: torch.nn.Module) -> list[torch.Tensor]:
     To be called under FakeTensorMode. Weights that are tied stay so.
     """
     made: dict[int, torch.Tensor] = {}
+    replaced_ones: list[torch.Tensor] = []  # held, as `made` goes by what is unique only while it lives
     beside: list[torch.Tensor] = []
     for module in model.modules():
         if type(module).__name__ == "Linear4bit" and isinstance(module, torch.nn.Linear):
@@ -45,6 +46,7 @@ def filled(model: torch.nn.Module) -> list[torch.Tensor]:
             for name, tensor in tensors.items():
                 if tensor is not None:
                     if id(tensor) not in made:
+                        replaced_ones.append(tensor)
                         made[id(tensor)] = _like(tensor)
                         made[id(made[id(tensor)])] = made[id(tensor)]
                     tensors[name] = made[id(tensor)]  # type: ignore[assignment]
