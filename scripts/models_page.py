@@ -86,7 +86,9 @@ def page(language: str) -> str:
 def fits() -> dict[str, list[tuple[Model, Fit]]]:
     """By GPU, each shipped model with what fits."""
     home = Home(Path(tempfile.gettempdir()) / "nobody's")
-    return {gpu: list(fitting.fits(registry.shipped(), device.assume(gpu), home)) for gpu in GPUS}
+    each = [fitting.fits(registry.shipped(), device.assume(gpu), home) for gpu in GPUS]
+    by_model = zip(*each, strict=True)  # a model for all GPUs before the next: what was counted is remembered a while
+    return dict(zip(GPUS, map(list, zip(*by_model, strict=True)), strict=True))
 
 
 def _of_kind(kind: str) -> list[str]:
