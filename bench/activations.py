@@ -76,7 +76,7 @@ def counted(
     width = 2 if dtype == torch.bfloat16 else 4
     work = Work(
         tokens=tokens, longest=tokens, width=width, stream=4 if adapter is None else width, full=adapter is None,
-        targets=frozenset(LINEARS) if adapter else frozenset(), rank=RANK, dropout=bool((adapter or {}).get("lora_dropout")),
+        targets=frozenset(LINEARS if adapter else ()), rank=RANK, dropout=bool((adapter or {}).get("lora_dropout")),
     )  # fmt: skip
     network = networks.llama_like(hidden, inner, 1, heads, keys, HEAD, 64, False)
     how = msgspec.structs.replace(implementation.CUDA, dropout_mask=0)
