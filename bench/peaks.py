@@ -23,7 +23,7 @@ import msgspec
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from toolbox import device, embedded, models, planning
+from toolbox import device, embedded, memory, models, planning
 from toolbox.config import Home
 from toolbox.training import exact
 from toolbox.training.counting import PARTS
@@ -94,6 +94,8 @@ def measured(name: str, method: str, stage: str, dtype: str, setting: str) -> Me
         )
         facts = models.read(folder, id=name, source="local")
         plan = planning.plan_finetune(facts, [], on, wishes, Home(Path(scratch)), must_fit=False)
+        plan.dtype = dtype  # type: ignore[assignment]  # a recipe for tiny models has its own
+        fast = memory.parts_bytes(facts, plan, on, planning.load_of(plan))
         dry = exact.peak(plan)
         before = _resident("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # the highest resident size begins anew
@@ -108,9 +110,9 @@ def measured(name: str, method: str, stage: str, dtype: str, setting: str) -> Me
             allocated=sum(weights.values()) + _highest(profile),
             seen=seen.peak_bytes,
             resident=_resident("VmHWM") - before,
-            fast=sum(plan.estimate.parts_bytes.get(part, 0) for part in PARTS),
+            fast=sum(fast.get(part, 0) for part in PARTS),
             exact=dry.peak_bytes,
-            fast_parts=plan.estimate.parts_bytes,
+            fast_parts=fast,
             seen_parts=seen.parts_bytes,
         )
 
