@@ -29,6 +29,7 @@ LONGER: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16", "LoraConfig": {"r": 8, "target_modules": "all-linear"}},
     "full in bfloat16": {"method": "full", "dtype": "bfloat16"},
     "dora": {"method": "dora", "LoraConfig": {"r": 8, "target_modules": "all-linear", "use_dora": True}},
+    "qlora": {"method": "qlora", "dtype": "bfloat16"},
     "kto": {"stage": "kto"},
     "orpo": {"stage": "orpo", "method": "full"},
     "rm": {"stage": "rm"},
@@ -51,7 +52,10 @@ def both(home: Path, **changes: Any) -> tuple[int, int]:
     tuner = tuner_for(plan)
     model = tuner.load("cpu")
     stage_for(plan).extend(model)
-    real = exact.count(plan, tuner, model, [*model.parameters(), *model.buffers()])
+    weights: list[Any] = list(model.parameters())
+    states = [weight.quant_state for weight in weights if hasattr(weight, "quant_state")]
+    scales = [scale for state in states for scale in (state.absmax, state.code)]
+    real = exact.count(plan, tuner, model, [*weights, *model.buffers(), *scales])
     return exact.peak(plan).peak_bytes, real.peak_bytes
 
 

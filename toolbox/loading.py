@@ -152,6 +152,7 @@ def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "Pre
         settings = BitsAndBytesConfig(**quantization)
         kept = [*get_keys_to_not_convert(model), *(settings.llm_int8_skip_modules or [])]
         replace_with_bnb_linear(model, modules_to_not_convert=kept, quantization_config=settings)
+        model.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks for it
     return model
 
 

@@ -221,6 +221,18 @@ def _places(index: Any) -> Iterable[Any]:
         return index.nonzero().unbind(1)
 
 
+def _fused_dropout(dropout: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """As on CUDA, where a mask of a byte is kept; on a processor it is of the input's type
+    (aten/src/ATen/native/Dropout.cpp)."""
+
+    def dropped(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if inplace or not training or not 0 < p < 1:
+            return dropout(input, p, training, inplace)
+        return torch.native_dropout(input, p, training)[0]
+
+    return dropped
+
+
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """As autocast on CUDA has `function` computed."""
 
@@ -274,6 +286,7 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
             kernel = _flash if device.kind == "cuda" and device.bf16 and sixteen else None
             stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
             stack.enter_context(replaced(logps, "PIECE", {}))
+            stack.enter_context(replaced(torch.nn.functional, "dropout", _fused_dropout(torch.nn.functional.dropout)))
             stack.enter_context(replaced(torch.nn.functional, "dropout", _cuda_dropout))
             if sixteen:
                 for owner in (torch.nn.functional, torch, torch.Tensor):
