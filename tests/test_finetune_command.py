@@ -132,3 +132,11 @@ def test_the_tensorboard_folder_of_the_settings_is_planned(home: Path, tmp_path:
     session = Terminal.open(str(home))
     session.settings.tensorboard_dir = str(tmp_path / "tf-logs")
     assert finetune.make_plan(finetune.Options(dataset=["demo-persona"]), session).tensorboard == tmp_path / "tf-logs"
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(toolbox_cli: Cli) -> None:
+    """In bfloat16, where the processor has it: kernels of shapes seen before were kept, each with memory of its own."""
+    words = ("finetune", "--dataset", "demo-persona", "--method", "full", "--set", "eval_on_start=false", "--yes")
+    few, many = (toolbox_cli(*words, "--set", f"max_steps={steps}", "--json").done().json for steps in (8, 40))
+    assert many["peak_bytes"] < 1.25 * few["peak_bytes"]

@@ -265,6 +265,11 @@ class Run:
         shutil.rmtree(self.path)
 
 
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""Kernels that oneDNN and torch keep for shapes seen before, each with memory of its own. Rows without padding bring
+new shapes at every step: of the usual 1024, 40 steps in bfloat16 filled 1295 MiB where 64 took 515, no slower."""
+
+
 def job_environ() -> dict[str, str]:
     """What every child process needs: this package, the language, and OpenMP threads that don't spin.
 
@@ -279,6 +284,7 @@ def job_environ() -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, so that a plan's GPU is the job's GPU
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
+        **KERNELS_KEPT,
     }
 
 
