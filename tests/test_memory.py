@@ -12,6 +12,7 @@ from plans import finetune_plan
 from toolbox import device, memory, models, planning, recipe
 from toolbox.config import Home
 from toolbox.memory import Load
+from toolbox.memory.states import STRATEGIES, States, Strategy, sharded
 
 SIZES = {
     "architectures": ["X"], "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3,
@@ -113,3 +114,43 @@ def test_an_unknown_gpu_has_no_time(qwen: models.ModelFacts) -> None:
     load = Load(rows=100, longest_tokens=500, mean_tokens=300)
     assert memory.estimate(qwen, made("lora"), unknown, load).time_s == 0
     assert memory.estimate(qwen, made("lora"), A100, load).time_s > 0
+
+
+def held(whole: States, strategy: Strategy, gpus: int) -> float:
+    """Gigabytes of weights, gradients and optimizer on each GPU, as the ZeRO paper counts them."""
+    there = sharded(whole, strategy, gpus, 0.0)
+    return round((there.weights + there.adapter + there.gradients + there.optimizer) / 1e9, 1)
+
+
+def test_shares_are_those_of_the_zero_paper() -> None:
+    """Figure 1 of arXiv:1910.02054: 7.5 billion weights, 64 GPUs, mixed precision, Adam."""
+    count = 7.5e9
+    paper = States(weights=2 * count, adapter=0, gradients=2 * count, optimizer=12 * count)
+    assert [held(paper, name, 64) for name in ("ddp", "zero2", "zero3", "fsdp")] == [120, 16.6, 1.9, 1.9]
+    # Masters are weights here, not the optimizer's: whole under ZeRO-2 they are 4 + (4 + 8) / 64 bytes a weight, which
+    # is the paper's figure for P_os, 2 + 2 + 12 / 64.
+    ours = States(weights=4 * count, adapter=0, gradients=4 * count, optimizer=8 * count)
+    assert [held(ours, name, 64) for name in ("ddp", "zero2", "zero3", "fsdp")] == [120, 31.4, 1.9, 1.9]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_parts_on_several_gpus(qwen: models.ModelFacts, method: str) -> None:
+    load = Load(rows=100, longest_tokens=1024, mean_tokens=300)
+    wanted = made(method, gradient_accumulation_steps=1)
+
+    def parts(strategy: Strategy, gpus: int) -> dict[str, int]:
+        return memory.parts_bytes(qwen, wanted, A100, load, strategy=strategy, gpus=gpus)
+
+    alone = memory.parts_bytes(qwen, wanted, A100, load)
+    for strategy in STRATEGIES:
+        assert parts(strategy, 1) == alone
+        peaks = [sum(parts(strategy, gpus).values()) for gpus in (2, 4, 8, 64)]
+        assert peaks == sorted(peaks, reverse=True)
+        assert (peaks[0] == peaks[-1]) is (strategy == "ddp")
+        whole = strategy in ("ddp", "zero2")
+        assert parts(strategy, 8)["weights"] == pytest.approx(alone["weights"] / (1 if whole else 8), abs=1)
+        assert parts(strategy, 8)["adapter"] == pytest.approx(alone["adapter"] / (1 if whole else 8), abs=1)
+        # A layer's gradients are given away while the next ones are made, and so are never all there.
+        most = alone["gradients"] / (1 if strategy == "ddp" else 2)
+        assert parts(strategy, 8)["gradients"] <= most
+    assert parts("zero3-offload", 8)["optimizer"] == 0

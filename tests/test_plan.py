@@ -167,6 +167,20 @@ def test_what_does_not_fit_is_shown_by_plan_with_status_2(toolbox_cli: Cli, qwen
     assert answer.json["peak_bytes"] > answer.json["device_bytes"]
 
 
+def test_what_fits_on_several_gpus_only_is_shown_by_plan_with_status_0(toolbox_cli: Cli, qwen: Path) -> None:
+    words = ("plan", "--model", str(qwen), "--method", "full", "--assume-device", "A100:80GiB", "--json")
+    words += ("--per-device-train-batch-size", "1")
+    answer = toolbox_cli(*words, "--gpus", "8")
+    assert answer.status == 0
+    assert answer.json["fits"] is False
+    fits = {item["strategy"]: item["fits"] for item in answer.json["on_gpus"]}
+    assert fits == {"ddp": False, "zero2": True, "zero3": True, "zero3-offload": True, "fsdp": True}
+    for item in answer.json["on_gpus"]:
+        assert item["gpus"] == 8
+        assert sum(item["parts_bytes"].values()) == item["peak_bytes"]
+    assert toolbox_cli(*words).json["on_gpus"] == []
+
+
 def test_a_quantised_base_is_refused(made: Made, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "q", {**QWEN_7B, "quantization_config": {"quant_method": "awq"}})
     with pytest.raises(InputError, match="awq"):
@@ -197,6 +211,8 @@ def test_an_unknown_recipe_is_refused(made: Made) -> None:
         (["--max-length", "0"], "--max-length"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--assume-device", "Voodoo"], "Voodoo"),
+        (["--gpus", "0"], "--gpus"),
+        (["--gpus", "2", "--assume-device", "Apple M2:16GiB"], "--gpus"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(toolbox_cli: Cli, words: list[str], said: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices, plugged, searched
+from toolbox.commands import Command, Session, devices, distributed, plugged, searched
 from toolbox.errors import DONE, REFUSED
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -121,11 +121,14 @@ class Options(TuningOptions, kw_only=True):
     exact: Annotated[
         bool, option(N_("Count the peak in a dry run of the training step too, without weights or a GPU: seconds"))
     ] = False
+    gpus: Annotated[
+        int, option(N_("Show too what each of so many GPUs would hold under DDP, ZeRO and FSDP"), ge=1, le=4096)
+    ] = 1
     history: Annotated[bool, option(N_("Show what was predicted of the runs here and what they took"))] = False
 
 
 def run(options: Options, session: Session) -> dict[str, Any]:
-    """Show the plan, and what else would have fitted; exit status 2 where it does not fit."""
+    """Show the plan, and what else would have fitted; exit status 2 where it does not fit, on several GPUs neither."""
     from toolbox import device, planning
     from toolbox.commands import exact, history, known
 
@@ -133,6 +136,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
         return history.show(session)
     loaded = plugged.load(options.plugin, session, options.recipe)
     target = device.assume(options.assume_device) if options.assume_device else devices.best(session)
+    distributed.refuse_others(options.gpus, target)
     model = known.facts(options.model, session)
     datasets, held_out = resolve_datasets(options, session)
     asked = wishes(options, session)
@@ -144,13 +148,17 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     room = {} if options.assume_device else searched.room(made, session)
     stored = made.estimate.disk_bytes <= room.get("disk_free_bytes", math.inf)
     counted = exact.count(made, session) if options.exact else {}
+    refused = searched.show(made, planning.problem(made, asked, session.home), session)
+    on_gpus = distributed.show(made, options.gpus, session) if options.gpus > 1 else []
+    fits = any(item["fits"] for item in on_gpus) if on_gpus else made.estimate.fits
     return {
         **summary(made),
-        **searched.show(made, planning.problem(made, asked, session.home), session),
+        **refused,
         **room,
         **counted,
+        "on_gpus": on_gpus,
         "alternatives": msgspec.to_builtins(others),
-        "exit_status": DONE if made.estimate.fits and stored else REFUSED,
+        "exit_status": DONE if fits and stored else REFUSED,
     }
 
 

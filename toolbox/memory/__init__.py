@@ -146,12 +146,14 @@ def parts_bytes(
     strategy: Strategy = "",
     gpus: int = 1,
 ) -> dict[str, int]:
-    """The peak by parts, in bytes, on one of `gpus`. `how`: another training loop than ours on that device."""
+    """The peak by parts, in bytes, on each of `gpus`, all with the recipe's micro-batch.
+
+    `how`: another training loop than ours on that device. `strategy`: without one, each has all there is.
+    """
     how = how or implementation.BY_DEVICE[device.kind]
     step = _step(model, recipe, device, load, how)
     whole = states.states(model, recipe, how, step.work.width)
-    layer = max((kind.parameters for kind in model.network.layers), default=0)
-    there = states.sharded(whole, strategy, gpus, step.work.width * layer)
+    there = states.sharded(whole, strategy, gpus, _gathered_bytes(model, step.work.width))
     moment = highest(step, there)
     parts = {
         "weights": there.weights,
@@ -172,6 +174,13 @@ def parts_bytes(
             step.work.width * model.parameters if load.rollout.reference and methods.changes_base(recipe) else 0
         )
     return {name: math.ceil(value) for name, value in parts.items()}
+
+
+def _gathered_bytes(model: ModelFacts, width: int) -> float:
+    """What ZeRO-3 and FSDP gather at once: a layer and the one after it, and embeddings and head, which FSDP's
+    outermost unit does not let go between (`fully_shard`: reshard_after_forward is False for the root by default)."""
+    network = model.network
+    return float(width * (2 * max((kind.parameters for kind in network.layers), default=0) + network.embeddings))
 
 
 def _step(model: ModelFacts, recipe: Recipe, device: Device, load: Load, how: Implementation) -> Step:

@@ -54,7 +54,8 @@ def moments(step: Step, states: States) -> Iterator[Parts]:
     yield from _at_the_head(step, standing, total, copies)
     # A tied embedding's gradient waits for that of its other use, and only then joins an earlier micro-batch's.
     shared = step.head_trained and step.embedding_trained and step.network.tied
-    waits = _head_bytes(step) if shared or not step.work.accumulates else 0.0
+    share = states.gradient_share
+    waits = _head_bytes(step) * (1 if shared else share) if shared or not step.work.accumulates else 0.0
     gradients = standing["gradients"] + waits
     below = total
     for tape, group in groupby(reversed(layers)):
@@ -63,12 +64,12 @@ def moments(step: Step, states: States) -> Iterator[Parts]:
         anew, (stays, back) = tape.forward()[1], tape.backward(inputs)
         most = max(anew + inputs, back) if step.checkpointing else back
         for done in {0, count - 1}:  # between them, what is kept and what is made change evenly
-            yield {"gradients": gradients + done * stays, "activations": below - (done + 1) * keeps + most}
-        below, gradients = below - count * keeps, gradients + count * stays
+            yield {"gradients": gradients + done * share * stays, "activations": below - (done + 1) * keeps + most}
+        below, gradients = below - count * keeps, gradients + count * share * stays
     whole = float(states.gradients)
     if step.embedding_trained and not step.how.gradients_in_backward:
         made = float(step.network.vocab * step.network.hidden * FLOAT)
-        times = (2 if shared else 0) + (1 if step.work.accumulates else 0)
+        times = (2 if shared else 0) + (1 if step.work.accumulates or share < 1 else 0)
         yield {"gradients": whole, "activations": times * made}
     yield {"gradients": whole, "activations": float(states.optimizer_scratch)}
 

@@ -1,6 +1,5 @@
 """What is in memory through a whole step: weights, adapter, gradients, the optimizer's state; over one GPU or many."""
 
-import math
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -29,9 +28,11 @@ ADAM_BYTES = {
 Strategy = Literal["", "ddp", "zero2", "zero3", "zero3-offload", "fsdp"]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero2", "zero3", "zero3-offload", "fsdp")
 BUCKET_ELEMENTS = {"zero2": 5e8, "zero3": 5e8, "zero3-offload": 5e8}
-"""DeepSpeed's `reduce_bucket_size` and `allgather_bucket_size`, each of them (docs/_pages/config-json.md)."""
+"""Gradients in DeepSpeed's one buffer, made whole however few there are: the default of `reduce_bucket_size`
+(runtime/zero/config.py, stage_1_and_2.py and stage3.py)."""
 DDP_BUCKET_SHARE = 1.0
-"""DDP's buckets hold every gradient a second time (torch/nn/parallel/distributed.py, gradient_as_bucket_view=False)."""
+"""DDP's buckets hold every gradient a second time (torch/nn/parallel/distributed.py: gradient_as_bucket_view is False
+by default)."""
 
 
 class States(msgspec.Struct, kw_only=True, frozen=True):
@@ -43,6 +44,10 @@ class States(msgspec.Struct, kw_only=True, frozen=True):
     optimizer: float
     optimizer_scratch: float = 0.0
     """That the optimizer's step takes for a moment."""
+    gradient_width: int = FLOAT
+    """Bytes of one gradient."""
+    gradient_share: float = 1.0
+    """Of the gradients that a layer's backward pass makes, what stays on this device."""
     exchange: float = 0.0
     """Buffers in which GPUs exchange gradients and gather weights."""
 
@@ -56,6 +61,7 @@ def states(model: ModelFacts, recipe: "Recipe", how: "Implementation", width: in
         weights=base_bytes(model, recipe, how, width),
         adapter=0.0 if full else each * trained,
         gradients=float(each * parameters.with_gradient(model, recipe)),
+        gradient_width=each,
         optimizer=moments_bytes(model, recipe) * each / FLOAT,
         optimizer_scratch=_scratch(model, recipe),
     )
@@ -98,28 +104,35 @@ def _scratch(model: ModelFacts, recipe: "Recipe") -> float:
     return float(3 * FLOAT * max(largest, network.vocab * network.hidden))
 
 
-def sharded(whole: States, strategy: Strategy, gpus: int, layer_bytes: float) -> States:
-    """On each of `gpus`, by Rajbhandari et al. 2020 (arXiv:1910.02054, section 5, equations of figure 1).
+def sharded(whole: States, strategy: Strategy, gpus: int, gathered_bytes: float) -> States:
+    """On each of `gpus`, by Rajbhandari et al. 2020 (arXiv:1910.02054, section 5 and figure 1).
 
-    `layer_bytes`: the largest layer's weights, which ZeRO-3 and FSDP gather whole, the next one before it is needed.
+    With N GPUs, ZeRO-2 (P_os+g, section 5.2) keeps all weights and 1/N of gradients and optimizer, ZeRO-3 and FSDP
+    (P_os+g+p, section 5.3) 1/N of everything, frozen weights too; DDP keeps all. Our masters of float32 are the
+    weights, 4 + 4 + 8 bytes each, where the paper counts 2 + 2 + 12: the sum is the same, ZeRO-2's share is not.
+    zero3-offload: the optimizer's state in the processor's memory, and what else it may move there counted here still.
+
+    `gathered_bytes`: of weights that ZeRO-3 and FSDP hold whole at once. The buffers are what the libraries do by
+    default, read and not measured.
     """
     if gpus < 2 or not strategy:
         return whole
-    bucket = BUCKET_ELEMENTS.get(strategy, 0.0)
     if strategy == "ddp":
         return msgspec.structs.replace(whole, exchange=DDP_BUCKET_SHARE * whole.gradients)
-    states = msgspec.structs.replace(whole, optimizer=whole.optimizer / gpus, gradients=whole.gradients / gpus)
+    bucket = whole.gradient_width * BUCKET_ELEMENTS.get(strategy, 0.0)
+    shared = msgspec.structs.replace(
+        whole,
+        gradients=whole.gradients / gpus,
+        gradient_share=1 / gpus,
+        optimizer=whole.optimizer / gpus,
+        exchange=bucket,
+    )
     if strategy == "zero2":
-        most = min(bucket * 2, whole.gradients)
-        return msgspec.structs.replace(states, exchange=2 * most)
-    spread = msgspec.structs.replace(
-        states,
+        return shared
+    return msgspec.structs.replace(
+        shared,
         weights=whole.weights / gpus,
         adapter=whole.adapter / gpus,
-        exchange=2 * layer_bytes + (min(bucket * 2, whole.gradients) if bucket else 0.0),
+        optimizer=0.0 if strategy == "zero3-offload" else shared.optimizer,
+        exchange=bucket + gathered_bytes,
     )
-    return msgspec.structs.replace(spread, optimizer=0.0) if strategy == "zero3-offload" else spread
-
-
-def ceil(parts: dict[str, float]) -> dict[str, int]:
-    return {name: math.ceil(value) for name, value in parts.items()}
