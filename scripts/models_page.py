@@ -28,7 +28,9 @@ WORDS = {
         "认识的模型",
         "共 {count} 个模型：{text} 个文本，{more} 个多模态；其中 {tunable} 个能在这里微调，"
         "{quantised} 个已量化（只能部署），{own} 个需要其仓库自带的程序代码（这里从不运行）。"
-        "{published} 个的结构有公开来源（toolbox/registry/shapes.json），其余按规模估计，规划时留两倍余量。",
+        "{published} 个的结构有公开来源（toolbox/registry/shapes.json），其余按规模估计，规划时留两倍余量。"
+        "其中 scripts/shapes.csv 的各行、许可证和部分规模凭记忆写下，来源没有逐一重读；"
+        "模型自己的 config.json 总是优先，许可证以模型页面为准。",
         "查找：`models search 关键词 --fits`；一个模型：`models show 名称`；更新：`models refresh 文件或地址`。",
         "按用途",
         "每格：能用 LoRA 微调的个数 + 只能用 QLoRA 的个数。一次一行、2048 个词元、重算激活值，并留出余量；"
@@ -43,7 +45,9 @@ WORDS = {
         "{count} models: {text} of text, {more} multimodal. {tunable} of them can be fine-tuned here, {quantised} are "
         "quantised already (to serve only), {own} need program code of their own repository, which is never run here. "
         "The shapes of {published} are published (toolbox/registry/shapes.json says where); the others' are estimated "
-        "from their size, and planned for with twice the margin.",
+        "from their size, and planned for with twice the margin. The rows of scripts/shapes.csv, the licences and some "
+        "sizes were written from memory, and their sources not all read again: a model's own config.json always comes "
+        "first, and its page says the licence.",
         "To search: `models search WORD --fits`; one of them: `models show NAME`; newer ones: `models refresh SOURCE`.",
         "By what they are for",
         "A cell: how many can be tuned by LoRA + how many by QLoRA only. One row at a time of 2048 tokens, activations "
