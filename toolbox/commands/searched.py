@@ -114,9 +114,11 @@ def _show_nearest(near: "list[Nearest]", session: Session) -> None:
         (
             _(KINDS[item.kind]),
             item.option,
+            f"{item.method}, {item.per_device_train_batch_size} × {item.max_length}",
             f"{units.size(item.peak_bytes)} / {units.size(item.device_bytes)}",
             f"{item.tokens_per_s:,.0f}" if item.tokens_per_s else "",
         )
         for item in near
     ]
-    session.table(_("What would fit"), (_("What"), _("How"), _("Peak"), _("Tokens per second")), rows)
+    header = (_("What"), _("How"), _("Method, rows × tokens"), _("Peak"), _("Tokens per second"))
+    session.table(_("What would fit"), header, rows)
