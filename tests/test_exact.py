@@ -1,6 +1,8 @@
 """`plan --exact`: the dry run's peak against that of a real step, and the verb as a person runs it."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Cli
-from hardware import QWEN_7B, write_model
+from hardware import QWEN_7B, ROOT, write_model
 from plans import demo_facts, finetune_plan
 
 from toolbox import device
@@ -151,3 +153,13 @@ def test_ctrl_c_ends_a_dry_run(toolbox_environ: dict[str, str], home: Path, tmp_
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 130
     assert not list((home / "runs").iterdir())
+
+
+@pytest.mark.slow
+def test_the_memory_model_is_near_what_dry_runs_counted() -> None:
+    bench = [sys.executable, "bench/exact.py"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = subprocess.run(bench, capture_output=True, text=True, cwd=ROOT, env=environ, check=True).stdout
+    rows, median = re.findall(r"^all +(\d+) rows: median ([\d.]+)%", told, re.MULTILINE)[0]
+    assert int(rows) >= 200
+    assert float(median) <= 5
