@@ -128,6 +128,8 @@ def main() -> None:
                 )
     for method, found in [*errors.items(), ("all", [one for some in errors.values() for one in some])]:
         sizes = sorted(map(abs, found))
+        if not sizes:
+            continue  # nothing of it was counted yet
         print(
             f"{method:6} {len(sizes):4} rows: median {statistics.median(sizes):.1%}, "
             f"95th percentile {sizes[int(0.95 * (len(sizes) - 1))]:.1%}, worst {sizes[-1]:.1%}"

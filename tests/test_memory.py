@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hardware import QWEN_7B, ROOT, write_model
 from plans import finetune_plan
@@ -13,6 +14,7 @@ from toolbox import device, memory, models, planning, recipe
 from toolbox.config import Home
 from toolbox.memory import Load
 from toolbox.memory.states import STRATEGIES, States, Strategy, sharded
+from toolbox.networks import Layer, Network
 
 SIZES = {
     "architectures": ["X"], "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 3,
@@ -154,3 +156,11 @@ def test_parts_on_several_gpus(qwen: models.ModelFacts, method: str) -> None:
         most = alone["gradients"] / (1 if strategy == "ddp" else 2)
         assert parts(strategy, 8)["gradients"] <= most
     assert parts("zero3-offload", 8)["optimizer"] == 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "galore", "freeze"])
+def test_a_network_without_linears_or_layers_has_a_peak_too(method: str, qwen: models.ModelFacts) -> None:
+    for layers in ((), (Layer(hidden=64, count=2),)):
+        bare = msgspec.structs.replace(qwen, network=Network(hidden=64, vocab=100, layers=layers))
+        load = Load(rows=1, longest_tokens=64, mean_tokens=64)
+        assert sum(memory.parts_bytes(bare, made(method), A100, load).values()) > memory.OVERHEAD_BYTES["cuda"]

@@ -227,9 +227,10 @@ def _step(model: ModelFacts, recipe: Recipe, device: Device, load: Load, how: Im
 
 
 def _is_padded(model: ModelFacts, longest: int) -> bool:
-    """Whether rows can't be laid end to end: some layers look back over a window (training/attention.py, `suits`)."""
+    """Whether rows can't be laid end to end (training/attention.py): attention isn't told of them, or some layers look
+    back over a window."""
     windows = {kind.attention.window for kind in model.network.layers if kind.attention}
-    return len(windows) > 1 or any(0 < window < longest for window in windows)
+    return not model.network.flattens or len(windows) > 1 or any(0 < window < longest for window in windows)
 
 
 def _generation(model: ModelFacts, recipe: Recipe, load: Load) -> float:

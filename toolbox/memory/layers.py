@@ -59,11 +59,15 @@ def layer_tape(layer: Layer, work: Work, how: Implementation, graded: bool = Tru
     states = Tensor(work.tokens * layer.hidden, work.stream, graded=graded)
     seen = made.norm(states, layer) if layer.norms else states
     attended = made.attention(seen, layer)
+    if layer.dropout:
+        attended = made.dropped(attended)
     if layer.norms == 4:
         attended = made.norm(attended, layer)
     between = states if layer.parallel else tape.add(states, attended)
     seen = seen if layer.parallel and layer.norms == 1 else made.norm(between, layer)
     out = made.mlp(seen, layer.mlp) if layer.mlp else made.experts(seen, layer.experts) if layer.experts else seen
+    if layer.dropout:
+        out = made.dropped(out)
     if layer.norms == 4:
         out = made.norm(out, layer)
     given = tape.add(tape.add(out, attended), states) if layer.parallel else tape.add(between, out)
@@ -143,8 +147,7 @@ class _Maker:
             base = tape.make(base.elements, base.width, (base,), passes=True)  # peft clones it
         taken = x if lora == "plain" else tape.cast(x, self.how.adapter_weights)
         if work.dropout:
-            mask = Tensor(taken.elements, self.how.dropout_mask or taken.width)
-            taken = tape.make(taken.elements, taken.width, (taken,), saves=(mask,))
+            taken = self.dropped(taken)
         taken = tape.cast(taken, work.width)
         copied = work.width if self.how.autocast and self.how.adapter_weights != work.width else 0
         a, b = (Tensor(work.rank * side, copied) for side in (linear.inputs, linear.outputs))
@@ -152,14 +155,22 @@ class _Maker:
         up = tape.make(tokens * linear.outputs, work.width, (down,), saves=(down, b))
         return tape.add(base, tape.make(up.elements, up.width, (up,)))
 
+    def dropped(self, x: Tensor) -> Tensor:
+        mask = Tensor(x.elements, self.how.dropout_mask or x.width)
+        return self.tape.make(x.elements, x.width, (x,), saves=(mask,))
+
     def norm(self, x: Tensor, layer: Layer, trained: bool | None = None) -> Tensor:
         """RMSNorm in float32 by single operations (transformers' modeling_llama.py); LayerNorm as one kernel."""
         tape, work = self.tape, self.work
         trains = work.full if trained is None else trained
+        if layer.norm == "centred":
+            return self._centred(x, layer, trains)
         if layer.norm != "rms":
-            wide = FLOAT if work.casts and work.norms_in_float32 else x.width
+            exact = layer.norm == "plain"  # OLMo's casts to float32 itself, and back
+            wide = FLOAT if exact or (work.casts and work.norms_in_float32) else x.width
             taken = tape.cast(x, wide)
-            return tape.make(x.elements, wide, (taken,), saves=(taken,))
+            made = tape.make(x.elements, wide, (taken,), saves=(taken,))
+            return tape.cast(made, x.width) if exact else made
         if self.how.norm == "fused":
             return tape.make(x.elements, x.width, (x,), saves=(x,))
         wide32 = tape.cast(x, FLOAT)
@@ -169,6 +180,19 @@ class _Maker:
         back = tape.cast(normed, x.width)
         saves = (back,) if trains else ()
         return tape.make(x.elements, x.width, (back,), saves=saves, trains=trains, back=x.bytes if trains else 0)
+
+    def _centred(self, x: Tensor, layer: Layer, trains: bool) -> Tensor:
+        """LayerNorm in float32 by single operations (transformers' modeling_cohere.py): x - mean is made twice."""
+        tape = self.tape
+        wide = tape.cast(x, FLOAT)
+        centred = tape.make(x.elements, FLOAT, (wide,), passes=True)
+        squares = tape.make(x.elements, FLOAT, (centred,), saves=(centred,), back=centred.bytes)
+        inverse = tape.make(x.elements / layer.hidden, FLOAT, (squares,))
+        again = tape.make(x.elements, FLOAT, (wide,), passes=True)
+        normed = tape.make(x.elements, FLOAT, (again, inverse), saves=(again, inverse), back=again.bytes)
+        saves = (normed,) if trains else ()
+        scaled = tape.make(x.elements, FLOAT, (normed,), saves=saves, trains=trains, back=x.bytes if trains else 0)
+        return tape.cast(scaled, x.width)
 
     def edited(self, x: Tensor) -> Tensor:
         """x + (W x + b - R x) Rᵀ in float32."""
@@ -238,6 +262,8 @@ class _Maker:
                 tape.make(states.elements * part.heads / part.kv_heads, states.width, (states,))
                 for states in (key, value)
             )
+        if part.broadcasts:
+            return self._by_math(query, key, value, part)
         if self.how.attention == "products" and part.value_dim == part.head_dim:
             held = scores * min(BLOCK, work.longest)
             saves = (query, key, value)
@@ -252,6 +278,17 @@ class _Maker:
         back = FLOAT * work.tokens * part.queries + (2 * work.width * work.tokens * part.queries if shared else 0)
         inputs = (query, key, value)
         return tape.make(made, work.width, inputs, saves=(*inputs, sums), keeps=True, back=back)
+
+    def _by_math(self, query: Tensor, key: Tensor, value: Tensor, part: Attention) -> Tensor:
+        """Scaled queries, keys, values and all probabilities, in float32 (torch's attention.cpp, `_math`)."""
+        tape, work = self.tape, self.work
+        inputs = tuple(tape.cast(states, FLOAT) for states in (query, key, value))
+        likely = Tensor(part.heads * work.longest * work.tokens, FLOAT)
+        elements = work.tokens * part.heads * part.value_dim
+        made = tape.make(
+            elements, FLOAT, inputs, saves=(*inputs, likely), forward=2 * likely.bytes, back=2 * likely.bytes
+        )
+        return tape.cast(made, work.width)
 
     def mlp(self, x: Tensor, part: Mlp) -> Tensor:
         tape, tokens = self.tape, self.work.tokens

@@ -80,7 +80,8 @@ def _at_the_head(step: Step, standing: Parts, kept: float, copies: float) -> Ite
     size = step.labels * step.classes * step.work.width
     made = size * (2 if step.padded else 1)
     held, most = head.forward()
-    yield {**standing, "activations": kept + copies + max(0.0, most - size), "logits": float(made)}
+    unscaled = size if step.network.head_scaled else 0.0
+    yield {**standing, "activations": kept + copies + max(0.0, most - size), "logits": made + unscaled}
     there, back = _loss_bytes(step, size)
     yield {**standing, "activations": kept + held, "logits": made + there}
     weights, highest_back = head.backward(size)
@@ -88,7 +89,7 @@ def _at_the_head(step: Step, standing: Parts, kept: float, copies: float) -> Ite
     yield {
         "gradients": standing["gradients"] + weights,
         "activations": kept + highest_back - size - weights,
-        "logits": float(made),
+        "logits": made + unscaled,
     }
 
 

@@ -68,12 +68,14 @@ def states(model: ModelFacts, recipe: "Recipe", how: "Implementation", width: in
 
 
 def base_bytes(model: ModelFacts, recipe: "Recipe", how: "Implementation", width: int) -> float:
-    """The base model's weights: masters where they are trained; in 4 bits the linears of its layers, and no others."""
+    """The base model's weights: masters where they are trained; in 4 bits the linears of its layers and tower."""
     if methods.trained_weights(recipe.method):
         return (how.trained_weights or width) * model.parameters
     if recipe.quantization == "none":
         return width * model.parameters
+    tower = model.network.vision
     linear = sum(linear.inputs * linear.outputs * count for linear, count in model.network.each_linear())
+    linear += tower.in_linears if tower else 0
     quantised = min(linear, model.parameters)
     return (model.parameters - quantised) * width + quantised * quantised_bytes(recipe)
 

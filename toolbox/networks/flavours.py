@@ -32,6 +32,8 @@ class Flavour(msgspec.Struct, kw_only=True, frozen=True):
     """Rows of a learned embedding of positions beside as many as the model takes; None: rotary embeddings."""
     rotary: bool = True
     embedding_norm: bool = False
+    flattens: bool = True
+    """Whether transformers' layers hand arguments on to attention (training/attention.py, NodesLost)."""
     interleaved: bool = False
     """Every so many layers have experts, as `interleave_moe_layer_step` says."""
 
@@ -75,15 +77,15 @@ _DIFFERENCES: dict[str, _Said] = {
     "mpt": {"qkv": "Wqkv", "o": "out_proj", "gated": False, "up": "up_proj", "down": "down_proj", **_PLAIN,
             "norm": "layer without bias", "rotary": False},
     "persimmon": {**_ALL_BIASED, **_NEOX, "qk_norm": "head", "qk_norm_if": "qk_layernorm"},
-    "stablelm": {"qkv_bias": "use_qkv_bias", "o_bias": False, "mlp_bias": False, "norm": "layer",
+    "stablelm": {"flattens": False, "qkv_bias": "use_qkv_bias", "o_bias": False, "mlp_bias": False, "norm": "layer",
                  "parallel": "use_parallel_residual"},
     "olmo": {"mlp_bias": False, "norm": "plain"},
     "olmo2": {"qk_norm": "width"}, "olmo3": {"qk_norm": "width"}, "olmoe": {"qk_norm": "width"},
     "flex_olmo": {"qk_norm": "width"},
     "starcoder2": {**_USE_BIAS, "gated": False, "up": "c_fc", "down": "c_proj", "norm": "layer"},
-    "cohere": {"mlp_bias": False, "norm": "layer without bias", "norms": 1, "parallel": True, "qk_norm": "width",
+    "cohere": {"mlp_bias": False, "norm": "centred", "norms": 1, "parallel": True, "qk_norm": "width",
                "qk_norm_if": "use_qk_norm"},
-    "cohere2": {"mlp_bias": False, "norm": "layer without bias", "norms": 1, "parallel": True},
+    "cohere2": {"mlp_bias": False, "norm": "centred", "norms": 1, "parallel": True},
     "glm": _GLM, "glm4": {**_GLM, "norms": 4},
     "glm4v_text": {**_FUSED, "qkv_bias": True, "o_bias": False, "norms": 4},
     "glm4_moe": {"o_bias": False, "mlp_bias": False, "qk_norm": "head", "qk_norm_if": "use_qk_norm"},

@@ -5,9 +5,10 @@ from typing import Literal
 
 import msgspec
 
-Norm = Literal["rms", "layer", "layer without bias", "plain"]
-"""RMSNorm (arXiv:1910.07467); LayerNorm (arXiv:1607.06450) with weight and bias, with a weight alone, with neither."""
-WEIGHTS_OF_NORM: dict[Norm, int] = {"rms": 1, "layer": 2, "layer without bias": 1, "plain": 0}
+Norm = Literal["rms", "layer", "layer without bias", "centred", "plain"]
+"""RMSNorm (arXiv:1910.07467); LayerNorm (arXiv:1607.06450) with weight and bias, with a weight alone, the same by
+single operations (Cohere's), with neither."""
+WEIGHTS_OF_NORM: dict[Norm, int] = {"rms": 1, "layer": 2, "layer without bias": 1, "centred": 1, "plain": 0}
 
 
 class Linear(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -35,6 +36,8 @@ class Attention(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     linears: tuple[Linear, ...]
     rotary_dim: int = 0
     """Of the `head_dim` numbers, those that rotary embeddings turn (arXiv:2104.09864); 0: positions come otherwise."""
+    broadcasts: bool = False
+    """Whether heads that share keys are left to the product to broadcast, which no fused kernel does."""
     window: int = 0
     """Tokens back that are seen; 0: all."""
     norm: Literal["", "head", "width"] = ""
@@ -113,6 +116,8 @@ class Layer(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     norms: int = 2
     """Of the hidden width."""
     norm: Norm = "rms"
+    dropout: bool = False
+    """Of what attention and MLP give."""
     parallel: bool = False
     """Whether attention and MLP read the same hidden states."""
     hidden: int
@@ -156,6 +161,12 @@ class Vision(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Parameters of patch embeddings, positions and norms."""
 
     @property
+    def in_linears(self) -> int:
+        """Numbers in the matrices of linears."""
+        layers = sum(layer.count * one.inputs * one.outputs for layer in self.layers for one in layer.linears)
+        return layers + sum(one.inputs * one.outputs for one in self.projector)
+
+    @property
     def parameters(self) -> int:
         layers = sum(layer.count * layer.parameters for layer in self.layers)
         return layers + sum(linear.parameters for linear in self.projector) + self.extra
@@ -176,6 +187,10 @@ class Network(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     extra: int = 0
     """Parameters in no layer beside embeddings and head: learned positions, norms."""
     vision: Vision | None = None
+    head_scaled: bool = False
+    """Whether logits are scaled once they are made, into a second tensor."""
+    flattens: bool = True
+    """Whether its layers hand arguments on to attention, so that rows can be laid end to end."""
 
     @property
     def depth(self) -> int:

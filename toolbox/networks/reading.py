@@ -10,6 +10,7 @@ from toolbox.networks.flavours import FLAVOURS, LLAMA, Flavour
 from toolbox.networks.parts import WEIGHTS_OF_NORM, Attention, Experts, Layer, Linear, Mlp, Network
 from toolbox.networks.values import Values
 
+DROPOUT = ("resid_pdrop", "resid_dropout", "residual_dropout", "hidden_dropout", "dropout")
 INNER = ("intermediate_size", "ffn_hidden_size", "n_inner", "ffn_dim", "d_ff")
 DEEPEST = 4096
 """Layers that are looked at, as a file may say any number."""
@@ -62,6 +63,8 @@ def _text(values: Values, outer: Values) -> Network:
         norm=flavour.norm,
         head_bias=_switch(values, flavour.head_bias),
         extra=extra,
+        head_scaled=any(values.share(name, 0) for name in ("logit_scale", "logits_scaling")),
+        flattens=flavour.flattens,
     )
 
 
@@ -85,6 +88,7 @@ def _layers(values: Values, flavour: Flavour, hidden: int) -> list[Layer]:
                 experts=_experts(values, flavour, hidden) if sparse else None,
                 norms=norms,
                 norm=flavour.norm,
+                dropout=any(values.share(name, 0) for name in DROPOUT),
                 parallel=parallel,
                 hidden=hidden,
             )
@@ -167,6 +171,7 @@ def _attention(values: Values, flavour: Flavour, hidden: int, window: int) -> At
         value_dim=head_dim,
         linears=(*makers, Linear(flavour.o, queries, hidden, o_bias)),
         rotary_dim=int(share * head_dim) if flavour.rotary and not values.flag("alibi") else 0,
+        broadcasts=values.kind == "falcon" and kv_heads == 1 < heads,
         window=window,
         norm=norm,
         extra=_qk_norm(flavour, norm, head_dim, queries, keys) + (heads if values.kind == "gpt_oss" else 0),

@@ -139,14 +139,15 @@ class FlashAttention(torch.autograd.Function):
     """What flash attention takes: arXiv:2307.08691, and csrc/flash_attn/flash_api.cpp of flash-attn 2 for what is
     allocated.
 
-    Query, key, value, output and the logsumexp of each query are kept; going backward, the query's gradient is summed
-    in float32, and keys that several heads share have a gradient for each before it is summed.
+    Query, key, value, [..., tokens, heads, head_dim], output and the logsumexp of each query are kept; going backward,
+    the query's gradient is summed in float32, and keys that several heads share have a gradient for each before it is
+    summed.
     """
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[1], query.shape[0]))
+        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1]))
         return out
 
     @staticmethod
@@ -154,9 +155,9 @@ class FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
         query, key, value, _out, _sums = ctx.saved_tensors
         to_each = [torch.empty_like(states, memory_format=torch.contiguous_format) for states in (query, key, value)]
-        summed = torch.empty(query.shape), torch.empty(query.shape[1], query.shape[0])
-        if query.shape[1] != key.shape[1]:
-            each = [torch.empty(key.shape[0], *query.shape[1:], dtype=key.dtype) for _ in range(2)]
+        summed = torch.empty(query.shape), torch.empty(query.shape[:-1])
+        if query.shape[-2] != key.shape[-2]:
+            each = [torch.empty(*key.shape[:-2], *query.shape[-2:], dtype=key.dtype) for _ in range(2)]
             del each
         del summed
         return tuple(to_each)
@@ -195,6 +196,27 @@ def _flash(
     return seen
 
 
+def _cuda_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None, *args: Any,
+    **options: Any,
+) -> torch.Tensor:  # fmt: skip
+    """scaled_dot_product_attention of [rows, heads, tokens, head_dim] by the kernel that CUDA takes in 16 bits.
+
+    Flash attention wants no mask and, unless `enable_gqa`, as many heads of keys as of queries; it takes dropout as it
+    is (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp). A processor has dropout, and heads that are broadcast, by
+    single products.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    alike = query.shape[1] == key.shape[1] or options.get("enable_gqa")
+    flat = query.shape[-1] == key.shape[-1] == value.shape[-1] <= attention.MOST_HEAD_DIM
+    if attn_mask is not None or dtype not in SIXTEEN or not (alike and flat):
+        return SDPA(query, key, value, attn_mask, *args, **options)
+    taken = (states.to(dtype).transpose(1, 2) for states in (query, key, value))
+    seen: torch.Tensor = FlashAttention.apply(*taken)  # type: ignore[no-untyped-call]
+    return seen.transpose(1, 2)
+
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
 aten = torch.ops.aten
 BY_PLACES = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 
@@ -285,6 +307,8 @@ def as_on(device: Device, dtype: str) -> Iterator[None]:
         else:
             kernel = _flash if device.kind == "cuda" and device.bf16 and sixteen else None
             stack.enter_context(replaced(attention, "kernel_for", lambda kind, dtype: kernel))
+            if kernel:
+                stack.enter_context(replaced(torch.nn.functional, "scaled_dot_product_attention", _cuda_attention))
             stack.enter_context(replaced(logps, "PIECE", {}))
             stack.enter_context(replaced(torch.nn.functional, "dropout", _fused_dropout(torch.nn.functional.dropout)))
             stack.enter_context(replaced(torch.nn.functional, "dropout", _cuda_dropout))
