@@ -84,6 +84,8 @@ def _at_the_head(step: Step, standing: Parts, kept: float, copies: float) -> Ite
     yield {**standing, "activations": kept + copies + max(0.0, most - size), "logits": made + unscaled}
     there, back = _loss_bytes(step, size)
     yield {**standing, "activations": kept + held, "logits": made + there}
+    if step.padded:  # the gradient of those picked out is put into one of all
+        yield {**standing, "activations": kept + held, "logits": made + size}
     weights, highest_back = head.backward(size)
     yield {**standing, "activations": kept + held, "logits": made + back}
     yield {
