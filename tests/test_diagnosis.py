@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from test_job import Started, start  # noqa: F401 - a fixture
 from test_report import run_of
 
 from toolbox import datasets, diagnosis, embedded, kernel, models, runs
+from toolbox.commands import finetune
 from toolbox.config import Home
 from toolbox.diagnosis import Cause, Traces
 from toolbox.errors import ToolboxError
@@ -199,6 +201,16 @@ def test_a_rate_of_10_diverged_and_one_of_1e_12_had_no_effect(home: Path) -> Non
     assert "--learning-rate 1.0" in only(high).command
     assert only(low).kind == "no_effect"
     assert "--learning-rate" not in only(low).command
+    odd, why, done = said_at_the_end(low)
+    assert odd == only(low).message
+    assert f"runs diagnose {low.id}" in why
+    assert done.startswith("Done")
+
+
+def said_at_the_end(run: Run) -> list[str]:
+    said: list[str] = []
+    finetune.say_next(run, SimpleNamespace(say=said.append))  # type: ignore[arg-type]
+    return said
 
 
 def test_a_healthy_run_has_no_cause(home: Path) -> None:
@@ -206,6 +218,7 @@ def test_a_healthy_run_has_no_cause(home: Path) -> None:
     few = here(finetune_run(home, learning_rate=2e-4, max_steps=3, **SHORT))
     good = here(finetune_run(home, learning_rate=5e-3, max_steps=8, eval_rows=0, **SHORT))
     assert (kinds(few), kinds(good)) == ([], [])
+    assert len(said_at_the_end(good)) == 1
     assert "Diagnosis" not in (good.path / "report.md").read_text()
 
 

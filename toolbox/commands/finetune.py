@@ -170,7 +170,12 @@ def start(plan: "FinetunePlan", session: Session) -> "Run":
 
 
 def say_next(run: "Run", session: Session) -> None:
-    """What can be done with the result."""
+    """What is odd about the result, and what can be done with it."""
+    from toolbox import diagnosis
+
+    if causes := diagnosis.diagnose(run):
+        session.say("\n".join(cause.message for cause in causes))
+        session.say(_("Why, and what to do: {command}").format(command=run.command("runs", "diagnose")))
     if run.status().stage == "rm":
         session.say(
             _("Done. The reward model scores answers; transformers reads it from {path}.").format(path=run.path)
