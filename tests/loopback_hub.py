@@ -224,9 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             while sent < end:
                 piece = rest[sent : min(sent + PIECE, end)]
+                self.server.hub.sent += len(piece)  # first: a client that has it all may look at once
                 self.wfile.write(piece)
                 sent += len(piece)
-                self.server.hub.sent += len(piece)
                 if self.server.hub.rate:
                     time.sleep(len(piece) / self.server.hub.rate)
                 if fault.stall_s and sent < end:
