@@ -17,7 +17,7 @@ from serving_help import plan as serve_plan
 from terminals import ctrl_c_once, in_terminal
 
 from toolbox import files, runs
-from toolbox.commands import runs as commands
+from toolbox.commands import reproducing
 from toolbox.runs import Run, Status
 from toolbox.ui import Terminal
 
@@ -290,7 +290,7 @@ def test_reproduce_lets_no_plan_choose_which_program_runs(make: Make, tmp_path: 
     assert answer.status == 2
     assert "'tests.jobs:count', which is no work of this toolbox" in answer.err
     session = Terminal.open(str(run.path.parent.parent))
-    trusted = commands.trusted(serve_plan(tmp_path / "evil"), Run(elsewhere.parent), session)
+    trusted = reproducing.trusted(serve_plan(tmp_path / "evil"), Run(elsewhere.parent), session)
     assert trusted.python == Path(sys.executable)
 
 

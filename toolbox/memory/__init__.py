@@ -205,7 +205,7 @@ def _step(model: ModelFacts, recipe: Recipe, device: Device, load: Load, how: Im
         targets=frozenset(parameters.targets(model, method.block, settings)) if adapter else frozenset(),
         rank=parameters.rank(settings) if adapter else 0,
         dropout=bool(recipe.LoraConfig.get("lora_dropout")),
-        quantised=states.quantised_bytes(recipe),
+        quantised=states.quantised_bytes(recipe) if network.rounds else 0.0,
         intervention=parameters.rank(settings, 4) if method.kind == "loreft" else 0,
         norms_in_float32=device.kind == "cuda" and how.autocast and width != 4,
         accumulates=training.gradient_accumulation_steps > 1,

@@ -75,6 +75,7 @@ def base_bytes(model: ModelFacts, recipe: "Recipe", how: "Implementation", width
         return width * model.parameters
     tower = model.network.vision
     linear = sum(linear.inputs * linear.outputs * count for linear, count in model.network.each_linear())
+    linear = linear if model.network.rounds else 0
     linear += tower.in_linears if tower else 0
     quantised = min(linear, model.parameters)
     return (model.parameters - quantised) * width + quantised * quantised_bytes(recipe)

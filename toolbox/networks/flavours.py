@@ -32,6 +32,9 @@ class Flavour(msgspec.Struct, kw_only=True, frozen=True):
     """Rows of a learned embedding of positions beside as many as the model takes; None: rotary embeddings."""
     rotary: bool = True
     embedding_norm: bool = False
+    rounds: bool = True
+    """Whether its linears are torch's own class: transformers puts no other into 4 bits (integrations/bitsandbytes.py,
+    replace_with_bnb_linear)."""
     flattens: bool = True
     """Whether transformers' layers hand arguments on to attention (training/attention.py, NodesLost)."""
     interleaved: bool = False
@@ -73,7 +76,7 @@ _DIFFERENCES: dict[str, _Said] = {
     "opt": {**_OPT, "positions": 2},
     "bloom": {**_ALL_BIASED, **_NEOX, "rotary": False, "embedding_norm": True},
     "gpt_neox": {**_NEOX, "norm": "layer", "mlp_bias": True, "parallel": "use_parallel_residual"},
-    "falcon": {**_NEOX, "norm": "layer", "qkv_bias": "bias", "o_bias": "bias", "mlp_bias": "bias"},
+    "falcon": {**_NEOX, "rounds": False, "norm": "layer", "qkv_bias": "bias", "o_bias": "bias", "mlp_bias": "bias"},
     "mpt": {"qkv": "Wqkv", "o": "out_proj", "gated": False, "up": "up_proj", "down": "down_proj", **_PLAIN,
             "norm": "layer without bias", "rotary": False},
     "persimmon": {**_ALL_BIASED, **_NEOX, "qk_norm": "head", "qk_norm_if": "qk_layernorm"},

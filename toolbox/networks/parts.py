@@ -189,6 +189,8 @@ class Network(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     vision: Vision | None = None
     head_scaled: bool = False
     """Whether logits are scaled once they are made, into a second tensor."""
+    rounds: bool = True
+    """Whether its linears can be put into 4 bits."""
     flattens: bool = True
     """Whether its layers hand arguments on to attention, so that rows can be laid end to end."""
 

@@ -64,6 +64,7 @@ def _text(values: Values, outer: Values) -> Network:
         head_bias=_switch(values, flavour.head_bias),
         extra=extra,
         head_scaled=any(values.share(name, 0) for name in ("logit_scale", "logits_scaling")),
+        rounds=flavour.rounds,
         flattens=flavour.flattens,
     )
 
