@@ -26,10 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import tuners  # noqa: E402
+from watching import Watching, tensors  # noqa: E402
 
 from toolbox import registry  # noqa: E402
 from toolbox.errors import ToolboxError  # noqa: E402
-from toolbox.runs import Silent  # noqa: E402
 
 FIGURES = ROOT / "docs" / "architectures.json"
 STEPS = 2
@@ -79,24 +79,6 @@ class Figures(msgspec.Struct, kw_only=True):
 
     versions: dict[str, str]
     types: list[Trained]
-
-
-class Watching(Silent):
-    """A reporter that keeps what the model was before the first step, the losses, and the layout that was chosen."""
-
-    def __init__(self, models: list[Any]) -> None:
-        self._models = models
-        self.before: dict[str, Any] = {}
-        self.trained: set[str] = set()
-        self.losses: list[float] = []
-
-    def resumed(self, step: int) -> None:
-        model = self._models[0]
-        self.before = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
-        self.trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-
-    def progress(self, step: int, steps: int, **metrics: float) -> None:
-        self.losses += [metrics[name] for name in ("loss", "eval_loss") if name in metrics]
 
 
 def registered() -> Counter[str]:
@@ -177,7 +159,7 @@ def _train(figures: Trained, home: Path) -> None:
     base = model.get_base_model()
     if not all(map(math.isfinite, reporter.losses)) or len(reporter.losses) < STEPS:
         raise ArithmeticError(f"losses {reporter.losses}")
-    moved = {name for name, tensor in _tensors(model) if not torch.equal(reporter.before[name], tensor)}
+    moved = {name for name, tensor in tensors(model) if not torch.equal(reporter.before[name], tensor)}
     if strayed := sorted(moved - reporter.trained):
         raise ArithmeticError(f"weights moved that are not trained: {', '.join(strayed[:3])}")
     figures.loaded_as, figures.layout = type(base).__name__, layouts[-1]
@@ -250,10 +232,6 @@ def _layouts() -> Iterator[list[str]]:
         yield found
     finally:
         training.choose = original
-
-
-def _tensors(model: Any) -> list[tuple[str, Any]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _logits(model: Any) -> Any:

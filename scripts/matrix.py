@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
 import tuners  # noqa: E402
+from watching import Watching, tensors  # noqa: E402
 
 from toolbox import methods, stages  # noqa: E402
 from toolbox.runs import Silent  # noqa: E402
@@ -61,25 +62,12 @@ class Pair(msgspec.Struct, kw_only=True, omit_defaults=True):
     """None: it leaves a whole model, or does not merge."""
 
 
-class Watching(Silent):
-    """A reporter that keeps what the model was before the first step, and the losses.
-
-    It copies the first checkpoint of `run`, for `other` to go on from.
-    """
+class Copying(Watching):
+    """It also copies the first checkpoint of `run`, for `other` to go on from."""
 
     def __init__(self, run: Any, other: Any, models: list[Any]) -> None:
-        self._source, self._destination, self._models = run.checkpoints, other.checkpoints, models
-        self.before: dict[str, Any] = {}
-        self.trained: set[str] = set()
-        self.losses: list[float] = []
-
-    def resumed(self, step: int) -> None:
-        model = self._models[0]
-        self.before = {name: tensor.detach().clone() for name, tensor in _tensors(model)}
-        self.trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
-
-    def progress(self, step: int, steps: int, **metrics: float) -> None:
-        self.losses += [metrics[name] for name in ("loss", "eval_loss") if name in metrics]
+        super().__init__(models)
+        self._source, self._destination = run.checkpoints, other.checkpoints
 
     def resumable(self) -> None:
         if not self._destination.exists():
@@ -102,13 +90,13 @@ def measure(method: str, stage: str, quantization: str, home: Path) -> Pair:
     made = _plan(method, stage, quantization, home)
     straight, resumed = (runs.create(home / "runs", name, made) for name in ("straight", "resumed"))
     with tuners.caught() as models:
-        reporter = Watching(straight, resumed, models)
+        reporter = Copying(straight, resumed, models)
         result = training.run(made, straight, reporter)
         training.run(made, resumed, Silent())
     if not all(map(math.isfinite, reporter.losses)) or len(reporter.losses) < STEPS:
         raise ArithmeticError(f"losses {reporter.losses}")
     model, before, trained = models[0], reporter.before, reporter.trained
-    moved = {name for name, tensor in _tensors(model) if not torch.equal(before[name], tensor)}
+    moved = {name for name, tensor in tensors(model) if not torch.equal(before[name], tensor)}
     answers = _scores if stage == "rm" else tuners.logits
     expected = answers(model)
     pair = Pair(
@@ -163,10 +151,6 @@ def _rows(stage: str, home: Path) -> Path:
         case _:
             rows = [{"prompt": question, "chosen": wanted, "rejected": other} for question, wanted, other in asked]
     return write_jsonl(home / f"{stage}.jsonl", rows)
-
-
-def _tensors(model: Any) -> list[tuple[str, Any]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _reloaded(made: Any, run: Any, result: dict[str, Any]) -> Any:

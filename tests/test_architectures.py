@@ -16,6 +16,7 @@ import shrinking
 
 from toolbox import loading, models
 from toolbox.errors import InputError
+from toolbox.runs import Silent
 from toolbox.training import attention, layouts
 from toolbox.training.adapted import AdaptedLinear
 from toolbox.training.rows import Sample
@@ -79,7 +80,7 @@ def test_an_encoder_is_not_taken_for_a_writer() -> None:
     model: Any = XLMRobertaForCausalLM(shrinking.config("xlm-roberta"))
     samples = [Sample("", number, ids := list(range(number, number + 20)), ids) for number in (10, 40, 70)]
     with pytest.raises(InputError, match="sees the words"):
-        layouts.choose(Forward(model, 0, "cpu", "float32"), samples, architectures.Silent())
+        layouts.choose(Forward(model, 0, "cpu", "float32"), samples, Silent())
 
 
 def test_experts_are_left_out_so_that_dropout_is_allowed(home: Path, tmp_path: Path) -> None:

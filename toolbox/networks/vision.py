@@ -120,12 +120,13 @@ def _qwen2_vl(config: Values, outer: Values, text: int) -> Vision:
         activation="quick_gelu", fused=True, rotary=True,
     )  # fmt: skip
     extra = _frames(config) * hidden + 2 * hidden
-    wide = merged * hidden
-    projector = (
-        Linear("mlp.0", wide, wide, True),
-        Linear("mlp.2", wide, config.number("hidden_size", default=text), True),
-    )
+    projector = _merger(merged * hidden, config.number("hidden_size", default=text))
     return Vision(hidden=hidden, layers=(layer,), projector=projector, merged=merged, extra=extra)
+
+
+def _merger(wide: int, outputs: int) -> tuple[Linear, ...]:
+    """From the states of merged patches to the language model's width."""
+    return Linear("mlp.0", wide, wide, True), Linear("mlp.2", wide, outputs, True)
 
 
 def _qwen2_5_vl(config: Values, outer: Values, text: int) -> Vision:
@@ -135,11 +136,7 @@ def _qwen2_5_vl(config: Values, outer: Values, text: int) -> Vision:
         activation=config.text("hidden_act", default="silu"), norm="rms", gated=True, fused=True, rotary=True,
     )  # fmt: skip
     extra = _frames(config) * hidden + hidden
-    wide = merged * hidden
-    projector = (
-        Linear("mlp.0", wide, wide, True),
-        Linear("mlp.2", wide, config.number("out_hidden_size", default=text), True),
-    )
+    projector = _merger(merged * hidden, config.number("out_hidden_size", default=text))
     return Vision(hidden=hidden, layers=(layer,), projector=projector, merged=merged, extra=extra)
 
 
