@@ -1,7 +1,7 @@
 """A serving engine for tests: speaks OpenAI's routes as engines do, and misbehaves when a prompt asks it to.
 
 Started as an engine's interpreter would be (`python -P -m lmdeploy serve api_server …`); leaves its arguments, its
-environment and the last request in seen.json in its working folder.
+environment and the last request in seen.json in its working folder. Answers nobody without its key.
 """
 
 import json
@@ -19,9 +19,12 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._json(200, {"status": "ok"})
+        if self._has_key():
+            self._json(200, {"status": "ok"})
 
     def do_POST(self) -> None:
+        if not self._has_key():
+            return None
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         SEEN.write_text(json.dumps({**json.loads(SEEN.read_text()), "path": self.path, "body": body}))
         prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
@@ -36,6 +39,12 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("stream"):
             return self._stream(prompt)
         self._json(200, _answer(f"you said {prompt}", "message"))
+
+    def _has_key(self) -> bool:
+        known = self.headers["authorization"] == f"Bearer {os.environ['YCDY_ENGINE_KEY']}"
+        if not known:
+            self._json(401, {"error": "Unauthorized"})
+        return known
 
     def _stream(self, prompt: str) -> None:
         self.send_response(200)

@@ -49,6 +49,19 @@ def test_clients_see_the_public_name_and_the_engine_its_own(gateway: Server) -> 
     assert gateway.chat("hello", model="gpt-5").json()["error"]["code"] == "model_not_found"
 
 
+def test_the_engines_own_port_answers_nobody_else_on_this_machine(gateway: Server) -> None:
+    """Attack row 14: loopback is shared by all who have an account here; environments are not."""
+    seen = gateway.seen()
+    engine = f"http://127.0.0.1:{seen['argv'][seen['argv'].index('--port') + 1]}"
+    body = {"messages": [{"role": "user", "content": "die"}]}
+    for headers in ({}, {"Authorization": f"Bearer {KEY}"}):
+        answer = httpx.post(f"{engine}/v1/chat/completions", json=body, headers=headers, trust_env=False)
+        assert answer.status_code == 401
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert seen["environ"]["YCDY_ENGINE_KEY"].encode() not in b"".join(lines)
+    assert gateway.chat("hello").status_code == 200
+
+
 def test_a_stream_is_passed_on_piece_by_piece_and_ends_with_done(gateway: Server) -> None:
     lines = [line for line in gateway.chat("hello", stream=True).content.split(b"\n") if line]
     pieces = [msgspec.json.decode(line.removeprefix(b"data: ")) for line in lines[:-1]]

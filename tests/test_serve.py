@@ -19,6 +19,9 @@ from serving_help import inhabitants, plan, server, standin_interpreter, until
 
 from toolbox import runs
 from toolbox.commands.serve import show_ready
+from toolbox.config import Home
+from toolbox.errors import InputError, NotFoundError
+from toolbox.targets import serving
 from toolbox.ui import Terminal
 
 CANARY = "sk-canary-5b1e77d0"
@@ -65,6 +68,7 @@ def test_what_cant_be_served_is_one_sentence_and_exit_status_2(toolbox_cli: Cli,
         (["--model", "; touch x"], "; touch x"),
         (["--run", "no-such-run"], "no-such-run"),
         (["--model", "demo", "--adapter", "nowhere"], "not an adapter"),
+        (["--model", "demo", "--adapter", "甲=nowhere", "nowhere"], "not an adapter"),
         ([], "No model was named"),
     ]:
         answer = toolbox_cli("serve", "--port", "0", *words)
@@ -79,6 +83,26 @@ def test_a_dry_run_shows_the_plan_and_no_key(toolbox_cli: Cli, home: Path) -> No
     assert answer.json["plan"]["engine"] == "transformers"
     assert CANARY not in answer.out + answer.err
     assert not (home / "runs").exists()
+
+
+def test_adapters_are_served_under_the_names_they_are_given(home: Path, tmp_path: Path) -> None:
+    run = home / "runs" / "20261121-persona" / "adapter"
+    other, mine = tmp_path / "乙 乙", tmp_path / "a=b"
+    for folder in (run, other, mine):
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "demo"}')
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+    model, name, adapters = serving("", [str(run), f"甲={other}", str(mine)], "", Home(home))
+    assert (model.id, name) == ("demo", "demo")
+    assert [(adapter.name, adapter.path) for adapter in adapters] == [
+        ("20261121-persona", run), ("甲", other), ("a=b", mine)
+    ]  # fmt: skip
+    for words in ([f"demo={other}"], [f"x={other}", f"x={mine}"]):
+        with pytest.raises(InputError, match="would be called"):
+            serving("demo", words, "", Home(home))
+    (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(NotFoundError, match="elsewhere"):
+        serving("", [str(run), str(mine)], "", Home(home))
 
 
 HOSTILE = [

@@ -15,6 +15,7 @@ import pytest
 from serving_help import KEY, inhabitants, plan, server, standin_interpreter, until
 
 from toolbox import ports, runs
+from toolbox.engines import ENGINES
 from toolbox.errors import BusyError, EngineError, InputError
 from toolbox.serving import view
 from toolbox.serving.engine_process import EngineProcess, Patience
@@ -27,7 +28,7 @@ def engine(folder: Path, script: str, patience: Patience = QUICK) -> EngineProce
     folder.mkdir(exist_ok=True)
     return EngineProcess(
         lambda port: [sys.executable, "-c", textwrap.dedent(script), str(port)],
-        health="/health", cwd=folder, environ={"PATH": os.environ["PATH"]}, log_path=folder / "engine.log",
+        health="/health", cwd=folder, environ={"PATH": os.environ["PATH"]}, key="k", log_path=folder / "engine.log",
         patience=patience,
     )  # fmt: skip
 
@@ -158,7 +159,7 @@ def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: P
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "config.json", "optimizer.pt"):
         (adapter / name).write_text("{}")
-    assert view.make(tmp_path / "one", model, adapter, apart=False) == ("served", "")
+    assert view.make(tmp_path / "one", model, [adapter], ENGINES["transformers"]) == []
     links = {path.name: path.resolve() for path in (tmp_path / "one" / "served").iterdir()}
     assert set(links) == {
         "config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",
@@ -168,7 +169,7 @@ def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: P
     assert links["config.json"] == model / "config.json"
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="is not an adapter"):
-        view.make(tmp_path / "two", model, adapter, apart=True)
+        view.make(tmp_path / "two", model, [adapter], ENGINES["lmdeploy"])
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_the_models_own_temperature_is_read_before_it_is_made_to_heed_requests(
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert view.default_temperature(tmp_path) == temperature
-    view.make(tmp_path / "view", tmp_path, None, apart=False)
+    view.make(tmp_path / "view", tmp_path, [], ENGINES["transformers"])
     written = json.loads((tmp_path / "view" / "served" / "generation_config.json").read_text())
     assert written == config | {"do_sample": True}
     assert json.loads((tmp_path / "generation_config.json").read_text()) == config

@@ -189,9 +189,9 @@ def test_a_base_model_learns_a_template_and_to_stop_and_takes_both_along(
     assert said[-1] == end
     assert len(said) < 60
 
-    for apart in (False, True):
-        view.make(tmp_path / f"engine{apart}", base, run.adapter, apart)
-        served = tmp_path / f"engine{apart}" / SERVED
+    for engine in ("transformers", "lmdeploy"):
+        view.make(tmp_path / engine, base, [run.adapter], ENGINES[engine])
+        served = tmp_path / engine / SERVED
         assert templates.ends_of(served) == templates.ends_of(run.adapter)
         assert loading.tokenizer(served).chat_template.count(STYLES["chatml"].rstrip()) == 1
 

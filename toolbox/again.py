@@ -27,7 +27,9 @@ def _subject(verb: str, plan: dict[str, Any]) -> list[str]:
         return ["--run", str(plan["run"])]
     model = plan.get("model")
     said = ["--model", str(model.get("id", "") if isinstance(model, dict) else "")]
-    return [*said, "--adapter", str(plan["adapter"])] if plan.get("adapter") else said
+    adapters = [f"{each['name']}={each['path']}" for each in plan.get("adapters") or []]
+    adapters = [str(plan["adapter"])] if plan.get("adapter") else adapters
+    return [*said, "--adapter", *adapters] if adapters else said
 
 
 def _training(plan: dict[str, Any], settings: Sequence[str]) -> list[str]:

@@ -17,8 +17,14 @@ from toolbox.ports import LOOPBACK
 
 BAKED = Path("/opt/yichuidingyin/engines")
 """Where the image keeps one environment an engine."""
-SERVED, TUNED = "served", "tuned"
-"""What an engine calls the model, and an adapter that it keeps apart; clients never see either name."""
+SERVED, TUNED = "served", "tuned-{number}"
+"""What an engine calls the model, and adapters that it keeps apart; clients never see these names."""
+FEATURES = frozenset({"adapters", "templates", "embeddings", "tools", "media", "logprobs"})
+"""What an engine may have beyond writing: several adapters at once, each in a folder of its own; a chat template and
+tokenizer of each adapter's own; /v1/embeddings; tool calls in the answer; pictures; log-probabilities."""
+KEY_VARIABLES = ("YCDY_ENGINE_KEY", "VLLM_API_KEY")
+"""Where engines look for the key that requests must bring as `Authorization: Bearer KEY`: others on this machine reach
+loopback too. Not on the command line, which everybody can read."""
 
 _KEPT = (
     "PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH",
@@ -32,8 +38,8 @@ class Launch(msgspec.Struct, kw_only=True, frozen=True):
     """What an engine is started for. Folders are named as the engine sees them from its working folder."""
 
     model: str = SERVED
-    adapter: str = ""
-    """A folder beside the model's; only for an engine with `adapter_apart`."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Names and folders, beside the model's; only for an engine with the feature "adapters"."""
     port: int
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Literal["cuda", "mps", "cpu"]
@@ -49,8 +55,10 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
     """What is installed into its environment, as pip is told."""
     needs_cuda: bool
     own_interpreter: bool
-    adapter_apart: bool
-    """It takes the adapter as a folder of its own; otherwise as files beside the base's weights."""
+    features: frozenset[str] = frozenset()
+    """Of `FEATURES`. Without "adapters" it is given one at most, as files beside the base's weights."""
+    adds_bos: bool = False
+    """It puts a bos_token before what the chat template rendered."""
     health: str
     arguments: Callable[[Launch], list[str]]
     ignores: frozenset[str] = frozenset()
@@ -69,21 +77,20 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
         """The command line that starts it on a loopback port; never with leave to run a model's own code."""
         return [str(python), "-P", "-m", *self.arguments(launch)]
 
-    def called(self, launch: Launch) -> str:
-        """The model's name in requests to the engine."""
-        return TUNED if launch.adapter else launch.model
 
-
-def environment(cache: Path, device: str, gpu: int, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def environment(
+    cache: Path, device: str, gpu: int, key: str, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """The clean environment an engine runs in: offline, quiet, one GPU, and nothing of ours that could leak.
 
-    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: `Device.index`, among the visible.
+    `cache`: the folder that Hugging Face's libraries may write to. `gpu`: `Device.index`, among the visible. `key`:
+    what the engine is to ask of whoever connects, made for it alone.
     """
     kept = {name: environ[name] for name in _KEPT if name in environ}
     visible = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     number = visible[gpu].strip() if visible != [""] else str(gpu)
     shown = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": number if device == "cuda" else ""}
-    return kept | shown | {
+    return kept | shown | dict.fromkeys(KEY_VARIABLES, key) | {
         "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONNOUSERSITE": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false",
@@ -100,13 +107,14 @@ def _transformers(launch: Launch) -> list[str]:
 
 def _lmdeploy(launch: Launch) -> list[str]:
     dtype = launch.dtype if launch.dtype in ("float16", "bfloat16") else "auto"
-    adapter = ["--backend", "pytorch", "--adapters", f"{TUNED}={launch.adapter}"] if launch.adapter else []
+    named = [f"{name}={folder}" for name, folder in launch.adapters]
+    adapters = ["--backend", "pytorch", "--adapters", *named] if named else []
     # Without it, lmdeploy 0.18 takes a template of its own for names that it knows (model.py, get_chat_template).
     template = ["--chat-template", "hf"] if launch.chat_template else []
     return [
         "lmdeploy", "serve", "api_server", launch.model, "--model-name", SERVED, "--server-name", LOOPBACK,
         "--server-port", str(launch.port), "--device", "cuda", "--dtype", dtype, "--log-level", "WARNING",
-        "--disable-fastapi-docs", *template, *adapter,
+        "--disable-fastapi-docs", *template, *adapters,
     ]  # fmt: skip
 
 
@@ -115,12 +123,13 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine(
             name="transformers", requirement="transformers[serving]", needs_cuda=False, own_interpreter=False,
-            adapter_apart=False, health="/health", arguments=_transformers,
+            health="/health", arguments=_transformers,
             ignores=frozenset({"n", "presence_penalty", "logprobs", "top_logprobs", "response_format", "tool_choice"}),
         ),
         Engine(
             name="lmdeploy", requirement="lmdeploy==0.18.0 torch==2.10.0", needs_cuda=True, own_interpreter=True,
-            adapter_apart=True, health="/health", arguments=_lmdeploy,
+            health="/health", arguments=_lmdeploy, adds_bos=True,
+            features=frozenset({"adapters", "tools", "logprobs"}),
         ),
     )
 }  # fmt: skip

@@ -109,16 +109,28 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     """nf4: the base as the adapter was trained on it."""
 
 
-class ServePlan(Plan, kw_only=True, tag="serve"):
-    adapter: Path | None = None
+class ServedAdapter(msgspec.Struct, frozen=True):
+    """An adapter, and what clients call the model with it."""
+
     name: str
-    """What clients call the model."""
+    path: Path
+
+
+class ServePlan(Plan, kw_only=True, tag="serve"):
+    adapters: list[ServedAdapter] = []
+    name: str
+    """What clients call the model itself."""
     engine: Literal["transformers", "lmdeploy"]
     python: Path
     """The engine's interpreter."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = 8080
+
+    @property
+    def default_name(self) -> str:
+        """What answers a request that names no model: the first adapter, else the model itself."""
+        return self.adapters[0].name if self.adapters else self.name
 
 
 AnyPlan = FinetunePlan | ExactPlan | MergePlan | EvaluatePlan | ServePlan

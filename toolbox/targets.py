@@ -49,6 +49,41 @@ def resolve(model: str, adapter: str, run: str, home: Home, with_adapter: bool =
     return target if with_adapter else _writing(target)
 
 
+def serving(model: str, adapters: list[str], run: str, home: Home) -> tuple[ModelFacts, str, list[plan.ServedAdapter]]:
+    """The model that `--model`, several `--adapter [NAME=]DIR` and `--run` mean, its name, and adapters by name.
+
+    Raises as `resolve` does, and InputError for adapters of several bases, or two models of one name.
+    """
+    named = [_named(word, home) for word in adapters]
+    target = resolve(model, str(named[0].path) if named else "", run, home)
+    for adapter in named[1:]:
+        other = resolve(model, str(adapter.path), "", home)
+        if other.model.path != target.model.path:
+            raise InputError(
+                _("{path} belongs to another base model: {model}.").format(path=adapter.path, model=other.model.id),
+                _("Serve it on a port of its own."),
+            )
+    if run and target.adapter:
+        named = [plan.ServedAdapter(target.run, target.adapter)]
+    base = msgspec.structs.replace(target, adapter=None, run="" if target.adapter else target.run)
+    names = [*(adapter.name for adapter in named), base.name]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise InputError(
+            _("Two models here would be called {name}.").format(name=twice), _("Give a name: --adapter NAME=DIR")
+        )
+    return target.model, base.name, named
+
+
+def _named(word: str, home: Home) -> plan.ServedAdapter:
+    """`[NAME=]DIR`; without a name the folder's own, or that of the run that made it."""
+    name, equals, folder = word.partition("=")
+    if not equals or Path(word).expanduser().is_dir():
+        name, folder = "", word
+    path = Path(folder).expanduser().absolute()
+    made_by = path.parent if path.parent.parent == home.runs and path.name == "adapter" else path
+    return plan.ServedAdapter(name.strip() or made_by.name, path)
+
+
 def reward_model(name: str, home: Home) -> Path:
     """The folder that `--reward-model` means: that one, or what a run of the stage rm left.
 

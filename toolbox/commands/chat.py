@@ -89,9 +89,9 @@ def run(options: ChatOptions, session: Session) -> dict[str, Any]:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
     with served(plan, session) as server:
         conversation = Conversation(server, options, session)
-        session.say(_("Chatting with {model}. /help shows the commands.").format(model=plan.name))
+        session.say(_("Chatting with {model}. /help shows the commands.").format(model=plan.default_name))
         _talk(conversation, session)
-    return {"model": plan.name, "messages": conversation.messages}
+    return {"model": plan.default_name, "messages": conversation.messages}
 
 
 def _talk(conversation: Conversation, session: Session) -> None:
@@ -167,7 +167,7 @@ def served(plan: "ServePlan", session: Session) -> Iterator[dict[str, Any]]:
         return
     from toolbox import runs
 
-    job = runs.create(session.home.runs, f"chat-{runs.undated(plan.name)}", plan)
+    job = runs.create(session.home.runs, f"chat-{runs.undated(plan.default_name)}", plan)
     with _raised((signal.SIGTERM, signal.SIGHUP)):
         try:
             job.start()
@@ -185,7 +185,7 @@ def _running(plan: "ServePlan", session: Session) -> dict[str, Any] | None:
         if job.status().state != "ready":
             continue
         other = load(job.plan_path)
-        same = isinstance(other, ServePlan) and (other.model.path, other.adapter) == (plan.model.path, plan.adapter)
+        same = isinstance(other, ServePlan) and (other.model.path, other.adapters) == (plan.model.path, plan.adapters)
         if same and (server := job.result()):
             session.say(_("The server {run} has this model already.").format(run=job.id))
             return server

@@ -17,8 +17,9 @@ from toolbox.options import option
 
 if TYPE_CHECKING:
     from toolbox.device import Device
+    from toolbox.engines import Engine
     from toolbox.models import ModelFacts
-    from toolbox.plan import ServePlan
+    from toolbox.plan import ServedAdapter, ServePlan
     from toolbox.runs import Run
 
 PORT = 8080
@@ -33,8 +34,13 @@ class TargetOptions(msgspec.Struct, kw_only=True):
         str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
     ] = ""
     adapter: Annotated[
-        str, option(N_("Adapter folder, served unmerged on top of the model"), metavar="DIR", choices="adapters")
-    ] = ""
+        list[str],
+        option(
+            N_("Adapter folders, served unmerged on top of the model, each under its name"),
+            metavar="[NAME=]DIR",
+            choices="adapters",
+        ),
+    ] = []
     run: Annotated[
         str,
         option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
@@ -94,22 +100,43 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     from toolbox import engines, methods
     from toolbox.errors import InputError
     from toolbox.plan import ServePlan
-    from toolbox.targets import resolve
+    from toolbox.targets import serving
 
     known.warn(options.model, session)
-    target = resolve(options.model, options.adapter, options.run, session.home)
+    model, name, adapters = serving(options.model, options.adapter, options.run, session.home)
     best = devices.best(session)
     engine = engines.choose(options.engine, best.kind == "cuda", session.home)
-    if target.adapter:
-        methods.refuse_unserved(target.adapter, plain_only=engine.adapter_apart)
+    for adapter in adapters:
+        methods.refuse_unserved(adapter.path, plain_only=engine.own_interpreter)
+    _refuse_together(adapters, engine)
     python = engine.interpreter(session.home)
     if python is None:
         raise InputError(_("The engine {name} is not installed.").format(name=engine.name))
     return ServePlan(
-        entry="toolbox.serving:run", model=target.model, adapter=target.adapter, name=target.name, device=best,
-        engine=engine.name, python=python, dtype=_dtype(best, target.model), host=options.host,
+        entry="toolbox.serving:run", model=model, adapters=adapters, name=name, device=best,
+        engine=engine.name, python=python, dtype=_dtype(best, model), host=options.host,
         port=_port(options.port),
     )  # fmt: skip
+
+
+def _refuse_together(adapters: "list[ServedAdapter]", engine: "Engine") -> None:
+    """Raise InputError where `engine` can't serve these adapters at once, each as it was trained."""
+    from toolbox import templates
+    from toolbox.errors import InputError
+
+    if len(adapters) > 1 and "adapters" not in engine.features:
+        raise InputError(
+            _("The engine {name} serves one adapter at a time.").format(name=engine.name),
+            _("Serve the others on ports of their own, or with another engine: see doctor"),
+        )
+    paths = [adapter.path / templates.FILE for adapter in adapters]
+    if "templates" not in engine.features and len({path.is_file() and path.read_bytes() for path in paths}) > 1:
+        raise InputError(
+            _("These adapters were trained with different chat templates, and {name} has one for all.").format(
+                name=engine.name
+            ),
+            _("Serve them on ports of their own."),
+        )
 
 
 def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str, Any]]":
@@ -119,7 +146,7 @@ def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str
     """
     from toolbox import runs
 
-    job = runs.create(session.home.runs, f"serve-{runs.undated(plan.name)}", plan)
+    job = runs.create(session.home.runs, f"serve-{runs.undated(plan.default_name)}", plan)
     job.start({"YCDY_API_KEY": key} if key else None)
     session.follow(job)
     return job, {**job.result(), "run": job.id}
@@ -127,7 +154,8 @@ def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str
 
 def show_plan(plan: "ServePlan", session: Session) -> None:
     rows = [
-        (_("Model"), plan.name), (_("Base model"), str(plan.model.path)), (_("Adapter"), str(plan.adapter or "-")),
+        (_("Model"), plan.default_name), (_("Base model"), str(plan.model.path)),
+        (_("Adapter"), "\n".join(f"{adapter.name}: {adapter.path}" for adapter in plan.adapters) or "-"),
         (_("Engine"), plan.engine), (_("Device"), plan.device.name), (_("Precision"), plan.dtype),
         (_("Address"), f"{plan.host}:{plan.port}"),
     ]  # fmt: skip

@@ -79,13 +79,18 @@ def done(facts: Facts) -> str:
         (_("Lies in"), code(model["path"]) if model.get("path") else ""),
         (_("Method"), plain(_method(plan))),
         (_("Why"), plain(plan.get("why") or "")),
-        (_("Adapter"), code(plan["adapter"]) if plan.get("adapter") else ""),
+        (_("Adapter"), ", ".join(map(code, _adapters(plan)))),
         (_("From run"), code(plan["run"]) if plan.get("run") else ""),
         (_("Suites"), plain(", ".join(map(str, plan.get("suites") or [])))),
         (_("Engine"), plain(plan.get("engine") or "")),
     ]
     table = markdown.table((_("What"), _("Which")), [(name, value) for name, value in rows if value])
     return markdown.section(_("What was done"), table if plan else "", _datasets(facts))
+
+
+def _adapters(plan: dict[str, Any]) -> list[str]:
+    one = plan.get("adapter")
+    return [one] if one else [each["path"] for each in plan.get("adapters") or []]
 
 
 def _model(model: dict[str, Any]) -> str:

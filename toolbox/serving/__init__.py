@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolbox import access, files, ports, templates
-from toolbox.engines import ENGINES, Engine, Launch, environment
+from toolbox.engines import ENGINES, SERVED, Engine, Launch, environment
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.plan import ServePlan
@@ -42,12 +42,13 @@ def run(plan: ServePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
         launch = _launch(plan, run, engine_kind)
         engine = _engine(plan, run, engine_kind, launch)
         gateway = Gateway(engine, _served(plan, engine_kind, launch), key, token_counter(plan.model.path), LIMITS)
-        facts = {"url": url_of(listener), "api_key": key, "pid": os.getpid(), "model": plan.name}
+        facts = {"url": url_of(listener), "api_key": key, "pid": os.getpid(), "model": plan.default_name}
         reporter.phase(_("Starting {engine}").format(engine=plan.engine))
         asyncio.run(_serve(gateway, engine, listener, reporter, facts))
     tokens = gateway.metrics.tokens
     return {
-        "url": facts["url"], "model": plan.name, "requests": gateway.metrics.requests, "restarts": engine.restarts,
+        "url": facts["url"], "model": plan.default_name,
+        "requests": gateway.metrics.requests, "restarts": engine.restarts,
         "prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"],
     }  # fmt: skip
 
@@ -84,25 +85,30 @@ def _key(plan: ServePlan, run: Run) -> str:
 
 
 def _launch(plan: ServePlan, run: Run, engine: Engine) -> Launch:
-    served, tuned = view.make(run.path / "engine", plan.model.path, plan.adapter, engine.adapter_apart)
-    template = plan.model.chat_template or (run.path / "engine" / served / templates.FILE).is_file()
+    tuned = view.make(run.path / "engine", plan.model.path, [adapter.path for adapter in plan.adapters], engine)
+    template = plan.model.chat_template or (run.path / "engine" / SERVED / templates.FILE).is_file()
     return Launch(
-        model=served, adapter=tuned, port=0, dtype=plan.dtype, device=plan.device.kind, chat_template=template
-    )
+        adapters=tuple(zip(tuned, tuned, strict=True)), port=0, dtype=plan.dtype, device=plan.device.kind,
+        chat_template=template,
+    )  # fmt: skip
 
 
 def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> EngineProcess:
-    folder = run.path / "engine"
+    folder, key = run.path / "engine", access.new_key()
     return EngineProcess(
         lambda port: engine.command(plan.python, msgspec.structs.replace(launch, port=port)),
         health=engine.health, cwd=folder, log_path=run.path / "engine.log",
-        environ=environment(folder / "cache", plan.device.kind, plan.device.index),
+        environ=environment(folder / "cache", plan.device.kind, plan.device.index, key), key=key,
     )  # fmt: skip
 
 
 def _served(plan: ServePlan, engine: Engine, launch: Launch) -> Served:
+    adapters = [adapter.name for adapter in plan.adapters]
+    tuned = [name for name, _folder in launch.adapters]
+    # An embedded adapter is the only model that its engine has; else the base is one more.
+    names = dict(zip([*adapters, plan.name], [*tuned, launch.model], strict=False))
     return Served(
-        id=plan.name, engine_id=engine.called(launch), context=plan.model.max_position_embeddings,
+        names=names, base=plan.name, context=plan.model.max_position_embeddings,
         temperature=view.default_temperature(plan.model.path), ignores=engine.ignores,
         created=int((plan.model.path / "config.json").stat().st_mtime),
     )  # fmt: skip

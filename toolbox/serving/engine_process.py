@@ -49,12 +49,17 @@ class EngineProcess:
         health: str,
         cwd: Path,
         environ: dict[str, str],
+        key: str,
         log_path: Path,
         patience: Patience = Patience(),  # noqa: B008 - frozen
     ) -> None:
-        """`command` makes the command line for a port; `health` is the path that answers 200 once it can serve."""
+        """`command` makes the command line for a port; `health` is the path that answers 200 once it can serve.
+
+        `key` is what requests bring; `environ` has told the engine.
+        """
         self._command, self._health, self._cwd, self._environ = command, health, cwd, environ
         self._log_path, self._patience = log_path, patience
+        self.headers = {"authorization": f"Bearer {key}"}
         self._process: Process | None = None
         self._base = ""
         self.url: str | None = None
@@ -125,7 +130,7 @@ class EngineProcess:
 
     async def _answers(self, timeout: float) -> int:
         """The HTTP status of the health route; 0 for none."""
-        async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=timeout, headers=self.headers) as client:
             try:
                 return (await client.get(self._base + self._health)).status_code
             except httpx.TransportError:

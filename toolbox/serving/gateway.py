@@ -26,16 +26,18 @@ class Upstream(Protocol):
 
     url: str | None
     """Where it answers; None while it does not."""
+    headers: dict[str, str]
+    """What every request to it brings: its key."""
     restarts: int
 
 
 class Served(msgspec.Struct, kw_only=True, frozen=True):
-    """The model behind the gateway."""
+    """The model behind the gateway, alone and with adapters."""
 
-    id: str
-    """What clients call it."""
-    engine_id: str
-    """What the engine calls it."""
+    names: dict[str, str]
+    """What clients call each model, and what the engine calls it; the first answers where a request names none."""
+    base: str
+    """What clients call the model without an adapter, whether it is among them or not."""
     context: int
     """Tokens of prompt and answer together."""
     temperature: float
@@ -90,16 +92,19 @@ class Gateway:
         text = self.metrics.text(self._engine.url is not None, self._engine.restarts)
         return PlainTextResponse(text, media_type=CONTENT_TYPE)
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
         served = self._served
-        return {"id": served.id, "object": "model", "created": served.created, "owned_by": "yichuidingyin"}
+        parent = served.base if name != served.base else None
+        return {
+            "id": name, "object": "model", "created": served.created, "owned_by": "yichuidingyin", "parent": parent,
+            "max_model_len": served.context,
+        }  # fmt: skip
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.names]})
 
     async def _model(self, request: Request) -> Response:
-        self._check_model(request.path_params["id"])
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(self._known(request.path_params["id"])))
 
     async def _chat(self, request: Request) -> Response:
         return await self._forward(request, ChatRequest)
@@ -107,25 +112,32 @@ class Gateway:
     async def _complete(self, request: Request) -> Response:
         return await self._forward(request, CompletionRequest)
 
-    def _check_model(self, name: str) -> None:
-        if name != self._served.id:
-            message = f"There is no model {name[:200]!r} here; this server has {self._served.id!r}."
-            raise Refused(404, message, "model_not_found", "model")
+    def _known(self, name: str) -> str:
+        """The model that a request means by `name`. Raises Refused where there is none of that name."""
+        names = self._served.names
+        if not name:
+            return next(iter(names))
+        if name not in names:
+            here = ", ".join(map(repr, names))
+            raise Refused(
+                404, f"There is no model {name[:200]!r} here; this server has {here}.", "model_not_found", "model"
+            )
+        return name
 
     async def _forward(self, request: Request, kind: type[Sampling]) -> Response:
         """Read, check and bound the request, ask the engine, and give back what it says."""
         asked = protocol.read(await self._body(request), kind, self._served.ignores)
-        self._check_model(asked.model or self._served.id)
+        name = self._known(asked.model)
         asked.max_tokens = await asyncio.to_thread(protocol.fit, asked, self._served.context, self._count)
-        asked.model = self._served.engine_id
+        asked.model = self._served.names[name]
         if isinstance(asked, ChatRequest):
             asked.max_completion_tokens = None
         if asked.temperature is None:
             asked.temperature = self._served.temperature
         answer = await _unless_gone(request, self._ask(request, asked))
         if asked.stream and answer.status_code == httpx.codes.OK:
-            return StreamingResponse(self._events(answer), media_type="text/event-stream")
-        return await _unless_gone(request, self._whole(answer))
+            return StreamingResponse(self._events(answer, name), media_type="text/event-stream")
+        return await _unless_gone(request, self._whole(answer, name))
 
     async def _body(self, request: Request) -> bytes:
         """The request's body. Raises Refused where it is too large or too slow."""
@@ -150,14 +162,15 @@ class Gateway:
             raise _engine_down()
         outgoing = self._client.build_request(
             "POST", self._engine.url + asked.route, content=msgspec.json.encode(asked),
-            headers={"content-type": "application/json", "x-request-id": request.scope["request_id"]},
+            headers=self._engine.headers
+            | {"content-type": "application/json", "x-request-id": request.scope["request_id"]},
         )  # fmt: skip
         with _engine_faults():
             async with asyncio.timeout(self._limits.answer_s):
                 return await self._client.send(outgoing, stream=True)
 
-    async def _whole(self, answer: httpx.Response) -> Response:
-        """An answer in one piece, under the name that clients know."""
+    async def _whole(self, answer: httpx.Response, name: str) -> Response:
+        """An answer in one piece, under the `name` that clients know."""
         try:
             with _engine_faults():
                 async with asyncio.timeout(self._limits.answer_s):
@@ -166,9 +179,9 @@ class Gateway:
             await answer.aclose()
         if answer.status_code != httpx.codes.OK:
             raise _engine_refused(answer.status_code, body)
-        return Response(self._renamed(_piece(body)), media_type="application/json")
+        return Response(self._renamed(_piece(body), name), media_type="application/json")
 
-    async def _events(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+    async def _events(self, answer: httpx.Response, name: str) -> AsyncIterator[bytes]:
         """The engine's server-sent events, renamed; `[DONE]` follows a finished answer, an error one that broke off."""
         finished = False
         try:
@@ -179,7 +192,7 @@ class Gateway:
                             break
                         piece = _piece(data)
                         finished = finished or any(choice.get("finish_reason") for choice in piece["choices"])
-                        yield _event(self._renamed(piece))
+                        yield _event(self._renamed(piece, name))
             if not finished:
                 raise _engine_down()
             yield _event(b"[DONE]")
@@ -188,10 +201,10 @@ class Gateway:
         finally:
             await answer.aclose()
 
-    def _renamed(self, piece: dict[str, Any]) -> bytes:
-        """An answer, or a piece of one, under the name that clients know; its tokens are counted."""
+    def _renamed(self, piece: dict[str, Any], name: str) -> bytes:
+        """An answer, or a piece of one, under the `name` that clients know; its tokens are counted."""
         self.metrics.usage(piece.get("usage"))
-        return msgspec.json.encode(piece | {"model": self._served.id})
+        return msgspec.json.encode(piece | {"model": name})
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The folder that an engine is given: links to a model's weights and texts, and to nothing that could run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from toolbox import files, templates
-from toolbox.engines import SERVED, TUNED
+from toolbox.engines import SERVED, TUNED, Engine
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -21,32 +22,39 @@ WITHOUT_FIRST_BOS = (
 """A chat template around another."""
 
 
-def make(folder: Path, model: Path, adapter: Path | None, apart: bool) -> tuple[str, str]:
-    """Lay out `model` and `adapter` below `folder`; returns their names there, the second empty where it has none.
+def make(folder: Path, model: Path, adapters: Sequence[Path], engine: Engine) -> list[str]:
+    """Lay out `model` as SERVED below `folder`, and `adapters` for `engine`; returns their names.
 
-    `apart`: the adapter gets a folder of its own. Otherwise its files lie beside the base's, which transformers
-    reads as a complete model with an embedded adapter. Raises InputError for an adapter without safetensors.
+    An engine without the feature "adapters" gets the one there may be as files beside the base's, which transformers
+    reads as a complete model with an embedded adapter: no name then. What one without the feature "templates" serves
+    the base with is what its adapters were trained with. Raises InputError for an adapter without safetensors.
     """
     linked = {name: path for name, path in _safe(model).items() if not name.startswith("adapter_")}
-    if adapter:
-        if not (adapter / "adapter_model.safetensors").is_file() or not (adapter / "adapter_config.json").is_file():
-            raise InputError(
-                _("{path} is not an adapter: it needs adapter_config.json and adapter_model.safetensors.").format(
-                    path=adapter
-                ),
-                _("Name the folder that a finetune run calls adapter/."),
-            )
-        mine = _safe(adapter)
-        linked |= {name: path for name, path in mine.items() if name.startswith(OWN)}
-        if apart:
-            _link(folder / TUNED, mine)
-        else:
-            linked |= {name: path for name, path in mine.items() if name.startswith("adapter_")}
+    tuned = [_adapter_files(adapter) for adapter in adapters]
+    if tuned and "templates" not in engine.features:
+        linked |= {name: path for name, path in tuned[0].items() if name.startswith(OWN)}
+    if tuned and "adapters" not in engine.features:
+        (embedded,), tuned = tuned, []
+        linked |= {name: path for name, path in embedded.items() if name.startswith("adapter_")}
+    names = [TUNED.format(number=number) for number in range(1, len(tuned) + 1)]
+    for name, mine in zip(names, tuned, strict=True):
+        _link(folder / name, mine)
     _link(folder / SERVED, linked)
-    if apart:
+    if engine.adds_bos:
         _leave_bos_to_the_tokenizer(folder / SERVED)
     _let_requests_sample(folder / SERVED / "generation_config.json")
-    return SERVED, TUNED if adapter and apart else ""
+    return names
+
+
+def _adapter_files(adapter: Path) -> dict[str, Path]:
+    if not (adapter / "adapter_model.safetensors").is_file() or not (adapter / "adapter_config.json").is_file():
+        raise InputError(
+            _("{path} is not an adapter: it needs adapter_config.json and adapter_model.safetensors.").format(
+                path=adapter
+            ),
+            _("Name the folder that a finetune run calls adapter/."),
+        )
+    return _safe(adapter)
 
 
 def _safe(folder: Path) -> dict[str, Path]:
