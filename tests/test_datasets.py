@@ -1,7 +1,10 @@
 """Data sets: found by what is in them, and every row that can't be used named with its place."""
 
 import hashlib
+import io
 import json
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,6 +151,25 @@ def test_files_without_rows_are_refused(tmp_path: Path, resolve: Resolve, conten
     path.write_bytes(content)
     with pytest.raises(InputError):
         resolve(path)
+
+
+@pytest.mark.parametrize("name", ["rows.zip", "rows.tar", "rows.tar.gz", "rows.jsonl", "rows.txt"])
+def test_an_archive_is_named_as_such_and_never_unpacked(tmp_path: Path, resolve: Resolve, name: str) -> None:
+    """One that leads outside by a name and by a link, whatever its own name pretends."""
+    path, row = tmp_path / "in" / name, lines({"messages": []}).encode()
+    path.parent.mkdir()
+    if name in ("rows.zip", "rows.jsonl"):
+        with zipfile.ZipFile(path, "w") as packed:
+            packed.writestr("../escaped.jsonl", row)
+    else:
+        with tarfile.open(path, "w:gz" if name.endswith("gz") else "w") as tape:
+            link, file = tarfile.TarInfo("rows"), tarfile.TarInfo("../escaped.jsonl")
+            link.type, link.linkname, file.size = tarfile.SYMTYPE, "/etc", len(row)
+            tape.addfile(link)
+            tape.addfile(file, io.BytesIO(row))
+    with pytest.raises(InputError, match="is an archive"):
+        resolve(path)
+    assert list(tmp_path.rglob("*")) == [path.parent, path]
 
 
 def test_a_data_set_that_is_not_there_is_told_with_a_near_name(resolve: Resolve) -> None:

@@ -87,6 +87,17 @@ def test_what_cannot_be_trained_is_not_fetched_to_learn_that(
     assert hub.seen == []
 
 
+@pytest.mark.parametrize(("name", "kind"), [("Qwen/Qwen2.5-7B-Instuct", "model"), ("argila/kto-mix-15k", "dataset")])
+def test_a_name_that_is_nearly_a_known_one_is_warned_of_before_the_first_byte(
+    hub: LoopbackHub, toolbox_cli: Cli, name: str, kind: str
+) -> None:
+    hub.add(name, {**FILES, "rows.jsonl": b"{}\n"}, kind=kind)
+    answer = toolbox_cli("download", name, "--type", kind, "--dry-run").done()
+    assert "Careful" in answer.out
+    assert answer.out.index("Careful") < answer.out.index("rows.jsonl")
+    assert hub.sent == 0
+
+
 def test_several_at_once(hub: LoopbackHub, toolbox_cli: Cli) -> None:
     hub.add("Qwen/other", {"config.json": b"{}"})
     answer = toolbox_cli("download", ID, "Qwen/other", "--json").done().json

@@ -104,9 +104,32 @@ def test_pickled_weights_stay_away_where_safetensors_are(hub: LoopbackHub, home:
     path = fetching.fetch(ask(hub, home, say=said.append)).path
     assert not (path / "pytorch_model.bin").exists()
     assert any("pytorch_model.bin" in text for text in said)
-    hub.add("old/model", {"pytorch_model.bin": b"x"})
-    assert set(content(fetching.fetch(ask(hub, home, id="old/model")).path)) == {"pytorch_model.bin"}
     assert not Path("canary").exists()
+
+
+PICKLED = [
+    "pytorch_model.bin", "adapter_model.bin", "optimizer.pt", "rng_state.pth", "scheduler.ckpt", "training_args.bin",
+    "tokenizer.pkl", "vectors.npz", "value_head.pickle", "deep/er/model.joblib",
+]  # fmt: skip
+
+
+def test_pickles_are_left_out_wherever_they_lie_and_refused_where_they_are_all_there_is(
+    hub: LoopbackHub, home: Path, source: str
+) -> None:
+    hostile = dict.fromkeys(PICKLED, b"cos\nsystem\n(S'touch canary'\ntR.")
+    hub.add("safe/model", {**FILES, **hostile})
+    assert content(fetching.fetch(ask(hub, home, source=source, id="safe/model")).path) == FILES
+    hub.add("old/model", {"config.json": b"{}", **hostile})
+    sent = hub.sent
+    with pytest.raises(InputError, match="pickles only"):
+        fetching.fetch(ask(hub, home, source=source, id="old/model"))
+    assert hub.sent == sent
+    hub.add("old/rows", {"rows.jsonl": b"{}\n", **hostile}, kind="dataset")
+    assert set(content(fetching.fetch(ask(hub, home, source=source, id="old/rows", kind="dataset")).path)) == {
+        "rows.jsonl"
+    }
+    asked = fetching.fetch(ask(hub, home, source=source, id="old/model", include=["vectors.npz"]))
+    assert set(content(asked.path)) == {"vectors.npz"}
 
 
 # Faults on the way (rows 1 to 5 of what must not break).
@@ -286,12 +309,25 @@ def test_a_disk_without_inodes_is_named_as_such(hub: LoopbackHub, small_disk: Pa
 # Names from outside (attack rows 9 and 10).
 
 
-@pytest.mark.parametrize("path", ["../../x", "/etc/x", "a\\..\\x", "a/../../x", "./x", "a//x", "", "a\nb", "x" * 250])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../x", "/etc/x", "a\\..\\x", "C:\\x", "a/../../x", "./x", "a//x", "", "a\nb", "a\0b", "x\u202egnp.exe",
+        "x" * 250, "/".join(["x" * 200] * 6), store.MANIFEST, f"model.safetensors{sources.PARTIAL}",
+        "MODEL.safetensors", "说明/自述.MD", "说明", "ｍodel.safetensors",
+    ],
+)  # fmt: skip
 def test_a_listing_that_leads_outside_is_refused(hub: LoopbackHub, home: Path, source: str, path: str) -> None:
     hub.listed["config.json"] = {"Path": path, "Name": path}
     with pytest.raises(HubError):
         fetching.fetch(ask(hub, home, source=source))
     assert hub.sent == 0
+
+
+@pytest.mark.parametrize("path", ["CON", "aux.json", "nul.txt", "a:b.json", "trailing. ", "-rf", "$(touch x).json"])
+def test_what_is_only_odd_is_a_file_in_its_folder(hub: LoopbackHub, home: Path, source: str, path: str) -> None:
+    hub.add(ID, {**FILES, path: b"{}"})
+    assert content(fetching.fetch(ask(hub, home, source=source)).path) == {**FILES, path: b"{}"}
 
 
 @pytest.mark.parametrize(

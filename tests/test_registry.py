@@ -88,6 +88,23 @@ def test_known_names_and_other_models_do_not_warn(name: str, tmp_path: Path) -> 
     assert lookalikes.warning(name, Home(tmp_path)) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("THUDM/AgentInstuct", "THUDM/AgentInstruct"),
+        ("argila/kto-mix-15k", "argilla/kto-mix-15k"),
+        ("Hello-SimpleAl/HC3", "Hello-SimpleAI/HC3"),
+        ("evil/xlam-function-calling-60k", "Salesforce/xlam-function-calling-60k"),
+        ("Salesforce/xlam-function-calling-60k", ""),
+        ("salesforce/XLAM-function-calling-60k", ""),
+        ("someone/rows-of-their-own", ""),
+    ],
+)
+def test_data_sets_whose_names_are_nearly_known_ones_warn(name: str, meant: str, tmp_path: Path) -> None:
+    warned = lookalikes.warning(name, Home(tmp_path), "dataset")
+    assert (meant.partition("/")[2] in warned) if meant else not warned
+
+
 def test_shapes_name_where_they_are_published(tmp_path: Path) -> None:
     home = Home(tmp_path)
     known = shapes.facts(registry.get("Qwen/Qwen2.5-7B-Instruct", home))

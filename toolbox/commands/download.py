@@ -40,8 +40,7 @@ def run(options: Options, session: Session) -> dict[str, Any]:
 
     for name in options.ids:
         if not _is_folder(name):
-            if options.type == "model":
-                known.warn(name, session)
+            known.warn(name, session, options.type)
             names.repository(name)
     results = [
         _folder(Path(name).expanduser(), session) if _is_folder(name) else _repository(name, options, session)

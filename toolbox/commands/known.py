@@ -7,6 +7,7 @@ from toolbox.errors import NotFoundError
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
+    from toolbox.hub.store import Kind
     from toolbox.models import ModelFacts
 
 
@@ -53,11 +54,11 @@ def ids(name: str, session: Session) -> dict[str, str]:
     return {"huggingface": listed.huggingface, "modelscope": listed.modelscope} if listed else {}
 
 
-def warn(name: str, session: Session) -> None:
+def warn(name: str, session: Session, kind: "Kind" = "model") -> None:
     """Say what is suspicious about a name that is nearly a known one."""
     from toolbox.registry import lookalikes
 
-    if suspicious := lookalikes.warning(name, session.home):
+    if suspicious := lookalikes.warning(name, session.home, kind):
         session.say(_("Careful: {warning}").format(warning=suspicious))
 
 

@@ -23,6 +23,8 @@ LONGEST_VALUE = 64 << 20
 """Characters after which a value of a JSON list that has not ended is taken for a broken one."""
 SHOWN_CHARS = 60
 TEXT_SUFFIXES, TABLE_SUFFIXES = (".txt", ".md", ".text"), (".csv", ".tsv")
+ARCHIVES = (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""How zip, 7z, RAR, xz and zstd begin; tar says ustar at its 257th byte (POSIX.1-1988)."""
 DELIMITERS = ",\t;"
 MEMORY_PER_CELL = 16 << 20
 """Characters a CSV cell may have; one that is longer is an open quotation mark."""
@@ -53,7 +55,8 @@ Record = tuple[int, Any]
 def look(path: Path) -> Source:
     """Hash a file and tell how it is to be read, in constant memory.
 
-    Raises NotFoundError where it can't be read, InputError where it holds nothing, or neither UTF-8 nor GBK.
+    Raises NotFoundError where it can't be read, InputError where it holds nothing, or neither UTF-8 nor GBK, or is an
+    archive.
     """
     try:
         digest = files.sha256(path)
@@ -61,6 +64,11 @@ def look(path: Path) -> Source:
             head = file.read(CHUNK)
         if head[:4] == b"PAR1":
             return Source(path=path, sha256=digest, layout="parquet", encoding="")
+        if head.startswith(ARCHIVES) or head[257:262] == b"ustar":
+            raise InputError(
+                _("{path} is an archive, which is never unpacked here.").format(path=path),
+                _("Unpack it yourself, where you can see what it holds, and name the file of rows."),
+            )
         encoding = _encoding(path)
     except OSError as error:
         raise NotFoundError(

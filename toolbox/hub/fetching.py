@@ -131,7 +131,8 @@ def _first(request: Request, ask: Callable[[Source], T]) -> T:
 def _select(hub: Source, request: Request) -> Selection:
     listing = hub.listing(request.on(hub, request.revision))
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
-    wanted, pickles = names.select(by_path, request.include)
+    wanted, pickles = names.select(by_path, request.include, request.kind)
+    names.distinct(wanted, ours=(store.MANIFEST, PARTIAL))
     if not wanted:
         raise NotFoundError(
             _("{hub} has no file in {id} that is asked for.").format(hub=hub.title, id=request.id),
@@ -143,9 +144,7 @@ def _select(hub: Source, request: Request) -> Selection:
 def _say_left_out(selection: Selection, request: Request) -> None:
     if selection.pickles:
         request.say(
-            _("Left out, since loading pickled weights runs code: {files}.").format(
-                files=", ".join(selection.pickles[:5])
-            )
+            _("Left out, since loading pickles runs code: {files}.").format(files=", ".join(selection.pickles[:5]))
         )
 
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
@@ -12,8 +13,14 @@ _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ADDRESS = re.compile(r"https?://[^/]+/(?:models/|datasets/)?([^/?#]+/[^/?#]+?)(?:/(?:summary|files|tree/[^/]+))?/?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-"""Weights that run code when they are loaded."""
+PICKLES = (
+    "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib", "*.dill", "*.npy", "*.npz", "*.nemo", "*.mar",
+)  # fmt: skip
+"""What may run code when it is loaded: weights, states of optimizers and generators, arrays of objects."""
+WEIGHTS = ("*.safetensors", "*.gguf")
+"""Weights that are nothing but numbers."""
+LONGEST = 1024
+"""Bytes of a path below the copy's folder: far less than systems take, far more than hubs hold."""
 UNWANTED = (".gitattributes", ".gitignore", ".msc", ".mv", ".mdl")
 """Housekeeping of git and of the hubs."""
 
@@ -52,29 +59,59 @@ def safe(path: str) -> str:
         and "/".join(parts) == path
         and not {".", ".."} & set(parts)
         and all(len(part.encode()) < 240 for part in parts)
+        and len(path.encode()) <= LONGEST
     )
     if not harmless:
-        raise HubError(
-            _("The hub lists a file with a dangerous name, {name!r}; nothing of it was fetched.").format(
-                name=path[:120]
-            ),
-            _("Do not use this repository; report it to the hub."),
-        )
+        raise _dangerous(path)
     return path
 
 
-def select(paths: Iterable[str], include: Sequence[str]) -> tuple[list[str], list[str]]:
+def distinct(paths: Sequence[str], ours: Sequence[str]) -> None:
+    """Raise HubError where two of `paths` would be one file on some disk, one is the folder of another, or one ends
+    like a file of `ours`.
+
+    Disks of Macs and of Windows take no notice of case, Macs' none of how accents are composed: there the second file
+    would take the place of the first, after that was hashed.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        alike = unicodedata.normalize("NFKC", path).casefold()
+        if seen.setdefault(alike, path) != path or alike.endswith(tuple(ours)):
+            raise _dangerous(path)
+    for path in seen:
+        if any(str(parent) in seen for parent in PurePosixPath(path).parents):
+            raise _dangerous(seen[path])
+
+
+def _dangerous(path: str) -> HubError:
+    return HubError(
+        _("The hub lists a file with a dangerous name, {name!r}; nothing of it was fetched.").format(name=path[:120]),
+        _("Do not use this repository; report it to the hub."),
+    )
+
+
+def select(paths: Iterable[str], include: Sequence[str], kind: str = "model") -> tuple[list[str], list[str]]:
     """(wanted, pickles left out) of a repository's files.
 
-    Without patterns everything but housekeeping is wanted, and pickled weights only where there are no safetensors.
+    Without patterns everything but housekeeping and pickles is wanted. Raises InputError where a model's weights are
+    pickles and nothing else.
     """
     known = [path for path in paths if path not in UNWANTED]
     if include:
         return [path for path in known if _matches(path, include)], []
-    if not any(path.endswith(".safetensors") for path in known):
-        return known, []
     pickles = [path for path in known if _matches(path, PICKLES)]
-    return [path for path in known if path not in pickles], pickles
+    wanted = [path for path in known if path not in pickles]
+    if pickles and kind == "model" and not any(_matches(path, WEIGHTS) for path in known):
+        raise InputError(
+            _("Its weights are pickles only, which run code when they are loaded: {files}.").format(
+                files=", ".join(pickles[:5])
+            ),
+            _(
+                "Take a revision or a copy of the model with safetensors files; what is not loaded can be had by name:"
+                " --include {name}"
+            ).format(name=pickles[0]),
+        )
+    return wanted, pickles
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Names that are nearly known ones: misspelt, of another owner, or written with look-alike letters."""
+"""Names of models and data sets that are nearly known ones: misspelt, of another owner, with look-alike letters."""
 
 import re
 import unicodedata
@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from toolbox import registry
 from toolbox.config import Home
+from toolbox.datasets import registry as named
+from toolbox.hub.store import Kind
 from toolbox.i18n import _
 
 NEAR = 2
@@ -19,12 +21,14 @@ MIRRORS = {"unsloth", "mlx-community", "lmstudio-community", "bartowski", "nousr
 """Owners that are known to put up other owners' models; so may owners that have models in the registry."""
 
 
-def warning(name: str, home: Home) -> str:
+def warning(name: str, home: Home, kind: Kind = "model") -> str:
     """What is suspicious about a name that is not in the registry, in a sentence; empty where nothing is."""
-    if "/" not in name or registry.find(name, home):
+    if "/" not in name or (kind == "model" and registry.find(name, home)):
         return ""
     owner, _slash, own = name.partition("/")
-    ids = _ids(home)
+    ids = _ids(home, kind)
+    if name.lower() in (known.lower() for known in ids):
+        return ""
     if disguised := next((known for known in ids if _look(known) == _look(name)), ""):
         return _("{name!r} only looks like {known}: some of its letters are others.").format(name=name, known=disguised)
     if slip := _slip(name, ids):
@@ -39,14 +43,16 @@ def warning(name: str, home: Home) -> str:
 
 def nearest(name: str, home: Home) -> str:
     """The known id that was most likely meant; empty where none is near."""
-    ids = _ids(home)
+    ids = _ids(home, "model")
     if near := _slip(name, ids) or next((known for known in ids if _look(known) == _look(name)), ""):
         return near
     own = name.rpartition("/")[2].lower()
     return next((known for known in ids if own == known.rpartition("/")[2].lower()), "")
 
 
-def _ids(home: Home) -> list[str]:
+def _ids(home: Home, kind: Kind) -> list[str]:
+    if kind == "dataset":
+        return [id for known in named.shipped() for id in (known.modelscope, known.huggingface) if id]
     return [name for model in registry.every(home) for name in model.names]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from toolbox.commands import Session
+from toolbox.commands import Session, known
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def resolve(
 
 
 def _agreed(missing: "NotDownloadedError", session: Session) -> bool:
+    known.warn(missing.id, session, "dataset")
     return session.confirm(_("{name} is not on this machine. Download it now?").format(name=missing.id), default=False)
 
 
