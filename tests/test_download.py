@@ -265,8 +265,8 @@ def assert_whole(home: Path) -> None:
 
 def test_the_cache_is_listed_verified_mended_and_cleaned(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:
     path = Path(toolbox_cli("download", ID, "--json").done().json["path"])
-    (listed,) = toolbox_cli("cache", "list", "--json").done().json["copies"]
-    assert (listed["id"], listed["bytes"]) == (ID, sum(map(len, FILES.values())))
+    (listed,) = toolbox_cli("cache", "list", "--kind", "model", "--json").done().json["items"]
+    assert (listed["id"], listed["kind"], listed["bytes"]) == (ID, "model", sum(map(len, FILES.values())))
     toolbox_cli("cache", "verify", ID).done()
 
     rot(path / "model.safetensors")
@@ -298,7 +298,8 @@ def test_clean_removes_what_a_cut_off_download_left(hub: LoopbackHub, toolbox_cl
     outside = home.parent / "outside"
     outside.mkdir()
     (home / "models" / "Qwen" / ".linked.part").symlink_to(outside)
-    assert toolbox_cli("cache", "list", "--json").done().json["partial"] == [{"path": str(part), "bytes": 100}]
+    (listed,) = toolbox_cli("cache", "list", "--json").done().json["items"]
+    assert (listed["kind"], listed["path"], listed["bytes"]) == ("partial", str(part), 100)
     toolbox_cli("cache", "clean", "--yes").done()
     assert not part.exists()
     assert outside.exists()

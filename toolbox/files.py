@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -127,6 +127,14 @@ def whole_folder(destination: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process is filling that scratch folder of `whole_folder`."""
+    if (lock := _locked(folder)) is None:
+        return folder.exists()
+    os.close(lock)
+    return False
+
+
 def _locked(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock; None where somebody else does, or the folder is gone."""
     try:
@@ -164,9 +172,17 @@ def free_path(path: Path) -> Path:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links are not followed."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    if not path.is_dir():
+        return path.stat().st_size if path.is_file() else 0
+    total, folders = 0, [os.fspath(path)]
+    while folders:
+        with suppress(FileNotFoundError), os.scandir(folders.pop()) as entries:  # others may be deleting meanwhile
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    total += entry.stat(follow_symlinks=False).st_size
+    return total
 
 
 def free_bytes(path: Path) -> int:

@@ -117,13 +117,15 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
         return read(embedded.MODEL, id=name, source="embedded")
     folder = Path(name).expanduser()
     if _is_folder(name, folder):
+        hub.mark_used(folder.absolute(), home)
         return read(folder.absolute(), id=str(folder.absolute()), source="local", weights=weights)
     if HUB_ID.fullmatch(name):
         if copy := hub.local_copy(home, "model", name):
-            hub.mark_used(copy)
+            hub.mark_used(copy, home)
             if manifest := hub.read_manifest(copy):
                 return read(copy, id=name, source=manifest.source, revision=manifest.revision, weights=weights)
         if _own(home.models / name):
+            hub.mark_used(home.models / name, home)
             return read(home.models / name, id=name, source="local", weights=weights)
         if (home.models / name / hub.MANIFEST).exists():
             raise _damaged(name, home.models / name)

@@ -36,7 +36,7 @@ VERBS = (
     Verb("doctor", 11, N_("Check this machine and this installation")),
     Verb("demo", 12, N_("Demo: the whole way on the embedded model")),
     Verb("models", 13, N_("Models: search what there is and what fits, list, show, refresh")),
-    Verb("cache", 0, N_("What was downloaded: list, verify, clean")),
+    Verb("cache", 0, N_("All that takes room: list, verify, clean")),
     Verb("config", 0, N_("Show or change settings")),
 )
 

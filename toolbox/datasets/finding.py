@@ -12,6 +12,7 @@ from toolbox.config import Home
 from toolbox.datasets import info, registry
 from toolbox.datasets.addresses import Address, Hub
 from toolbox.errors import InputError, NotFoundError
+from toolbox.hub import mark_used
 from toolbox.i18n import _
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".jsonl.gz", ".json.gz", ".txt")
@@ -55,6 +56,7 @@ def find(address: Address, home: Home) -> Found:
         if named := registry.find(name, home):
             return _named(named, address, home)
     if (path := home.datasets / name).is_dir():
+        mark_used(path, home)
         return _at(path, address, "train")
     if HUB_ID.fullmatch(name) and (address.hub or not name.endswith(SUFFIXES)):
         raise NotDownloadedError(name, name, address.hub)
@@ -129,6 +131,7 @@ def _named(named: registry.Named, address: Address, home: Home) -> Found:
         return msgspec.structs.replace(found, columns={**found.columns, **named.columns})
     for id in filter(None, (named.modelscope, named.huggingface)):
         if (folder := home.datasets / id).is_dir():
+            mark_used(folder, home)
             return Found(paths=_of_folder(folder, address.subset, named.split), columns=named.columns)
     hub: Hub = "" if named.modelscope == named.huggingface else "modelscope" if named.modelscope else "huggingface"
     raise NotDownloadedError(named.name, named.hub_id(hub or "auto"), hub)

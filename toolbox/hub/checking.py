@@ -1,6 +1,6 @@
 """What is torn in a folder: wrong hashes, cut-off safetensors, missing shards (`cache verify`, `download FOLDER`)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,6 +28,18 @@ def changed(copy: Copy, progress: Callable[[int], None] = lambda size: None) -> 
             yield Problem(record.path, _("{size} bytes instead of {expected}").format(size=size, expected=record.size))
         elif files.sha256(file, progress) != record.sha256:
             yield Problem(record.path, _("the hash is wrong"))
+
+
+def differing(
+    folder: Path, hashes: Mapping[str, str], progress: Callable[[int], None] = lambda size: None
+) -> Iterator[Problem]:
+    """Files below `folder` that are missing or have not the SHA-256 that was noted of them."""
+    for name, sha256 in hashes.items():
+        file = folder / name
+        if not file.is_file():
+            yield Problem(name, _("missing"))
+        elif files.sha256(file, progress) != sha256:
+            yield Problem(name, _("the hash is wrong"))
 
 
 def torn(folder: Path) -> Iterator[Problem]:

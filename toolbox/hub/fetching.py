@@ -155,7 +155,7 @@ def _fetch_from(hub: Source, request: Request, rounds: int = ROUNDS) -> Fetched:
         _say_left_out(selection, request)
     manifest = store.read_manifest(request.path)
     if manifest and _covers(manifest, request.path, selection):
-        store.mark_used(request.path)
+        store.mark_used(request.path, request.home)
         return _fetched(manifest, request.path)
     try:
         return _publish(request, selection.listing, _bring(hub, request, manifest, selection))
@@ -316,7 +316,7 @@ def _already_here(request: Request, error: ToolboxError) -> Fetched:
     if not all(record.intact(request.path) for record in manifest.files):
         raise error
     request.say(_("{problem} The verified copy on this disk is used.").format(problem=error.message))
-    store.mark_used(request.path)
+    store.mark_used(request.path, request.home)
     return _fetched(manifest, request.path)
 
 

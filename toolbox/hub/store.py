@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -133,10 +133,14 @@ def local_copy(home: Home, kind: Kind, repo_id: str) -> Path | None:
     return path
 
 
-def mark_used(path: Path) -> None:
-    """Note that a copy was used now, for `cache list`. A folder that is not a copy is left alone."""
-    if (path / MANIFEST).is_file():
-        os.utime(path / MANIFEST)
+def mark_used(path: Path, home: Home) -> None:
+    """Note that a model or data set of HOME was used now, for `cache list`; what lies elsewhere is left alone.
+
+    Of what was made here the folder itself carries the time. Where nothing may be written, nothing is noted.
+    """
+    if path.is_relative_to(home.models) or path.is_relative_to(home.datasets):
+        with suppress(OSError):
+            os.utime(path / MANIFEST if (path / MANIFEST).is_file() else path)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -207,6 +211,15 @@ def _try_lock(lock: Path) -> int | None:
         pass
     os.close(descriptor)
     return None
+
+
+def busy(path: Path) -> bool:
+    """Whether another process changes the copy at `path`, or puts it together, now."""
+    lock = path.with_name(f".{path.name}.lock")
+    descriptor = _try_lock(lock) if lock.is_file() else -1
+    if descriptor is not None and descriptor >= 0:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def publish(path: Path) -> None:

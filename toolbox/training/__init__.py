@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import loading, templates, tunings
+from toolbox import files, loading, templates, tunings
 from toolbox.errors import MAY_LACK_MEMORY, InputError
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
@@ -93,6 +93,7 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
         "state": "done",
         "stage": plan.stage,
         **exported,
+        "hashes": {"output": {path.name: files.sha256(path) for path in sorted(made.glob("*.safetensors"))}},
         "steps": state.step,
         "train_loss": state.loss_sum / state.weight,
         "eval_loss": state.evaluated.get("eval_loss"),
