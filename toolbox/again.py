@@ -16,14 +16,15 @@ def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list
     if verb == "finetune":
         said += _training(plan, settings)
     said += ["--suite", *map(str, plan["suites"])] if verb == "evaluate" and plan.get("suites") else []
-    said += ["--output", str(plan["output"])] if verb == "merge" and "output" in plan else []
+    said += ["--format", str(plan.get("format")), "--type", str(plan.get("type"))] if verb == "export" else []
+    said += ["--output", str(plan["output"])] if verb in ("merge", "export") and "output" in plan else []
     said += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if verb == "serve" else []
     return said
 
 
 def _subject(verb: str, plan: dict[str, Any]) -> list[str]:
     """The model and its adapter, or the run they come from."""
-    if plan.get("run") and verb in ("merge", "evaluate"):
+    if plan.get("run") and verb in ("merge", "export", "evaluate"):
         return ["--run", str(plan["run"])]
     model = plan.get("model")
     said = ["--model", str(model.get("id", "") if isinstance(model, dict) else "")]

@@ -68,14 +68,25 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
         """The Python that runs it, or None where it is not installed."""
         if not self.own_interpreter:
             return Path(sys.executable) if all(map(find_spec, ("fastapi", "uvicorn", "openai"))) else None
-        named = environ.get("YCDY_ENGINES")
-        folders = [*([Path(named)] if named else []), BAKED, home.engines]
-        pythons = (folder / self.name / "bin" / "python" for folder in folders)
-        return next((python for python in pythons if os.access(python, os.X_OK)), None)
+        return own_python(self.name, home, environ)
 
     def command(self, python: Path, launch: Launch) -> list[str]:
         """The command line that starts it on a loopback port; never with leave to run a model's own code."""
         return [str(python), "-P", "-m", *self.arguments(launch)]
+
+
+def own_python(name: str, home: Home, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The Python of the environment made from locks/NAME.txt, for an engine or a tool; None where there is none."""
+    named = environ.get("YCDY_ENGINES")
+    folders = [*([Path(named)] if named else []), BAKED, home.engines]
+    pythons = (folder / name / "bin" / "python" for folder in folders)
+    return next((python for python in pythons if os.access(python, os.X_OK)), None)
+
+
+def preparing(name: str, home: Home) -> str:
+    """The command line that makes that environment."""
+    folder = home.engines / name
+    return f"YCDY_ENV={shlex.quote(str(folder))} YCDY_LOCK={name} bash yichuidingyin.sh --prepare"
 
 
 def environment(
@@ -159,7 +170,6 @@ def _remedy(engine: Engine, home: Home) -> str:
         return _("Install what it needs: {command}").format(
             command=f'{sys.executable} -m pip install "{engine.requirement}"'
         )
-    folder = home.engines / engine.name
     return _("Give it an environment of its own: {command} — or use --engine transformers").format(
-        command=f"YCDY_ENV={shlex.quote(str(folder))} YCDY_LOCK={engine.name} bash yichuidingyin.sh --prepare"
+        command=preparing(engine.name, home)
     )

@@ -91,6 +91,33 @@ class MergePlan(Plan, kw_only=True, tag="merge"):
     """Rows of these prove the merge; the embedded ones where none are known."""
 
 
+class ExportPlan(Plan, kw_only=True, tag="export"):
+    format: str
+    """A name of `exports.FORMATS`."""
+    type: str
+    """How it stores weights: a name of that format's `types`."""
+    output: Path
+    python: Path | None = None
+    """The format's own interpreter, where it has one."""
+    adapter: Path | None = None
+    """Merged into the model first, with proof, unless it is exported alone."""
+    adapter_only: bool = False
+    run: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What is merged in, and what both sides are measured in."""
+    quantization: Literal["none", "nf4"] = "none"
+    BitsAndBytesConfig: dict[str, Any] = {}
+    """nf4: the base as the adapter was trained on it."""
+    datasets: list[DatasetSpec]
+    """Rows of these are measured with; the embedded ones where none are known."""
+    held_out: dict[str, list[int]] = {}
+    """The rows that the training never saw, by data set; empty: all."""
+    calibration: list[DatasetSpec] = []
+    """Rows that the format chooses its numbers by; never those that it is measured with, where there are others."""
+    settings: dict[str, Any] = {}
+    """What the format's library takes beside the type, by its own names."""
+
+
 class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     adapter: Path | None = None
     run: str = ""
@@ -133,7 +160,7 @@ class ServePlan(Plan, kw_only=True, tag="serve"):
         return self.adapters[0].name if self.adapters else self.name
 
 
-AnyPlan = FinetunePlan | ExactPlan | MergePlan | EvaluatePlan | ServePlan
+AnyPlan = FinetunePlan | ExactPlan | MergePlan | ExportPlan | EvaluatePlan | ServePlan
 
 
 def load(path: Path) -> AnyPlan:

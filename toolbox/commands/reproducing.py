@@ -37,7 +37,7 @@ def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
     path = Path(options.plan)
     old = Run(path.parent.resolve()) if path.is_file() else runs.find(session.home.runs, options.plan)
     again = _verified(trusted(plan.load(path if path.is_file() else old.plan_path), old, session), session)
-    if isinstance(again, plan.MergePlan):
+    if isinstance(again, plan.MergePlan | plan.ExportPlan):
         again.output = files.free_path(again.output)
     if session.dry_run:
         return {"plan": read_plan(old), "verified": True}
@@ -63,7 +63,7 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
 
     Raises InputError where a plan from elsewhere asks for more than the work of this toolbox.
     """
-    from toolbox import engines, plan, plugins
+    from toolbox import engines, exports, plan, plugins
 
     if old.path.parent != session.home.runs.resolve() and not planned.entry.startswith("toolbox."):
         raise InputError(
@@ -86,6 +86,10 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
         if python is None:
             raise InputError(_("The engine {name} is not installed.").format(name=planned.engine))
         planned.python = python
+    if isinstance(planned, plan.ExportPlan):
+        planned.python = exports.choose(planned.format, planned.device.kind == "cuda", session.home).python(
+            session.home
+        )
     return planned
 
 
@@ -105,7 +109,7 @@ def _verified(planned: "AnyPlan", session: Session) -> "AnyPlan":
             _("Fetch that revision again, or make a new plan."),
         )
     found: dict[str, list[datasets.DatasetSpec]] = {}
-    for field in ("datasets", "eval_datasets"):
+    for field in ("datasets", "eval_datasets", "calibration"):
         for spec in getattr(planned, field, []):
             here = datasets.resolve(spec.name, session.home, spec.columns, spec.skip_broken)
             if spec.sha256 != here.sha256:

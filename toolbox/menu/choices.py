@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from toolbox import datasets as data
-from toolbox import embedded, methods, models, plugins, recipe, registry, rewards, runs, stages
+from toolbox import embedded, exports, methods, models, plugins, recipe, registry, rewards, runs, stages
 from toolbox.commands.runs import STATES, why_not_resumable
 from toolbox.config import Home
 from toolbox.i18n import _
@@ -67,6 +67,10 @@ def _methods(home: Home) -> list[Choice]:
     return [("auto", _("by hardware and model")), *common]
 
 
+def _formats(home: Home) -> list[Choice]:
+    return [(name, f"{_(format.summary)}: {', '.join(format.types)}") for name, format in exports.FORMATS.items()]
+
+
 def _stages(home: Home) -> list[Choice]:
     return [("auto", _("what the data are made for")), *((name, _(said)) for name, said in stages.SUMMARIES.items())]
 
@@ -98,5 +102,6 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "methods": _methods,
     "rewards": _rewards,
     "stages": _stages,
+    "formats": _formats,
     "judges": _runs(lambda run: run.status().stage == "rm" and bool(run.result())),
 }

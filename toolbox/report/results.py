@@ -20,7 +20,8 @@ ROLES = {"base": N_("Base model"), "adapter": N_("Adapter"), "output": N_("Outpu
 
 def results(facts: Facts) -> str:
     """What came of it; of a run that did not end, as far as it got."""
-    by_verb = {"finetune": _finetune, "merge": _merge, "evaluate": _evaluate, "serve": _serve}
+    by_verb = {"finetune": _finetune, "merge": _merge, "evaluate": _evaluate, "export": _export,
+               "serve": _serve}  # fmt: skip
     parts = by_verb[facts.verb](facts) if facts.verb in by_verb else []
     return markdown.section(_("Results"), *parts)
 
@@ -158,6 +159,35 @@ def _merge(facts: Facts) -> list[str]:
     table = markdown.table((_("Proof"), "", _("Detail")), rows) if rows else ""
     where = _("The merged model lies in {output}.").format(output=code(result.get("output", "?")))
     return [where, table, _hashes(result.get("hashes"))]
+
+
+def _export(facts: Facts) -> list[str]:
+    result = facts.result
+    if not result:
+        return []
+    where = _("The export lies in {output}.").format(output=code(result.get("output", "?")))
+    header, rows = exported(result)
+    notes = [f"- {plain(note)}" for note in result.get("notes") or []]
+    return [where, markdown.table(header, rows), "\n".join(notes), _hashes(result.get("hashes"))]
+
+
+def exported(result: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(header, rows) of an export: the model before, and the export as each program that loaded it again found it."""
+    header = ("", _("Size"), _("Perplexity"), _("Greedy answers equal"), _("Their tokens equal, from the beginning"))
+    readers = [reader for reader in result.get("readers") or [] if isinstance(reader, dict)]
+    before = numbers.number(result.get("perplexity_before"))
+    rows: list[tuple[str, ...]] = [(_("Before"), units.size(result.get("bytes_before", 0)), before, "", "")]
+    rows += [
+        (
+            _("After, by {reader}").format(reader=plain(str(reader.get("loaded_by", "?")))),
+            units.size(result.get("bytes", 0)),
+            numbers.number(reader.get("perplexity")),
+            f"{reader.get('answers_equal', '?')} / {result.get('prompts', '?')}",
+            f"{reader.get('answer_tokens_equal', '?')} / {reader.get('answer_tokens', '?')}",
+        )
+        for reader in readers
+    ]
+    return header, rows
 
 
 def _hashes(hashes: Any) -> str:

@@ -14,6 +14,7 @@ from toolbox.report.results import curves, results
 VERBS = {
     "finetune": N_("Fine-tune"),
     "merge": N_("Merge"),
+    "export": N_("Export"),
     "evaluate": N_("Evaluate"),
     "serve": N_("Serve"),
 }
@@ -81,6 +82,7 @@ def done(facts: Facts) -> str:
         (_("Why"), plain(plan.get("why") or "")),
         (_("Adapter"), ", ".join(map(code, _adapters(plan)))),
         (_("From run"), code(plan["run"]) if plan.get("run") else ""),
+        (_("Format"), plain(" ".join(str(plan.get(key) or "") for key in ("format", "type")))),
         (_("Suites"), plain(", ".join(map(str, plan.get("suites") or [])))),
         (_("Engine"), plain(plan.get("engine") or "")),
     ]
@@ -226,6 +228,8 @@ def limits(facts: Facts) -> str:
         )
     if facts.verb == "merge":
         told.append(_("The proof covers the rows it names; other texts were not compared."))
+    if facts.verb == "export":
+        told.append(_("Perplexity is of the rows that were measured with; on other texts it may have changed more."))
     return markdown.section(_("Known limits"), "\n".join(f"- {line}" for line in told))
 
 

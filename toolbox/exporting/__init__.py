@@ -1,0 +1,99 @@
+"""Exporting a model to what other programs serve: written, loaded again, measured, then delivered (`export`)."""
+
+import gc
+import importlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolbox import files, merging
+from toolbox.errors import Interrupted
+from toolbox.exporting import checking
+from toolbox.exporting.checking import Questions, Said
+from toolbox.i18n import _
+from toolbox.plan import ExportPlan, MergePlan
+from toolbox.runs import Reporter, Run, Silent
+
+Step = Callable[[int, int], None]
+"""Told (done, all) while weights are written; stops the work by raising."""
+
+
+class Work(Protocol):
+    """What `exporting/FORMAT.py` brings; `ask` may be left out where plain transformers loads the folder."""
+
+    def write(self, plan: ExportPlan, source: Path, folder: Path, step: Step) -> list[str]:
+        """Write the model in `source` (a folder with safetensors, any adapter merged in) into `folder`.
+
+        Returns what a person should know of it, in sentences.
+        """
+
+    def ask(self, plan: ExportPlan, source: Path, folder: Path, questions: Questions) -> dict[str, Said]:
+        """What the export says, by the name of each program that loaded it again."""
+
+
+def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Export plan.model, with plan.adapter merged in, and deliver it at plan.output, which is whole or absent.
+
+    Returns output, format, type, bytes_before, bytes, perplexity_before, readers[], notes, hashes, and merge where
+    there was one. Raises InputError where plan.output exists, ToolboxError where what was loaded again is not the
+    model that went in, Interrupted when told to stop.
+    """
+    reporter = reporter or Silent()
+    try:
+        with files.whole_folder(plan.output) as folder:
+            source, merged = _source(plan, folder, reporter)
+            questions = checking.questions(plan, source)
+            reporter.phase(_("Writing {format} {type}").format(format=plan.format, type=plan.type))
+            work = importlib.import_module(f"toolbox.exporting.{plan.format}")
+            notes = work.write(plan, source, folder, lambda done, total: _step(reporter, done, total))
+            _add_licence(source, folder)
+            reporter.phase(_("Loading the export again, and measuring"))
+            checked = checking.check(plan, source, folder, questions, getattr(work, "ask", checking.ask))
+            _stop_if_asked(reporter)
+            if source.is_relative_to(folder):
+                shutil.rmtree(source)
+            made = {"bytes": files.size_of(folder), "hashes": _hashes(folder)}
+    except FileExistsError as error:
+        raise merging.exists(plan.output) from error
+    said = {"output": str(plan.output), "format": plan.format, "type": plan.type}
+    return {**said, **checked, **made, **({"merge": merged} if merged else {}), "notes": notes}
+
+
+def _source(plan: ExportPlan, folder: Path, reporter: Reporter) -> tuple[Path, dict[str, Any]]:
+    """The folder of the weights to export, and what the merge says of itself where there had to be one.
+
+    Merged weights lie inside the scratch folder: what becomes of that becomes of them.
+    """
+    if plan.adapter is None or plan.adapter_only:
+        return plan.model.path, {}
+    output = folder / ".merged"
+    merge = MergePlan(
+        entry="toolbox.merging:run", model=plan.model, device=plan.device, seed=plan.seed, adapter=plan.adapter,
+        output=output, dtype=plan.dtype, quantization=plan.quantization, run=plan.run,
+        BitsAndBytesConfig=plan.BitsAndBytesConfig, datasets=plan.datasets,
+    )  # fmt: skip
+    proved = merging.run(merge, None, reporter)
+    gc.collect()
+    return output, {name: value for name, value in proved.items() if name not in ("output", "hashes")}
+
+
+def _step(reporter: Reporter, done: int, total: int) -> None:
+    _stop_if_asked(reporter)
+    reporter.progress(done, total)
+
+
+def _stop_if_asked(reporter: Reporter) -> None:
+    if reporter.stopping:
+        raise Interrupted(_("Interrupted; nothing was written."), _("Start it again when you like: export."))
+
+
+def _add_licence(source: Path, folder: Path) -> None:
+    for name in ("LICENSE", "LICENSE.txt", "NOTICE"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, str]]:
+    weights = (path for pattern in ("*.safetensors", "*.gguf") for path in sorted(folder.glob(pattern)))
+    return {"output": {path.name: files.sha256(path) for path in weights}}

@@ -1,0 +1,96 @@
+"""GGUF, for llama.cpp and what is built on it: one file with weights, tokenizer and chat template (`export`)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGUFWriter, LlamaFileType
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from toolbox import engines, loading
+from toolbox.config import find_home
+from toolbox.exporting import checking
+from toolbox.exporting.checking import Questions, Said
+from toolbox.exporting.gguf import llamacpp, settings, tensors, vocabulary
+from toolbox.exports.gguf import ARCHITECTURES
+from toolbox.plan import ExportPlan
+
+if TYPE_CHECKING:
+    from toolbox.exporting import Step
+
+FILE_TYPES = {"f32": "ALL_F32"}
+"""`general.file_type` of the types whose name is not MOSTLY_TYPE."""
+
+
+def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[str]:
+    """Write NAME-TYPE.gguf into `folder`, a tensor at a time. Returns what llama.cpp does otherwise."""
+    config = settings.config_of(source)
+    architecture = ARCHITECTURES[plan.model.model_type]
+    path = folder / f"{plan.output.name.removesuffix('-' + plan.type)}-{plan.type.upper()}.gguf"
+    writer = GGUFWriter(path, architecture.name)
+    try:
+        _add_general(writer, plan)
+        notes = settings.add(writer, config)
+        notes += vocabulary.add(writer, source, config.vocab_size, checking.questions(plan, source).texts)
+        _write_tensors(writer, source, config, plan, step)
+    finally:
+        writer.close()
+    return notes
+
+
+def _add_general(writer: GGUFWriter, plan: ExportPlan) -> None:
+    writer.add_type("model")
+    writer.add_name(plan.run or Path(plan.model.id).name)
+    writer.add_file_type(LlamaFileType[FILE_TYPES.get(plan.type, f"MOSTLY_{plan.type.upper()}")])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+
+
+def _write_tensors(writer: GGUFWriter, source: Path, config: Any, plan: ExportPlan, step: "Step") -> None:
+    """First what there will be, then the numbers, as they are read."""
+    store = tensors.Store(source)
+    made = tensors.targets(store, config, ARCHITECTURES[plan.model.model_type], plan.type)
+    small = tensors.rope(config)
+    for name, values in small.items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+    for target in made:
+        writer.add_tensor_info(target.name, target.shape, np.dtype(np.float32), target.nbytes, raw_dtype=target.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    assert writer.fout
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    for values in small.values():
+        values.tofile(file)
+        writer.write_padding(file, values.nbytes)
+    for done, target in enumerate(made):
+        step(done, len(made))
+        for chunk in tensors.chunks(store, target):
+            chunk.tofile(file)
+        writer.write_padding(file, target.nbytes)
+    step(len(made), len(made))
+
+
+def ask(plan: ExportPlan, source: Path, folder: Path, questions: Questions) -> dict[str, Said]:
+    """What llama.cpp says where it is installed, and transformers, dequantising, where it knows the architecture."""
+    path = next(folder.glob("*.gguf"))
+    said = {}
+    if python := engines.own_python("llamacpp", find_home()):
+        said["llama.cpp"] = llamacpp.ask(python, path, questions)
+    if ARCHITECTURES[plan.model.model_type].in_transformers:
+        said["transformers"] = _ask_transformers(plan, source, path, questions)
+    return said
+
+
+def _ask_transformers(plan: ExportPlan, source: Path, path: Path, questions: Questions) -> Said:
+    """What transformers reads out of the file, by its own table of names, with its own ways back."""
+    own = settings.config_of(source)
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    config.head_dim = settings.head_dim(own)  # its table leaves it out for some, and the class's default is taken
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, config=config, dtype=getattr(torch, checking.dtype(plan)),
+        device_map=loading.torch_device(plan.device.kind, plan.device.index), **loading.SAFE,
+    )  # fmt: skip
+    return checking.ask_model(model, loading.tokenizer(source), questions)

@@ -1,0 +1,130 @@
+"""The formats that a model is exported to: what each offers and needs, and what loads it again (`export`)."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from toolbox import engines
+from toolbox.config import Home
+from toolbox.errors import InputError
+from toolbox.i18n import N_, _
+from toolbox.models import ModelFacts
+
+
+class Type(msgspec.Struct, frozen=True):
+    """One way to store weights. `bits` a weight, with its share of scales and zeros.
+
+    `worse`: the largest factor by which perplexity may rise; beyond it the export is broken, not coarse.
+    """
+
+    bits: float
+    worse: float
+
+
+class Format(msgspec.Struct, kw_only=True, frozen=True):
+    """What can be chosen with `--format`; its work is `toolbox/exporting/NAME.py`."""
+
+    name: str
+    summary: str
+    types: dict[str, Type]
+    """By the names that the field has for them; the first is the default."""
+    loaded_by: tuple[str, ...]
+    """What loads it again, here and where it is used."""
+    needs_cuda: bool = False
+    modules: tuple[str, ...] = ()
+    """What must be importable in this environment."""
+    requirement: str = ""
+    """What brings those, as pip is told."""
+    interpreter: str = ""
+    """The environment of its own below HOME/engines that it works in; empty: this one."""
+    calibrated: bool = False
+    """Whether it looks at rows to choose its numbers by."""
+    rest_bits: float = 16
+    """Bits of a weight of the embeddings and the head, which most formats leave alone."""
+    refuse: str = ""
+    """`module:function` that raises InputError for a model (a ModelFacts) that the format can't hold."""
+
+    def python(self, home: Home) -> Path | None:
+        """The interpreter of its own environment; None where it has none, or needs none."""
+        return engines.own_python(self.interpreter, home) if self.interpreter else None
+
+    def size_bytes(self, model: ModelFacts, kind: str) -> int:
+        """About how large the export is."""
+        matrices = 1 if model.tie_word_embeddings else 2
+        rest = min(model.parameters, matrices * model.vocab_size * model.hidden_size)
+        bits = self.types[kind].bits
+        return int(((model.parameters - rest) * bits + rest * max(bits, self.rest_bits)) / 8)
+
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        Format(
+            name="gguf", summary=N_("One file for llama.cpp, Ollama and LM Studio; made on any processor"),
+            types={
+                "q8_0": Type(8.5, 1.05), "q5_1": Type(6, 1.3), "q5_0": Type(5.5, 1.3), "q4_1": Type(5, 1.6),
+                "q4_0": Type(4.5, 1.6), "bf16": Type(16, 1.02), "f16": Type(16, 1.02), "f32": Type(32, 1.005),
+            },
+            loaded_by=("llama.cpp", "transformers"), modules=("gguf",), requirement="gguf", rest_bits=8.5,
+            refuse="toolbox.exports.gguf:refuse",
+        ),
+    )
+}  # fmt: skip
+
+
+def choose(name: str, cuda: bool, home: Home) -> Format:
+    """The format of that name. Raises InputError where this machine, or what is installed on it, can't make it."""
+    format = FORMATS[name]
+    if format.needs_cuda and not cuda:
+        raise InputError(
+            _("An export to {name} needs an NVIDIA GPU, and none answers here.").format(name=name),
+            _("Without one, export to gguf; or run this on a machine with a GPU: bash yichuidingyin.sh doctor"),
+        )
+    if absent := [module for module in format.modules if find_spec(module) is None]:
+        raise InputError(
+            _("An export to {name} needs {packages}, which is not installed.").format(
+                name=name, packages=", ".join(absent)
+            ),
+            _("Install what it needs: {command}").format(
+                command=f'{sys.executable} -m pip install "{format.requirement}"'
+            ),
+        )
+    if format.interpreter and format.python(home) is None:
+        raise InputError(
+            _("An export to {name} works in an environment of its own, {environment}, which is not there.").format(
+                name=name, environment=format.interpreter
+            ),
+            _("Make it: {command}").format(command=engines.preparing(format.interpreter, home)),
+        )
+    return format
+
+
+def chosen_type(format: Format, wanted: str) -> str:
+    """The type of that name, by default the format's first. Raises InputError naming those that there are."""
+    kind = wanted.lower() or next(iter(format.types))
+    if kind not in format.types:
+        raise InputError(
+            _("{format} has no type {name!r}.").format(format=format.name, name=wanted),
+            _("It has: {names}.").format(names=", ".join(format.types)),
+        )
+    return kind
+
+
+def refuse(format: Format, model: ModelFacts) -> None:
+    """Raise InputError where the format can't hold the model, before anything is done."""
+    if model.quantization:
+        raise InputError(
+            _("{model} is stored in {quantization} already, and would be rounded twice.").format(
+                model=model.id, quantization=model.quantization
+            ),
+            _("Name the 16-bit model it was made from with --model."),
+        )
+    if format.refuse:
+        module, _colon, function = format.refuse.partition(":")
+        check: Callable[[ModelFacts], Any] = getattr(importlib.import_module(module), function)
+        check(model)
