@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from toolbox import files
-from toolbox.errors import InputError
+from toolbox.errors import CorruptError, InputError
 from toolbox.i18n import _
 from toolbox.models import ModelFacts
 
@@ -163,7 +163,13 @@ def alike(tokenizer: dict[str, Any], texts: Iterable[str]) -> Splitting | None:
     """The first pre-tokenizer that makes the same tokens of every text; None where none does."""
     from tokenizers import Tokenizer
 
-    own = Tokenizer.from_str(json.dumps(tokenizer))
+    try:
+        own = Tokenizer.from_str(json.dumps(tokenizer))
+    except Exception as error:  # the class that tokenizers raises, whatever is wrong
+        raise CorruptError(
+            _("{path} can't be read: {reason}.").format(path="tokenizer.json", reason=error),
+            _("Fetch the model again."),
+        ) from error
     wanted = [(text, own.encode(text, add_special_tokens=False).ids) for text in texts]
     for one in SPLITTINGS:
         other = Tokenizer.from_str(json.dumps(_split_by(tokenizer, one)))

@@ -1,0 +1,93 @@
+"""`export`: what can't be done is said before anything starts; what is delivered was loaded again, and is whole."""
+
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.conftest import Cli
+from tests.plans import CPU, demo_facts
+from toolbox import datasets, embedded, exporting, exports, files
+from toolbox.config import Home
+from toolbox.errors import InputError, ToolboxError
+from toolbox.exporting import checking
+from toolbox.exports import gguf as known
+from toolbox.plan import ExportPlan
+
+
+def plan(home: Path, kind: str = "q8_0", **changes: object) -> ExportPlan:
+    fields = {"format": "gguf", "output": home / "made", "datasets": [datasets.resolve("demo-heldout", Home(home))]}
+    return ExportPlan(entry="toolbox.exporting:run", model=demo_facts(), device=CPU, type=kind, **(fields | changes))  # type: ignore[arg-type]
+
+
+def test_a_gguf_is_what_went_in_and_says_so(home: Path, toolbox_cli: Cli) -> None:
+    result = toolbox_cli("export", "--model", "demo", "--format", "gguf", "--json").done().json
+    read = {reader["loaded_by"]: reader for reader in result["readers"]}
+    assert read["transformers"]["perplexity"] == pytest.approx(result["perplexity_before"], rel=0.01)
+    assert read["transformers"]["answers_equal"] == result["prompts"] > 3
+    assert result["bytes"] < 0.3 * result["bytes_before"]
+    made = next(Path(result["output"]).glob("*.gguf"))
+    assert made.name == "demo-Q8_0.gguf"
+    assert files.sha256(made) == result["hashes"]["output"][made.name]
+    report = (home / "runs" / result["run"] / "report.md").read_text("utf-8")
+    assert "transformers" in report
+    again = toolbox_cli("export", "--model", "demo", "--format", "gguf", "--json")
+    assert again.status == 2
+    assert "nothing is overwritten" in again.json["error"]["message"]
+
+
+def test_a_garbled_export_is_not_delivered(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = known.Architecture("qwen3", permuted=True, in_transformers=True)
+    monkeypatch.setitem(known.ARCHITECTURES, "qwen3", wrong)
+    with pytest.raises(ToolboxError, match="perplexity"):
+        exporting.run(plan(home))
+    assert not list(home.glob("*made*"))
+    assert not list(home.glob(".made*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"quantization": "awq"}, "awq"),
+        ({"path": Path("/nowhere")}, "tokenizer"),
+    ],
+)
+def test_what_gguf_can_not_hold_is_said_before_it_starts(change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        exports.refuse(exports.FORMATS["gguf"], msgspec.structs.replace(demo_facts(), **change))
+    assert caught.value.remedy
+
+
+def test_a_tokenizer_is_never_guessed() -> None:
+    tokenizer = files.read_json(embedded.MODEL / "tokenizer.json")
+    assert known.kind_of(tokenizer) == "gpt2"
+    assert known.splitting(tokenizer) is None
+    assert known.alike(tokenizer, ["今天的天气 is fine, isn't it? 12345"]) is not None
+    for one in known.SPLITTINGS:
+        split = known._split_by(tokenizer, one)
+        assert known.splitting(split) == one
+    by_word = {**tokenizer, "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    ]}}  # fmt: skip
+    assert known.alike(by_word, ["今天的天气 is fine"]) is None
+
+
+def test_a_stop_leaves_nothing(home: Path) -> None:
+    class Stopping:
+        stopping = True
+
+        def __getattr__(self, name: str) -> object:
+            return lambda *args, **kwargs: None
+
+    with pytest.raises(ToolboxError, match="nothing was written"):
+        exporting.run(plan(home), None, Stopping())  # type: ignore[arg-type]
+    assert os.listdir(home) in ([], ["runs"])
+
+
+def test_perplexity_is_of_the_answers() -> None:
+    asked = checking.Questions(["a"], [[1, 2, 3]], [[False, True]], [], [])
+    assert checking.Said([[-9.0, -1.0]], []).perplexity(asked) == pytest.approx(2.718281828)
+    assert checking.Said([[-9.0, float("nan")]], []).perplexity(asked) == float("inf")
