@@ -39,6 +39,9 @@ LINKS ?= $(shell pip config get global.find-links 2>/dev/null)
 COMPILE = $(UV) pip compile -q --python-version 3.11 --generate-hashes --only-binary :all: --no-annotate \
   --no-emit-index-url --no-emit-find-links --custom-compile-command "make locks"
 LINUX = --python-platform x86_64-manylinux_2_28
+# What vLLM and SGLang need has no wheels for an older glibc: Ubuntu 20.04's is 2.31, Debian 12's 2.36.
+LINUX_2_31 = --python-platform x86_64-manylinux_2_31
+LINUX_2_34 = --python-platform x86_64-manylinux_2_34
 
 # pynvml, which SwanLab asks for, is a wrapper of nvidia-ml-py, which is here and is the same module.
 locks:
@@ -48,3 +51,5 @@ locks:
 	$(COMPILE) $(LINUX) -c locks/cpu.txt $(addprefix --find-links ,$(LINKS)) --no-emit-package torch --no-emit-package pynvml --group dev -o locks/dev.txt
 	$(COMPILE) $(LINUX) -c locks/cuda.txt --no-emit-package pynvml --group trackers -o locks/trackers.txt
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
+	$(COMPILE) $(LINUX_2_31) --group vllm -o locks/vllm.txt
+	$(COMPILE) $(LINUX_2_34) --group sglang -o locks/sglang.txt
