@@ -3,6 +3,8 @@
 #
 #   bash yichuidingyin.sh [VERB …]            the menu, or one verb
 #   bash yichuidingyin.sh --prepare [LOCK …]  only prepare the environment, with further locks on top (`dev`)
+#   bash yichuidingyin.sh --rollback          take back the last change of the environment, and keep it so
+#   bash yichuidingyin.sh --pin               keep the environment as it is, whatever the locks say; --prepare ends it
 #
 # YCDY_ENV     the environment; by default .venv here, or HOME/env where this folder can't be written
 # YCDY_LOCK    what goes into it: a name in locks/; by default cuda where an NVIDIA GPU answers, else cpu
@@ -26,6 +28,7 @@ holds() { # ENV LOCK
 
 prepared() { # ENV
   [ -x "$1/bin/python" ] || return 1
+  if [ -f "$1/pinned" ]; then return 0; fi
   local lock
   for lock in ${YCDY_LOCK:-cpu cuda macos}; do
     if [ -f "$1/locks/$lock.txt" ] && holds "$1" "$lock"; then return 0; fi
@@ -171,7 +174,7 @@ install() { # ENV LOCK
     --disable-pip-version-check --progress-bar "$bar" --log "$log" \
     ${index:+--extra-index-url "$index"} -r "$lock_file" >&2; then
     # pip takes back a failed change, so what was there before still holds.
-    [ -n "$fresh" ] || rm -f "$1/preparing"
+    [ -n "$fresh" ] || rm -rf "$1/preparing" "$1.kept"
     [ -z "$interrupted" ] || exit 130
     explain_pip "$log"
   fi
@@ -179,7 +182,68 @@ install() { # ENV LOCK
   mkdir -p "$1/locks"
   cp "$lock_file" "$1/locks/.$2.$$"
   mv "$1/locks/.$2.$$" "$1/locks/$2.txt"
+  record "$1" "$2"
   rm -f "$1/preparing" "$log"
+}
+
+# A line for each change: when, which lock and its SHA-256, and for which version of the toolbox.
+record() { # ENV LOCK
+  "$1/bin/python" -c 'import datetime, hashlib, pathlib, re, sys
+env, lock, root = sys.argv[1:]
+digest = hashlib.sha256(pathlib.Path(env, "locks", lock + ".txt").read_bytes()).hexdigest()
+source = pathlib.Path(root, "toolbox", "__init__.py")
+found = re.search(r"__version__ = \"(.+?)\"", source.read_text() if source.is_file() else "")
+when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+with open(pathlib.Path(env, "history.tsv"), "a") as file:
+    file.write("\t".join((when, lock, digest, found[1] if found else "?")) + "\n")' "$1" "$2" "$root"
+}
+
+# Keeps the environment as it is before a change, as links to the same files, which cost next to nothing: pip writes
+# new files and never into old ones.
+keep() { # ENV
+  rm -rf "$1.kept" "$1.keeping"
+  "$python" -c 'import os, shutil, sys
+def link(source, copy):
+    try:
+        return os.link(source, copy)
+    except OSError:
+        return shutil.copy2(source, copy)
+shutil.copytree(sys.argv[1], sys.argv[2], symlinks=True, copy_function=link)
+history = os.path.join(sys.argv[2], "history.tsv")  # the one file that is appended to
+if os.path.exists(history):
+    os.unlink(history)
+    shutil.copy2(os.path.join(sys.argv[1], "history.tsv"), history)' "$1" "$1.keeping"
+  mv "$1.keeping" "$1.kept"
+}
+
+changed() { # ENV
+  if [ -d "$1.kept" ]; then
+    rm -rf "$1.before"
+    mv "$1.kept" "$1.before"
+  fi
+}
+
+# Where a change was cut off, what was there before it takes its place again.
+recover() { # ENV
+  if [ -f "$1/preparing" ] && [ -x "$1.kept/bin/python" ]; then
+    rm -rf "$1"
+    mv "$1.kept" "$1"
+  fi
+}
+
+rollback() { # ENV
+  [ -x "$1.before/bin/python" ] || complain 2 \
+    "没有可退回的环境：$1 自创建以来没有变过，或已经退回过。" "上一个版本的代码用 git checkout 取回。" \
+    "There is nothing to go back to: $1 has not changed since it was made, or was taken back already." \
+    "An earlier version of the code comes back with git checkout."
+  rm -rf "$1.undone"
+  mv "$1" "$1.undone"
+  mv "$1.before" "$1"
+  mv "$1.undone" "$1.before"
+  rm -f "$1/pinned"
+  prepared "$1" || : >"$1/pinned"
+  say "已退回到上一个环境：$1。它固定不变，直到 --prepare；再次 --rollback 则换回来。" \
+    "Back to the environment before: $1. It stays as it is until --prepare; --rollback once more undoes this."
 }
 
 # Makes ENV hold the locks. Where an earlier start was cut off, or its Python is gone, it is made anew.
@@ -193,6 +257,7 @@ prepare() { # ENV [FURTHER LOCK…]
     "无法创建文件夹 $folder。" "请用 YCDY_HOME 或 YCDY_ENV 指定一个可写的位置。" \
     "The folder $folder can't be made." "Name a place that can be written in YCDY_HOME or YCDY_ENV."
   lock_folder "$folder"
+  recover "$env"
   if ! prepared "$env"; then
     rmdir "$env" 2>/dev/null || true
     [ ! -e "$env" ] || [ -d "$env/locks" ] || [ -f "$env/preparing" ] || complain 2 \
@@ -200,8 +265,9 @@ prepare() { # ENV [FURTHER LOCK…]
       "$env was not made by this script, and is left alone." "Move it away; to use it as it is, set YCDY_ENV=$env."
     say "首次运行：正在准备环境 $env（$lock），约需一两分钟，只做一次。" \
       "First start: preparing the environment $env ($lock); a minute or two, only once."
-    if [ -f "$env/preparing" ] || [ ! -x "$env/bin/python" ]; then create "$env"; fi
+    if [ -f "$env/preparing" ] || [ ! -x "$env/bin/python" ]; then create "$env"; else keep "$env"; fi
     install "$env" "$lock"
+    changed "$env"
     for other in cpu cuda macos; do [ "$other" = "$lock" ] || rm -f "$env/locks/$other.txt"; done
   fi
   for other in "$@"; do install "$env" "$other"; done
@@ -228,8 +294,18 @@ else
   env=$user
 fi
 
+case ${1:-} in --rollback | --pin)
+  [ -x "$env/bin/python" ] || complain 2 \
+    "还没有环境：$env。" "先准备一个：--prepare。" "There is no environment yet: $env." "Prepare one: --prepare."
+  find_python
+  lock_folder "$(dirname -- "$env")"
+  if [ "$1" = --pin ]; then : >"$env/pinned"; else rollback "$env"; fi
+  exit
+  ;;
+esac
 if [ "${1:-}" = --prepare ]; then
   shift
+  rm -f "$env/pinned"
   for further in "$@"; do [ -f "$root/locks/$further.txt" ] || YCDY_LOCK=$further choose_lock; done
   prepare "$env" "$@"
   exit

@@ -79,7 +79,7 @@ class Server(msgspec.Struct):
 
 
 @contextmanager
-def server(folder: Path, made: ServePlan, key: str = KEY) -> Iterator[Server]:
+def server(folder: Path, made: ServePlan, key: str = KEY, start_s: float = 100) -> Iterator[Server]:
     """Serve `made` until the block ends; `result` is filled then."""
     run = runs.create(folder, "serve", made)
     if key:
@@ -96,7 +96,7 @@ def server(folder: Path, made: ServePlan, key: str = KEY) -> Iterator[Server]:
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert reporter.is_ready.wait(100)
+    assert reporter.is_ready.wait(start_s)
     if failure:
         raise failure[0]
     headers = {"Authorization": f"Bearer {reporter.facts['api_key']}"}

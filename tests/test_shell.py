@@ -264,6 +264,52 @@ def test_a_changed_lock_is_installed_on_the_next_start(checkout: Checkout) -> No
     assert checkout.start().done().err == ""
 
 
+def history(checkout: Checkout) -> list[list[str]]:
+    return [line.split("\t")[1:] for line in (checkout.env / "history.tsv").read_text().splitlines()]
+
+
+def test_a_change_is_taken_back_at_once_offline_and_stays_taken_back(checkout: Checkout) -> None:
+    assert checkout.start("--rollback").status == 2
+    checkout.start().done()
+    refused = checkout.start("--rollback")
+    assert (refused.status, "nothing to go back to" in refused.err) == (2, True)
+    first = (checkout.root / "locks" / "cpu.txt").read_bytes()
+    shutil.copy(checkout.root / "locks" / "cuda.txt", checkout.root / "locks" / "cpu.txt")
+    assert checkout.start().done().json[0] == "2.0"
+    second = (checkout.root / "locks" / "cpu.txt").read_bytes()
+    digests = [hashlib.sha256(text).hexdigest() for text in (first, second)]
+    assert history(checkout) == [["cpu", digest, "?"] for digest in digests]
+    checkout.start("--rollback", PIP_FIND_LINKS="").done()
+    assert history(checkout) == [["cpu", digests[0], "?"]]
+    again = checkout.start(PIP_FIND_LINKS="").done()
+    assert (again.json[0], again.err) == ("1.0", "")  # pinned: the newer lock does not bring it back
+    checkout.start("--rollback", PIP_FIND_LINKS="").done()
+    assert checkout.start(PIP_FIND_LINKS="").done().json[0] == "2.0"
+    assert not (checkout.env / "pinned").exists()
+    checkout.start("--rollback").done()
+    checkout.start("--prepare").done()
+    assert checkout.start().done().json[0] == "2.0"
+
+
+def test_a_pinned_environment_stays_as_it_is(checkout: Checkout) -> None:
+    checkout.start().done()
+    checkout.start("--pin").done()
+    shutil.copy(checkout.root / "locks" / "cuda.txt", checkout.root / "locks" / "cpu.txt")
+    assert checkout.start(PIP_FIND_LINKS="").done().json[0] == "1.0"
+
+
+def test_a_change_that_was_cut_off_begins_again_from_what_was_there(checkout: Checkout) -> None:
+    checkout.start().done()
+    shutil.copytree(checkout.env, checkout.env.with_name(".venv.kept"), symlinks=True)  # as the killed start left it
+    (checkout.env / "preparing").touch()
+    (checkout.env / "half").touch()
+    shutil.copy(checkout.root / "locks" / "cuda.txt", checkout.root / "locks" / "cpu.txt")
+    assert checkout.start().done().json[0] == "2.0"
+    assert not (checkout.env / "half").exists()
+    checkout.start("--rollback").done()
+    assert checkout.start().done().json[0] == "1.0"
+
+
 def test_an_environment_of_somebody_elses_is_left_alone(checkout: Checkout) -> None:
     (checkout.env / "bin").mkdir(parents=True)
     (checkout.env / "theirs").touch()

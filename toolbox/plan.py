@@ -12,6 +12,7 @@ from toolbox import __version__
 from toolbox import plugins as plugs
 from toolbox.datasets import DatasetSpec
 from toolbox.device import Device
+from toolbox.engines import Name as EngineName
 from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.memory import Estimate
@@ -147,7 +148,9 @@ class ServePlan(Plan, kw_only=True, tag="serve"):
     adapters: list[ServedAdapter] = []
     name: str
     """What clients call the model itself."""
-    engine: Literal["transformers", "lmdeploy"]
+    engine: EngineName
+    engine_why: str = ""
+    """Why this engine."""
     python: Path
     """The engine's interpreter."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"

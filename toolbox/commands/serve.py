@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from toolbox.commands import Command, Session, devices, known
+from toolbox.engines import Name
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -51,8 +52,8 @@ class ServeOptions(TargetOptions, kw_only=True):
     """What `serve` takes: a model (and an adapter), or a run."""
 
     engine: Annotated[
-        Literal["auto", "transformers", "lmdeploy"],
-        option(N_("Serving engine; auto: lmdeploy with an NVIDIA GPU where it is installed, else transformers")),
+        Literal["auto", Name],
+        option(N_("Serving engine; auto: the first of vllm, sglang, lmdeploy that is installed, else transformers")),
     ] = "auto"
     host: Annotated[str, option(N_("Address to listen on; any but 127.0.0.1 needs a key of your own"))] = "127.0.0.1"
     port: Annotated[
@@ -105,7 +106,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     known.warn(options.model, session)
     model, name, adapters = serving(options.model, options.adapter, options.run, session.home)
     best = devices.best(session)
-    engine = engines.choose(options.engine, best.kind == "cuda", session.home)
+    engine, why = engines.choose(options.engine, best.kind == "cuda", session.home, quantization=model.quantization)
     for adapter in adapters:
         methods.refuse_unserved(adapter.path, plain_only=engine.own_interpreter)
     _refuse_together(adapters, engine)
@@ -114,7 +115,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
         raise InputError(_("The engine {name} is not installed.").format(name=engine.name))
     return ServePlan(
         entry="toolbox.serving:run", model=model, adapters=adapters, name=name, device=best,
-        engine=engine.name, python=python, dtype=_dtype(best, model), host=options.host,
+        engine=engine.name, engine_why=why, python=python, dtype=_dtype(best, model), host=options.host,
         port=_port(options.port),
     )  # fmt: skip
 
@@ -156,8 +157,8 @@ def show_plan(plan: "ServePlan", session: Session) -> None:
     rows = [
         (_("Model"), plan.default_name), (_("Base model"), str(plan.model.path)),
         (_("Adapter"), "\n".join(f"{adapter.name}: {adapter.path}" for adapter in plan.adapters) or "-"),
-        (_("Engine"), plan.engine), (_("Device"), plan.device.name), (_("Precision"), plan.dtype),
-        (_("Address"), f"{plan.host}:{plan.port}"),
+        (_("Engine"), f"{plan.engine} ({plan.engine_why})"), (_("Device"), plan.device.name),
+        (_("Precision"), plan.dtype), (_("Address"), f"{plan.host}:{plan.port}"),
     ]  # fmt: skip
     session.table(_("Plan"), ("", ""), rows)
 

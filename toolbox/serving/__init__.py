@@ -25,6 +25,7 @@ from toolbox.serving.engine_process import EngineProcess
 from toolbox.serving.gateway import Gateway, Served
 from toolbox.serving.limits import Limits
 from toolbox.serving.log import log
+from toolbox.templates import calling
 
 LOOK_EVERY_S = 0.1
 LIMITS = Limits()
@@ -89,8 +90,16 @@ def _launch(plan: ServePlan, run: Run, engine: Engine) -> Launch:
     template = plan.model.chat_template or (run.path / "engine" / SERVED / templates.FILE).is_file()
     return Launch(
         adapters=tuple(zip(tuned, tuned, strict=True)), port=0, dtype=plan.dtype, device=plan.device.kind,
-        chat_template=template,
+        chat_template=template, calls=calling.style(view.template(run.path / "engine" / SERVED)),
+        max_lora_rank=max((_rank(adapter.path) for adapter in plan.adapters), default=0),
+        memory_free=plan.device.memory_free_bytes / plan.device.memory_total_bytes,
     )  # fmt: skip
+
+
+def _rank(adapter: Path) -> int:
+    """The largest r of an adapter: modules may have one of their own."""
+    config = files.read_json(adapter / "adapter_config.json") or {}
+    return max([int(config.get("r") or 0), *map(int, (config.get("rank_pattern") or {}).values())])
 
 
 def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> EngineProcess:
@@ -104,7 +113,7 @@ def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> Engine
 
 def _served(plan: ServePlan, engine: Engine, launch: Launch) -> Served:
     adapters = [adapter.name for adapter in plan.adapters]
-    tuned = [name for name, _folder in launch.adapters]
+    tuned = [engine.adapter_id.format(adapter=name) for name, _folder in launch.adapters]
     # An embedded adapter is the only model that its engine has; else the base is one more.
     names = dict(zip([*adapters, plan.name], [*tuned, launch.model], strict=False))
     return Served(

@@ -85,7 +85,7 @@ def _leave_bos_to_the_tokenizer(served: Path) -> None:
     Its 0.18 tokenises what the template rendered with special tokens (processors/multimodal.py), so Llama 3, Mistral
     and Gemma would see two, where in training there was one.
     """
-    text, tokenizer = _template(served), served / "tokenizer.json"
+    text, tokenizer = template(served), served / "tokenizer.json"
     if "bos_token" not in text or not tokenizer.is_file():
         return
     from tokenizers import Tokenizer
@@ -98,7 +98,7 @@ def _leave_bos_to_the_tokenizer(served: Path) -> None:
         files.write_text(path, WITHOUT_FIRST_BOS.format(text.removesuffix("\n")))
 
 
-def _template(folder: Path) -> str:
+def template(folder: Path) -> str:
     """The text of a model's one template; empty where it has none, or several."""
     path = folder / templates.FILE
     config = files.read_json(folder / "tokenizer_config.json") or {}
