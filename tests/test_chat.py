@@ -15,6 +15,7 @@ from conftest import Cli
 from serving_help import Server, inhabitants, plan, server, standin_interpreter, until
 
 from toolbox import client, runs
+from toolbox.config import Home, Settings
 from toolbox.errors import EngineError, InputError
 from toolbox.runs import Run
 
@@ -77,6 +78,25 @@ def test_a_piped_conversation_with_a_server_that_runs_already(toolbox_cli: Cli, 
     assert len(runs.every(home / "runs")) == 1
 
 
+def test_every_command_of_a_conversation(toolbox_cli: Cli, running: Run, home: Path) -> None:
+    lines = [
+        "/regenerate", "/set temperature 0.7", "/set top-p=0.5", "/set stop 。", "/set temperature 3", "/set seed x",
+        "/set nonsense 1", "/set seed 7", '"""one', "  two", 'three"""', "/regenerate", "/history", "/model",
+        "/model no", "/set", "/help", "refuse", "/set seed", "/save mine.jsonl", "/save mine.jsonl", "你好",
+    ]  # fmt: skip
+    answer = toolbox_cli("chat", "--model", "demo", "--max-tokens", "9", "--json", input="\n".join(lines)).done()
+    said = "0\u20281\u20282\u2028"
+    assert [(message["role"], message["content"]) for message in answer.json["messages"]] == [
+        ("user", "one\n  two\nthree"), ("assistant", said), ("user", "你好"), ("assistant", said)]  # fmt: skip
+    for words in ("There is no answer yet", "--temperature can't be '3'", "--seed can't be 'x'", "no setting 'nonsen",
+                  "user: one\n  two\nthree", "* demo", "no model 'no'", "/regenerate", "is there already"):  # fmt: skip
+        assert words in answer.err, words
+    assert msgspec.json.decode((home.parent / "mine.jsonl").read_bytes())["messages"][0]["content"].startswith("one")
+    sent = msgspec.json.decode((running.path / "engine" / "seen.json").read_bytes())["body"]
+    assert (sent["temperature"], sent["top_p"], sent["stop"], sent["max_tokens"]) == (0.7, 0.5, ["。"], 9)
+    assert sent.get("seed") is None
+
+
 PROMPT = "2C"
 """prompt_toolkit draws the prompt and then moves the cursor two columns to the right."""
 
@@ -94,7 +114,9 @@ def terminal_chat(environ: dict[str, str]) -> Iterator["pexpect.spawn[str]"]:
         terminal.close(force=True)
 
 
-def test_ctrl_c_stops_the_answer_first_and_then_the_conversation(toolbox_environ: dict[str, str], running: Run) -> None:
+def test_ctrl_c_stops_the_answer_first_and_then_the_conversation(
+    toolbox_environ: dict[str, str], running: Run, home: Path
+) -> None:
     with terminal_chat(toolbox_environ) as terminal:
         terminal.send("endless\r")
         terminal.expect("3\u2028?4")
@@ -107,6 +129,31 @@ def test_ctrl_c_stops_the_answer_first_and_then_the_conversation(toolbox_environ
         terminal.sendintr()
         terminal.expect(pexpect.EOF)
     assert terminal.exitstatus == 0
+    assert not (home / "chats").exists(), "what was typed is not remembered unasked"
+
+
+def test_lines_are_edited_brought_back_and_remembered_where_that_is_wanted(
+    toolbox_environ: dict[str, str], running: Run, home: Path
+) -> None:
+    """Wide letters, another line by Alt-Enter, the line before by arrow-up; the file is its owner's only."""
+    Home(home).save_settings(Settings(chat_history=True))
+    with terminal_chat(toolbox_environ) as terminal:
+        terminal.send("你们好\x1b[D\x1b[D\x7f\x1b\r行\r")
+        terminal.expect("0.1.2")
+        terminal.expect(PROMPT)
+        terminal.send("\x1b[A\x1b[A！\r")
+        terminal.expect("0.1.2")
+        terminal.expect(PROMPT)
+        terminal.send("/save\r")
+        terminal.expect("Saved")
+        terminal.send("/quit\r")
+        terminal.expect(pexpect.EOF)
+    [saved] = (home / "chats").glob("*.jsonl")
+    asked = [message["content"] for message in msgspec.json.decode(saved.read_bytes())["messages"]][::2]
+    assert asked == ["行们好", "！\n行们好"]
+    history = home / "chats" / "history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    assert "们好" in history.read_text("utf-8")
 
 
 def test_a_dry_run_starts_nothing(toolbox_cli: Cli, home: Path) -> None:

@@ -2,19 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from plans import finetune_plan
-from serving_help import Server, plan, server
+from serving_help import Server, plan, server, standin_interpreter
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from toolbox import embedded, inference, loading, merging, models, runs, templates
+from toolbox import datasets, embedded, inference, loading, merging, models, runs, templates
+from toolbox.commands.conversing import ChatOptions, Conversation
 from toolbox.config import Home
-from toolbox.datasets import Conversation
 from toolbox.engines import ENGINES, SERVED, Launch
 from toolbox.errors import InputError
 from toolbox.merging.proof import _stops
@@ -23,6 +24,7 @@ from toolbox.runs import Silent
 from toolbox.serving import view
 from toolbox.training import rows
 from toolbox.training import run as train
+from toolbox.ui import Terminal
 
 SPECIAL = (
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
@@ -114,11 +116,11 @@ def lmdeploy_ids(folder: Path, turns: list[dict[str, Any]]) -> list[int]:
 def test_what_was_trained_is_what_chat_sends_and_what_engines_apply(base: Path, tmp_path: Path, style: str) -> None:
     folder = dressed(base, tmp_path / "model", style)
     tokenizer = loading.tokenizer(folder)
-    sample = rows.encode_row("", Conversation(1, TURNS), tokenizer)
+    sample = rows.encode_row("", datasets.Conversation(1, TURNS), tokenizer)
     learnt = [index for index, label in enumerate(sample.labels) if label != rows.IGNORED]
     answers = [index for index in learnt if index - 1 not in learnt]
     assert len(answers) == 2
-    view.make(tmp_path / "engine", folder, None, apart=True)
+    view.make(tmp_path / "engine", folder, [], ENGINES["lmdeploy"])
     for number, begin in enumerate(answers):
         asked = TURNS[: 2 * number + 2]
         prompt = sample.input_ids[:begin]
@@ -138,12 +140,40 @@ def test_what_was_trained_is_what_chat_sends_and_what_engines_apply(base: Path, 
     assert end in templates.stops(tokenizer, None), "and stops"
 
 
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("template")
+    with server(folder / "runs", plan(standin_interpreter(folder / "python"))) as up:
+        yield up
+
+
+@pytest.mark.parametrize("system", [TURNS[0]["content"], ""])
+def test_chat_and_gateway_hand_the_engine_the_very_tokens_that_were_learnt(
+    base: Path, tmp_path: Path, gateway: Server, system: str
+) -> None:
+    """What the engine is sent is taken at its door, and rendered by its own code: the prompt is the row's beginning."""
+    turns = TURNS if system else TURNS[1:]
+    sent = []
+    for count in (0, 2):
+        talk = Conversation(gateway.facts, ChatOptions(system=system), Terminal.open(str(tmp_path / "home")))
+        talk.turns = [dict(turn) for turn in TURNS[1 : 1 + count]]
+        talk.ask(TURNS[1 + count]["content"])
+        sent.append(gateway.seen()["body"]["messages"])
+    for style in STYLES:
+        tokenizer = loading.tokenizer(dressed(base, tmp_path / style, style))
+        row = rows.encode_row("", datasets.Conversation(1, turns), tokenizer)
+        begins = [
+            at for at, label in enumerate(row.labels) if label != rows.IGNORED and row.labels[at - 1] == rows.IGNORED
+        ]
+        assert [served_ids(tmp_path / style, asked) for asked in sent] == [row.input_ids[:at] for at in begins], style
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_a_single_turn_and_tool_calls_keep_their_words(base: Path, tmp_path: Path, style: str) -> None:
     tokenizer = loading.tokenizer(dressed(base, tmp_path / "model", style))
     call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
     turns = [TURNS[1], {"role": "assistant", "content": "", "tool_calls": [call]}]
-    sample = rows.encode_row("", Conversation(1, turns), tokenizer)
+    sample = rows.encode_row("", datasets.Conversation(1, turns), tokenizer)
     begin = next(index for index, label in enumerate(sample.labels) if label != rows.IGNORED)
     assert sample.input_ids[:begin] == inference.prompt_ids(tokenizer, turns[:1])[:begin]
     assert '"Oslo"' in tokenizer.decode(sample.input_ids[begin:])

@@ -8,7 +8,7 @@ import msgspec
 from toolbox.errors import EngineError, InputError
 from toolbox.i18n import _
 
-ANSWER_S = 900.0
+ANSWER_S, CONNECT_S = 900.0, 5.0
 
 
 class ContextFullError(InputError):
@@ -35,6 +35,14 @@ class _Piece(msgspec.Struct):
     error: _Error | None = None
 
 
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
 def stream(url: str, key: str, body: dict[str, Any]) -> Iterator[str]:
     """The answer to a chat request's `body`, piece by piece, from the server at `url`.
 
@@ -47,7 +55,7 @@ def stream(url: str, key: str, body: dict[str, Any]) -> Iterator[str]:
     body = {name: value for name, value in {**body, "stream": True}.items() if value is not None}
     try:
         with (
-            httpx.Client(trust_env=False, timeout=httpx.Timeout(ANSWER_S, connect=5.0)) as client,
+            httpx.Client(trust_env=False, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S)) as client,
             client.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers) as answer,
         ):
             if answer.status_code != httpx.codes.OK:
@@ -55,6 +63,18 @@ def stream(url: str, key: str, body: dict[str, Any]) -> Iterator[str]:
             for line in _lines(answer.iter_raw()):
                 yield from _texts(line)
     except httpx.TransportError as error:
+        raise EngineError(_("The server does not answer."), _("See its log: runs list")) from error
+
+
+def models(url: str, key: str) -> list[str]:
+    """The names that the server at `url` answers to. Raises EngineError where it can't be reached."""
+    import httpx
+
+    try:
+        with httpx.Client(trust_env=False, timeout=CONNECT_S) as client:
+            answer = client.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+        return [model.id for model in msgspec.json.decode(answer.content, type=_Models).data]
+    except (httpx.TransportError, msgspec.DecodeError) as error:
         raise EngineError(_("The server does not answer."), _("See its log: runs list")) from error
 
 

@@ -30,6 +30,9 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     )
     plugins: Annotated[str, option(N_("Plugin files that are always loaded, with : between them"))] = ""
     price_per_hour: Annotated[float, option(N_("Price of an hour of this machine, in your money"), ge=0)] = 0.0
+    chat_history: Annotated[
+        bool, option(N_("Whether what you type in chat is remembered for the next one, in HOME/chats/history"))
+    ] = False
     tensorboard_dir: Annotated[str, option(N_("Folder of TensorBoard files; empty: inside each run"))] = ""
 
 

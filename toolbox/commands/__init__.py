@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -65,6 +66,10 @@ class Session(Protocol):
 
     def read(self, prompt: str) -> str | None:
         """A line typed by the person; None at the end of input."""
+
+    def line(self, prompt: str, kept: Path | None) -> str | None:
+        """A line of a conversation: arrow keys bring earlier ones back, those in the file `kept` too, and Alt-Enter
+        begins another line of it; None at the end of input."""
 
     def write(self, text: str) -> None:
         """Text as it comes, without a line's end: streamed answers."""

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import msgspec
@@ -52,6 +53,7 @@ class Terminal:
         self.dry_run = dry_run
         self.published = False
         self._told_of_tail = False
+        self._talk: PromptSession[str] | None = None
 
     @classmethod
     def open(cls, home: str | None, as_json: bool = False, yes: bool = False, dry_run: bool = False) -> "Terminal":
@@ -96,6 +98,26 @@ class Terminal:
         from prompt_toolkit.output import create_output
 
         return PromptSession(output=create_output(stdout=self.stream))
+
+    def _talking(self, kept: Path | None) -> "PromptSession[str]":
+        """Questions of a conversation: a history of their own, and lines that go on."""
+        if self._talk:
+            return self._talk
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import FileHistory, InMemoryHistory
+        from prompt_toolkit.key_binding import KeyBindings
+        from prompt_toolkit.output import create_output
+
+        keys = KeyBindings()
+        keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+        keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            kept.touch(mode=0o600)
+        history = FileHistory(kept) if kept else InMemoryHistory()
+        output = create_output(stdout=self.stream)
+        self._talk = PromptSession(output=output, history=history, key_bindings=keys, multiline=True)
+        return self._talk
 
     def say(self, text: str) -> None:
         self._settle()
@@ -146,6 +168,15 @@ class Terminal:
             return line.rstrip("\r\n") if line else None
         try:
             return self._prompt.prompt(plain(prompt))
+        except EOFError:
+            return None
+
+    def line(self, prompt: str, kept: Path | None) -> str | None:
+        if not self.interactive:
+            return self.read(prompt)
+        self._settle()
+        try:
+            return self._talking(kept).prompt(plain(prompt), prompt_continuation="… ")
         except EOFError:
             return None
 
