@@ -64,6 +64,10 @@ class Server(msgspec.Struct):
     facts: dict[str, Any]
     client: httpx.Client
     result: dict[str, Any]
+    reporter: Stoppable
+
+    def stop(self) -> None:
+        self.reporter.stopping = True
 
     @property
     def engine_folder(self) -> Path:
@@ -102,7 +106,7 @@ def server(folder: Path, made: ServePlan, key: str = KEY, start_s: float = 100) 
     headers = {"Authorization": f"Bearer {reporter.facts['api_key']}"}
     try:
         with httpx.Client(base_url=reporter.facts["url"], headers=headers, timeout=60, trust_env=False) as client:
-            yield Server(run, reporter.facts, client, result)
+            yield Server(run, reporter.facts, client, result, reporter)
     finally:
         reporter.stopping = True
         thread.join(60)

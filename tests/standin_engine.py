@@ -4,6 +4,7 @@ Started as an engine's interpreter would be (`python -P -m lmdeploy serve api_se
 environment and the last request in seen.json in its working folder. Answers nobody without its key.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 SEEN = Path("seen.json")
+TOOL_PIECES = (
+    [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}],
+    [{"index": 0, "function": {"arguments": '{"city": "\\"model\\": \\"x\\""'}}],
+    [{"index": 0, "function": {"arguments": "}"}}],
+)
+"""A call as engines stream it: its name first, its arguments in pieces of JSON."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -27,6 +34,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         SEEN.write_text(json.dumps({**json.loads(SEEN.read_text()), "path": self.path, "body": body}))
+        if "input" in body:
+            return self._json(200, {"data": [{"index": 0, "object": "embedding", "embedding": [0.5, -1.0]}]})
         prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         if prompt == "die":
             os._exit(9)
@@ -52,14 +61,27 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("connection", "close")
         self.end_headers()
         self.close_connection = True
+        if prompt == "tool":
+            for piece in TOOL_PIECES:
+                self._event(_answer("", "delta", tool_calls=piece))
+            return self._event(_answer("", "delta", "tool_calls"))
+        if prompt == "flood":
+            return self._flood()
         for number in range(10**9 if prompt == "endless" else 3):
             self._event(_answer(f"{number}\u2028", "delta"))
+            if prompt == "hang":
+                time.sleep(60)
             if prompt == "die halfway":
                 os._exit(9)
             if prompt == "fail halfway":
                 return self._event({"error": "CUDA error: secret detail"})
             time.sleep(0.02)
         self._event(_answer("", "delta", "stop"))
+
+    def _flood(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._event(_answer("x" * 100_000, "delta"))
 
     def _event(self, piece: dict[str, Any]) -> None:
         self.wfile.write(b"data: " + json.dumps(piece, ensure_ascii=False).encode() + b"\n\n")
@@ -76,8 +98,8 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None: ...
 
 
-def _answer(text: str, place: str, finish_reason: str | None = None) -> dict[str, Any]:
-    choice = {"index": 0, place: {"role": "assistant", "content": text}, "finish_reason": finish_reason}
+def _answer(text: str, place: str, finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, place: {"role": "assistant", "content": text, **more}, "finish_reason": finish_reason}
     usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
     return {
         "id": "x",

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from serving_help import KEY, Server, plan, server, standin_interpreter, until
 
-from toolbox import serving
-from toolbox.serving.limits import Limits
+from toolbox.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +176,9 @@ def test_an_engine_that_dies_is_answered_503_and_comes_back(gateway: Server) -> 
     assert int(restarts[1]) >= 2
 
 
-def test_too_many_and_too_slow_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "LIMITS", Limits(in_flight=2, body_s=0.3, headers_s=0.3, answer_s=1.5, drain_s=1))
-    with server(tmp_path, plan(standin_interpreter(tmp_path / "python"))) as running:
+def test_too_many_and_too_slow_requests_are_refused(tmp_path: Path) -> None:
+    limits = Limits(in_flight=2, body_s=0.3, headers_s=0.3, answer_s=1.5, drain_s=1)
+    with server(tmp_path, plan(standin_interpreter(tmp_path / "python"), limits=limits)) as running:
         address = ("127.0.0.1", httpx.URL(running.facts["url"]).port or 0)
         with socket.create_connection(address) as silent:
             assert silent.recv(1) == b""
@@ -202,9 +201,7 @@ def test_too_many_and_too_slow_requests_are_refused(tmp_path: Path, monkeypatch:
         until(lambda: running.chat("hello").status_code == 200)
 
 
-def test_the_log_and_the_metrics_tell_no_content_and_no_key(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_and_the_metrics_tell_no_content_and_no_key(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with server(tmp_path, plan(standin_interpreter(tmp_path / "python"))) as running:
         running.chat("a canary prompt")
         running.client.get("/canary-path?key=canary-query")
@@ -212,7 +209,7 @@ def test_the_log_and_the_metrics_tell_no_content_and_no_key(
     told = capfd.readouterr().out + metrics
     requests = [line for line in map(_json, told.splitlines()) if line.get("event") == "request"]
     assert [(line["route"], line["status"]) for line in requests][:2] == [("/v1/chat/completions", 200), ("other", 404)]
-    assert 'ycdy_tokens_total{kind="completion"} 5' in metrics
+    assert 'ycdy_tokens_total{model="demo",key="owner",kind="completion"} 5' in metrics
     assert "canary" not in told
     assert running.result["requests"] == 3
 

@@ -1,12 +1,22 @@
 """Who may talk to a server: whoever on this machine has its key; others only with a key that the person chose."""
 
+import hashlib
 import ipaddress
+import os
 import secrets
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from toolbox.errors import InputError
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
+from toolbox.ports import LOOPBACK
 
 SHORTEST = 8
+KEYS_LOOK = N_("As in: - {name: alice, key: sk-…, requests_per_minute: 60, tokens_per_minute: 90000, concurrent: 4}")
 
 
 def is_loopback(host: str) -> bool:
@@ -33,3 +43,51 @@ def check(host: str, key: str) -> None:
 
 def new_key() -> str:
     return f"sk-{secrets.token_urlsafe(32)}"
+
+
+class ApiKey(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A key of a keys file, with what its holder may ask for; 0: as much as the server can."""
+
+    name: Annotated[str, Meta(pattern=r"^[\w.@-]{1,64}$")]
+    """What logs and metrics call it."""
+    key: str = ""
+    key_sha256: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """Instead of the key: `printf %s KEY | sha256sum`."""
+    requests_per_minute: Annotated[int, Meta(ge=0)] = 0
+    tokens_per_minute: Annotated[int, Meta(ge=0)] = 0
+    concurrent: Annotated[int, Meta(ge=0)] = 0
+
+    @property
+    def digest(self) -> str:
+        return self.key_sha256 or hashlib.sha256(self.key.encode()).hexdigest()
+
+
+OWNER = "owner"
+"""What the server's own key is called; no file can give it another one."""
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys in the YAML file `path`. Raises InputError where it is torn, says too little, or others can read it."""
+    try:
+        found = path.stat()
+        keys = msgspec.yaml.decode(path.read_bytes(), type=list[ApiKey])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(
+            _("The keys in {path} can't be read: {reason}.").format(path=path, reason=error), _(KEYS_LOOK)
+        ) from error
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o077:
+        raise InputError(
+            _("Others on this machine can read, or own, the keys in {path}.").format(path=path),
+            _("Take that from them: {command}").format(command=f"chmod 600 {shlex.quote(str(path))}"),
+        )
+    names, digests = [OWNER, *(key.name for key in keys)], [key.digest for key in keys]
+    for key in keys:
+        if bool(key.key) == bool(key.key_sha256):
+            raise InputError(
+                _("{path}: {name} needs a key, or its SHA-256.").format(path=path, name=key.name), _(KEYS_LOOK)
+            )
+        if key.key:
+            check(LOOPBACK, key.key)
+        if names.count(key.name) > 1 or digests.count(key.digest) > 1:
+            raise InputError(_("{path}: {name}, or its key, is there twice.").format(path=path, name=key.name))
+    return keys

@@ -213,7 +213,7 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine(
             name="transformers", requirement="transformers[serving]", needs_cuda=False, own_interpreter=False,
-            health="/health", arguments=_transformers,
+            health="/health", arguments=_transformers, features=frozenset({"tools"}),
             ignores=frozenset({"n", "presence_penalty", "logprobs", "top_logprobs", "response_format", "tool_choice"}),
         ),
         Engine(

@@ -15,6 +15,7 @@ from toolbox.device import Device
 from toolbox.engines import Name as EngineName
 from toolbox.errors import InputError
 from toolbox.i18n import _
+from toolbox.limits import Limits
 from toolbox.memory import Estimate
 from toolbox.models import ModelFacts
 from toolbox.recipe import Training
@@ -156,6 +157,10 @@ class ServePlan(Plan, kw_only=True, tag="serve"):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
     port: int = 8080
+    api_keys: Path | None = None
+    """A file of further keys, as `access.read_keys` reads it."""
+    limits: Limits = Limits()
+    log_contents: bool = False
 
     @property
     def default_name(self) -> str:

@@ -69,6 +69,15 @@ class ServeOptions(TargetOptions, kw_only=True):
             secret=True,
         ),
     ] = ""
+    api_keys: Annotated[
+        str, option(N_("YAML file, mode 0600, of more keys and what each may ask a minute and at once"), metavar="FILE")
+    ] = ""
+    limit: Annotated[
+        list[str], option(N_("Bounds of requests, as body_bytes=1000000 answer_s=300"), metavar="NAME=VALUE")
+    ] = []
+    log_contents: Annotated[
+        bool, option(N_("Write what is asked and answered into the log, which otherwise has none of it"))
+    ] = False
     background: Annotated[bool, option(N_("Return when the server is ready, and leave it running"))] = False
 
 
@@ -76,13 +85,16 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
     """Start a server; stay with it until Ctrl-C, SIGTERM or its end, unless it goes to the background."""
     from toolbox import access, ports
 
-    access.check(options.host, options.api_key)
+    if options.api_key or not options.api_keys:
+        access.check(options.host, options.api_key)
     plan = make_plan(options, session)
     ports.listen(plan.host, plan.port).close()
     if session.dry_run:
         show_plan(plan, session)
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
     job, facts = start(plan, options.api_key, session)
+    if plan.log_contents:
+        session.say(_("What is asked and answered is written into {path}.").format(path=job.log_path))
     with _stopped_with_me(job):
         show_ready(facts, plan, session)
         session.publish(facts)
@@ -98,11 +110,15 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     """Everything that is decided before the server starts. Raises InputError for what can't be served."""
-    from toolbox import engines, methods
+    from toolbox import access, engines, limits, methods
     from toolbox.errors import InputError
     from toolbox.plan import ServePlan
     from toolbox.targets import serving
 
+    bounds = limits.parse(options.limit)
+    keys = Path(options.api_keys).expanduser().absolute() if options.api_keys else None
+    if keys:
+        access.read_keys(keys)
     known.warn(options.model, session)
     model, name, adapters = serving(options.model, options.adapter, options.run, session.home)
     best = devices.best(session)
@@ -116,7 +132,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     return ServePlan(
         entry="toolbox.serving:run", model=model, adapters=adapters, name=name, device=best,
         engine=engine.name, engine_why=why, python=python, dtype=_dtype(best, model), host=options.host,
-        port=_port(options.port),
+        port=_port(options.port), api_keys=keys, limits=bounds, log_contents=options.log_contents,
     )  # fmt: skip
 
 

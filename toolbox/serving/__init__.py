@@ -1,34 +1,29 @@
 """Serves a model: an engine on loopback, and in front of it the gateway that clients talk to (`serve`, `chat`)."""
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import socket
-from asyncio import TimerHandle, Transport
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from toolbox import access, files, ports, templates
 from toolbox.engines import ENGINES, SERVED, Engine, Launch, environment
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
+from toolbox.limits import Limits
 from toolbox.plan import ServePlan
 from toolbox.runs import Reporter, Run
-from toolbox.serving import view
-from toolbox.serving.engine_process import EngineProcess
+from toolbox.serving import connection, view
+from toolbox.serving.accounts import Accounts
+from toolbox.serving.engine_process import EngineProcess, Patience
 from toolbox.serving.gateway import Gateway, Served
-from toolbox.serving.limits import Limits
-from toolbox.serving.log import log
 from toolbox.templates import calling
 
 LOOK_EVERY_S = 0.1
-LIMITS = Limits()
 
 
 def run(plan: ServePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
@@ -42,15 +37,19 @@ def run(plan: ServePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     with ports.listen(plan.host, plan.port) as listener:
         launch = _launch(plan, run, engine_kind)
         engine = _engine(plan, run, engine_kind, launch)
-        gateway = Gateway(engine, _served(plan, engine_kind, launch), key, token_counter(plan.model.path), LIMITS)
+        accounts = Accounts(key, access.read_keys(plan.api_keys) if plan.api_keys else [])
+        gateway = Gateway(
+            engine, _served(plan, engine_kind, launch), accounts, token_counter(plan.model.path), plan.limits,
+            log_contents=plan.log_contents,
+        )  # fmt: skip
         facts = {"url": url_of(listener), "api_key": key, "pid": os.getpid(), "model": plan.default_name}
         reporter.phase(_("Starting {engine}").format(engine=plan.engine))
-        asyncio.run(_serve(gateway, engine, listener, reporter, facts))
-    tokens = gateway.metrics.tokens
+        asyncio.run(_serve(gateway, plan.limits, engine, listener, reporter, facts))
+    metrics = gateway.metrics
     return {
         "url": facts["url"], "model": plan.default_name,
-        "requests": gateway.metrics.requests, "restarts": engine.restarts,
-        "prompt_tokens": tokens["prompt"], "completion_tokens": tokens["completion"],
+        "requests": metrics.requests, "restarts": engine.restarts,
+        "prompt_tokens": metrics.tokens("prompt"), "completion_tokens": metrics.tokens("completion"),
     }  # fmt: skip
 
 
@@ -79,7 +78,8 @@ def _key(plan: ServePlan, run: Run) -> str:
     """The person's own key (YCDY_API_KEY, or the one kept in the run), else a new one, on loopback only."""
     path = run.path / "api_key"
     key = os.environ.pop("YCDY_API_KEY", "") or (path.read_text().strip() if path.is_file() else "")
-    access.check(plan.host, key)
+    if not (plan.api_keys and not key):
+        access.check(plan.host, key)
     key = key or access.new_key()
     files.write_text(path, key + "\n")
     return key
@@ -107,6 +107,7 @@ def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> Engine
     return EngineProcess(
         lambda port: engine.command(plan.python, msgspec.structs.replace(launch, port=port)),
         health=engine.health, cwd=folder, log_path=run.path / "engine.log",
+        patience=Patience(stuck_s=plan.limits.stuck_s),
         environ=environment(folder / "cache", plan.device.kind, plan.device.index, key), key=key,
     )  # fmt: skip
 
@@ -118,15 +119,16 @@ def _served(plan: ServePlan, engine: Engine, launch: Launch) -> Served:
     names = dict(zip([*adapters, plan.name], [*tuned, launch.model], strict=False))
     return Served(
         names=names, base=plan.name, context=plan.model.max_position_embeddings,
-        temperature=view.default_temperature(plan.model.path), ignores=engine.ignores,
+        temperature=view.default_temperature(plan.model.path), features=engine.features, ignores=engine.ignores,
         created=int((plan.model.path / "config.json").stat().st_mtime),
     )  # fmt: skip
 
 
 async def _serve(
-    gateway: Gateway, engine: EngineProcess, listener: socket.socket, reporter: Reporter, facts: dict[str, Any]
-) -> None:
-    server = _Server(_config(gateway))
+    gateway: Gateway, limits: Limits, engine: EngineProcess, listener: socket.socket, reporter: Reporter,
+    facts: dict[str, Any],
+) -> None:  # fmt: skip
+    server = connection.Server(connection.config(gateway.app, limits))
     keeping = asyncio.create_task(engine.keep())
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     ready = False
@@ -138,48 +140,13 @@ async def _serve(
                 reporter.ready(**facts)
             await asyncio.sleep(LOOK_EVERY_S)
     finally:
-        log("stopping", in_flight=gateway.metrics.in_flight)
+        await gateway.drain()
         server.should_exit = True
         await answering
         if not keeping.done():
             keeping.cancel()
         await asyncio.wait([keeping])
-        await gateway.close()
     if not keeping.cancelled():
         await keeping
     if not ready:
         raise Interrupted(_("Stopped before the engine answered."))
-
-
-def _config(gateway: Gateway) -> uvicorn.Config:
-    return uvicorn.Config(
-        gateway.app, http=_Protocol, ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, proxy_headers=False, limit_concurrency=LIMITS.connections, timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(LIMITS.drain_s),
-    )  # fmt: skip
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, except that signals stay with the job: it knows that one means stop and two mean now."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _Protocol(H11Protocol):
-    """HTTP/1.1, except that a connection which never completes its first request's headers is closed after a while."""
-
-    _late: TimerHandle
-
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late = self.loop.call_later(LIMITS.headers_s, self._close_if_silent)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
-        super().connection_lost(exc)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None:
-            self.transport.close()

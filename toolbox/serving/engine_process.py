@@ -10,14 +10,15 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import msgspec
 
 from toolbox import ports
 from toolbox.errors import EngineError
 from toolbox.i18n import _
+from toolbox.serving import upstream
 from toolbox.serving.log import log
 
+OK = 200
 LEASH = Path(__file__).with_name("leash.py")
 
 
@@ -34,8 +35,10 @@ class Patience(msgspec.Struct, kw_only=True, frozen=True):
     restarts: int = 5
     backoff_s: float = 1.0
     """Before the first restart; doubled before each further one."""
-    stable_s: float = 300.0
+    stable_s: float = 60.0
     """After this long in good health earlier failures are forgiven."""
+    stuck_s: float = 300.0
+    """An engine that is streaming answers and has sent nothing for so long counts as hung."""
     end_s: float = 10.0
 
 
@@ -64,6 +67,8 @@ class EngineProcess:
         self._base = ""
         self.url: str | None = None
         self.restarts = 0
+        self.streams = 0
+        self.moved_at = 0.0
 
     @property
     def pid(self) -> int:
@@ -73,17 +78,22 @@ class EngineProcess:
     async def keep(self) -> None:
         """Start the engine and keep it running until cancelled.
 
-        Raises EngineError when it never answers, or has died more often than it is restarted.
+        Raises EngineError when it never answers at first, or has died more often than it is restarted.
         """
-        failures = 0
+        failures, ready = 0, False
         try:
             while True:
                 began = time.monotonic()
                 await self._start()
-                await self._until_healthy()
-                self.url = self._base
-                log("engine_ready", pid=self.pid, seconds=round(time.monotonic() - began, 2))
-                reason = await self._watch()
+                try:
+                    await self._until_healthy()
+                    ready, self.url = True, self._base
+                    log("engine_ready", pid=self.pid, seconds=round(time.monotonic() - began, 2))
+                    reason = await self._watch()
+                except EngineError as error:
+                    if not ready:
+                        raise
+                    reason = error.message
                 self.url = None
                 await self._end()
                 failures = 1 if time.monotonic() - began > self._patience.stable_s else failures + 1
@@ -112,29 +122,38 @@ class EngineProcess:
         while time.monotonic() < deadline:
             if self._dead():
                 raise self._error(_("The engine ended before it answered."))
-            if await self._answers(patience.answer_s) == httpx.codes.OK:
+            if await self._answers(patience.answer_s) == OK:
                 return
             await asyncio.sleep(patience.look_every_s)
         raise self._error(_("The engine did not answer within {seconds:.0f} s.").format(seconds=patience.start_s))
 
     async def _watch(self) -> str:
-        """Returns why, once the engine is dead, says that it is ill, or has stopped answering."""
-        silences = 0
+        """Returns why, once the engine is dead, says that it is ill, has stopped answering, or writes no more.
+
+        One that is busy may be too slow to say how it is, as long as its answers go on.
+        """
+        patience, silences = self._patience, 0
         while True:
-            if await self._ended_within(self._patience.watch_every_s):
+            if await self._ended_within(patience.watch_every_s):
                 return f"exit status {self._process.returncode if self._process else '?'}"
-            answer = await self._answers(self._patience.answer_s)
-            silences = 0 if answer == httpx.codes.OK else silences + 1
-            if silences >= self._patience.silences:
+            asked_at = time.monotonic()
+            if self.streams and asked_at - self.moved_at > patience.stuck_s:
+                return f"nothing written for {patience.stuck_s:.0f} s"
+            answer = await self._answers(patience.answer_s)
+            well = answer == OK or self.moved_at > asked_at
+            silences = 0 if well else silences + 1
+            if silences >= patience.silences:
                 return f"health answered {answer}" if answer else "health did not answer"
 
     async def _answers(self, timeout: float) -> int:
         """The HTTP status of the health route; 0 for none."""
-        async with httpx.AsyncClient(trust_env=False, timeout=timeout, headers=self.headers) as client:
-            try:
-                return (await client.get(self._base + self._health)).status_code
-            except httpx.TransportError:
-                return 0
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await upstream.ask(self._base, self._health, self.headers, method="GET")
+        except (TimeoutError, upstream.BrokenOffError):
+            return 0
+        answer.close()
+        return answer.status
 
     async def _ended_within(self, seconds: float) -> bool:
         if self._process is None:

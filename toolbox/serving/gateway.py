@@ -1,34 +1,27 @@
-"""The only thing that listens for clients: key, limits, errors in OpenAI's shape; what passes goes on to the engine."""
+"""The only thing that listens for clients: routes, and what may pass on each of them; relay.py does the asking."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, cast
 
-import httpx
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from toolbox.limits import Limits
 from toolbox.serving import protocol
-from toolbox.serving.guard import Guard, error_response
-from toolbox.serving.limits import Limits
+from toolbox.serving.accounts import Accounts
+from toolbox.serving.guard import GONE, Guard, error_response, stopping
+from toolbox.serving.log import log
 from toolbox.serving.metrics import CONTENT_TYPE, Metrics
-from toolbox.serving.protocol import ChatRequest, CompletionRequest, Refused, Sampling
+from toolbox.serving.protocol import Asked, ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
+from toolbox.serving.refused import Refused
+from toolbox.serving.relay import Relay, Upstream
 
-T = TypeVar("T")
-
-
-class Upstream(Protocol):
-    """The engine as the gateway sees it."""
-
-    url: str | None
-    """Where it answers; None while it does not."""
-    headers: dict[str, str]
-    """What every request to it brings: its key."""
-    restarts: int
+LOOK_EVERY_S = 0.05
 
 
 class Served(msgspec.Struct, kw_only=True, frozen=True):
@@ -42,6 +35,8 @@ class Served(msgspec.Struct, kw_only=True, frozen=True):
     """Tokens of prompt and answer together."""
     temperature: float
     """For requests that name none."""
+    features: frozenset[str] = frozenset()
+    """Of the engine: `engines.FEATURES`."""
     ignores: frozenset[str] = frozenset()
     created: int = 0
 
@@ -50,19 +45,27 @@ class Gateway:
     """An OpenAI-compatible server's front. `app` is the ASGI application."""
 
     def __init__(
-        self, engine: Upstream, served: Served, key: str, count: Callable[[str], int], limits: Limits | None = None
-    ) -> None:
+        self, engine: Upstream, served: Served, accounts: Accounts, count: Callable[[str], int],
+        limits: Limits, *, log_contents: bool = False,
+    ) -> None:  # fmt: skip
         """`count` tells how many tokens a text has; it is called outside the event loop."""
-        self._engine, self._served, self._count = engine, served, count
-        self._limits = limits or Limits()
+        self._engine, self._served, self._count, self._limits = engine, served, count, limits
+        self._log_contents = log_contents
+        self._under_way: set[Relay] = set()
+        self._reading_bytes = 0
         self.metrics = Metrics()
-        timeout = httpx.Timeout(self._limits.answer_s, connect=5.0)
-        pool = httpx.Limits(max_connections=None, max_keepalive_connections=self._limits.in_flight)
-        self._client = httpx.AsyncClient(trust_env=False, timeout=timeout, limits=pool)
-        self.app = Guard(self._starlette(), key, self._limits, self.metrics)
+        self.app = Guard(self._starlette(), accounts, limits, self.metrics)
 
-    async def close(self) -> None:
-        await self._client.aclose()
+    async def drain(self) -> None:
+        """Take nothing new, and wait for what is under way: as long as the limits say, then its clients are told."""
+        self.app.draining = True
+        log("stopping", in_flight=self.metrics.in_flight)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limits.drain_s
+        while self._under_way and loop.time() < deadline:
+            await asyncio.sleep(LOOK_EVERY_S)
+        for relay in self._under_way:
+            relay.end(stopping())
 
     def _starlette(self) -> Starlette:
         return Starlette(
@@ -82,11 +85,13 @@ class Gateway:
             Route(prefix + "/models/{id:path}", self._model),
             Route(prefix + "/chat/completions", self._chat, methods=["POST"]),
             Route(prefix + "/completions", self._complete, methods=["POST"]),
+            Route(prefix + "/embeddings", self._embed, methods=["POST"]),
         ]
 
     async def _health(self, request: Request) -> Response:
-        up = self._engine.url is not None
-        return JSONResponse({"status": "ok" if up else "starting"}, 200 if up else 503)
+        up = self._engine.url is not None and not self.app.draining
+        down = "stopping" if self.app.draining else "restarting" if self._engine.restarts else "starting"
+        return JSONResponse({"status": "ok" if up else down}, 200 if up else 503)
 
     async def _tell_metrics(self, request: Request) -> Response:
         text = self.metrics.text(self._engine.url is not None, self._engine.restarts)
@@ -106,12 +111,6 @@ class Gateway:
     async def _model(self, request: Request) -> Response:
         return JSONResponse(self._card(self._known(request.path_params["id"])))
 
-    async def _chat(self, request: Request) -> Response:
-        return await self._forward(request, ChatRequest)
-
-    async def _complete(self, request: Request) -> Response:
-        return await self._forward(request, CompletionRequest)
-
     def _known(self, name: str) -> str:
         """The model that a request means by `name`. Raises Refused where there is none of that name."""
         names = self._served.names
@@ -119,164 +118,90 @@ class Gateway:
             return next(iter(names))
         if name not in names:
             here = ", ".join(map(repr, names))
-            raise Refused(
-                404, f"There is no model {name[:200]!r} here; this server has {here}.", "model_not_found", "model"
-            )
+            message = f"There is no model {name[:200]!r} here; this server has {here}."
+            raise Refused(404, message, "model_not_found", "model")
         return name
 
-    async def _forward(self, request: Request, kind: type[Sampling]) -> Response:
-        """Read, check and bound the request, ask the engine, and give back what it says."""
-        asked = protocol.read(await self._body(request), kind, self._served.ignores)
-        name = self._known(asked.model)
-        asked.max_tokens = await asyncio.to_thread(protocol.fit, asked, self._served.context, self._count)
-        asked.model = self._served.names[name]
+    async def _chat(self, request: Request) -> ASGIApp:
+        return await self._write(request, ChatRequest)
+
+    async def _complete(self, request: Request) -> ASGIApp:
+        return await self._write(request, CompletionRequest)
+
+    async def _write(self, request: Request, kind: type[Sampling]) -> ASGIApp:
+        """Read, check and bound the request; what it returns asks the engine."""
+        asked, name = await self._read(request, kind)
+        if isinstance(asked, ChatRequest) and asked.tools and "tools" not in self._served.features:
+            raise self._lacks("tool calls", "tools")
+        context = self._served.context
+        prompt = await asyncio.to_thread(protocol.prompt_tokens, asked, context, self._count)
+        self._charge(request, prompt)
+        asked.max_tokens = min(asked.asked_tokens() or protocol.DEFAULT_MAX_TOKENS, context - prompt)
         if isinstance(asked, ChatRequest):
             asked.max_completion_tokens = None
         if asked.temperature is None:
             asked.temperature = self._served.temperature
-        answer = await _unless_gone(request, self._ask(request, asked))
-        if asked.stream and answer.status_code == httpx.codes.OK:
-            return StreamingResponse(self._events(answer, name), media_type="text/event-stream")
-        return await _unless_gone(request, self._whole(answer, name))
+        return self._relay(asked, name)
+
+    async def _embed(self, request: Request) -> ASGIApp:
+        if "embeddings" not in self._served.features:
+            raise self._lacks("embeddings", None)
+        asked, name = await self._read(request, EmbeddingRequest)
+        self._charge(request, await asyncio.to_thread(protocol.input_tokens, asked, self._served.context, self._count))
+        return self._relay(asked, name)
+
+    async def _read(self, request: Request, kind: type[Asked]) -> tuple[Any, str]:
+        """The request, under the engine's name for the model, and the clients' name."""
+        served = self._served
+        asked = protocol.read(await self._body(request), kind, served.ignores, "media" in served.features)
+        name = self._known(asked.model)
+        asked.model = served.names[name]
+        return asked, name
 
     async def _body(self, request: Request) -> bytes:
-        """The request's body. Raises Refused where it is too large or too slow."""
-        too_large = Refused(413, f"The body is larger than {self._limits.body_bytes} bytes.", "body_too_large")
+        """The request's body. Raises Refused where it is too large, too slow, or packed."""
+        limits, body = self._limits, bytearray()
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refused(415, "Bodies are taken as they are, not compressed.", "unsupported_encoding")
+        too_large = Refused(413, f"The body is larger than {limits.body_bytes} bytes.", "body_too_large")
         length = request.headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > self._limits.body_bytes:
+        if length.isdecimal() and int(length) > limits.body_bytes:
             raise too_large
-        body = bytearray()
         try:
-            async with asyncio.timeout(self._limits.body_s):
+            async with asyncio.timeout(limits.body_s):
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > self._limits.body_bytes:
+                    self._reading_bytes += len(chunk)
+                    if len(body) > limits.body_bytes:
                         raise too_large
+                    if self._reading_bytes > limits.bodies_bytes:
+                        raise Refused(503, "Too many large requests at once.", "too_many_requests")
         except TimeoutError as error:
             raise Refused(408, "The body did not arrive in time.", "request_timeout") from error
+        except ClientDisconnect as error:
+            raise Refused(GONE, "The client hung up.", "client_closed_request") from error
+        finally:
+            self._reading_bytes -= len(body)
         return bytes(body)
 
-    async def _ask(self, request: Request, asked: Sampling) -> httpx.Response:
-        """The engine's answer, its body not yet read."""
-        if self._engine.url is None:
-            raise _engine_down()
-        outgoing = self._client.build_request(
-            "POST", self._engine.url + asked.route, content=msgspec.json.encode(asked),
-            headers=self._engine.headers
-            | {"content-type": "application/json", "x-request-id": request.scope["request_id"]},
-        )  # fmt: skip
-        with _engine_faults():
-            async with asyncio.timeout(self._limits.answer_s):
-                return await self._client.send(outgoing, stream=True)
+    def _lacks(self, what: str, param: str | None) -> Refused:
+        return Refused(422, f"The engine behind this server does not do {what}.", "unsupported_parameter", param)
 
-    async def _whole(self, answer: httpx.Response, name: str) -> Response:
-        """An answer in one piece, under the `name` that clients know."""
-        try:
-            with _engine_faults():
-                async with asyncio.timeout(self._limits.answer_s):
-                    body = await answer.aread()
-        finally:
-            await answer.aclose()
-        if answer.status_code != httpx.codes.OK:
-            raise _engine_refused(answer.status_code, body)
-        return Response(self._renamed(_piece(body), name), media_type="application/json")
+    def _charge(self, request: Request, tokens: int) -> None:
+        request.scope["call"].prompt_tokens = tokens
+        request.scope["account"].tokens.take(tokens)
 
-    async def _events(self, answer: httpx.Response, name: str) -> AsyncIterator[bytes]:
-        """The engine's server-sent events, renamed; `[DONE]` follows a finished answer, an error one that broke off."""
-        finished = False
-        try:
-            with _engine_faults():
-                async with asyncio.timeout(self._limits.answer_s):
-                    async for data in _server_sent(answer):
-                        if data == b"[DONE]":
-                            break
-                        piece = _piece(data)
-                        finished = finished or any(choice.get("finish_reason") for choice in piece["choices"])
-                        yield _event(self._renamed(piece, name))
-            if not finished:
-                raise _engine_down()
-            yield _event(b"[DONE]")
-        except Refused as error:
-            yield _event(msgspec.json.encode(error.body()))
-        finally:
-            await answer.aclose()
+    def _relay(self, asked: Asked, name: str) -> ASGIApp:
+        relay = Relay(self._engine, asked, name, self._limits, self.metrics, log_contents=self._log_contents)
 
-    def _renamed(self, piece: dict[str, Any], name: str) -> bytes:
-        """An answer, or a piece of one, under the `name` that clients know; its tokens are counted."""
-        self.metrics.usage(piece.get("usage"))
-        return msgspec.json.encode(piece | {"model": name})
+        async def kept(scope: Scope, receive: Receive, send: Send) -> None:
+            self._under_way.add(relay)
+            try:
+                await relay(scope, receive, send)
+            finally:
+                self._under_way.discard(relay)
 
-
-@contextmanager
-def _engine_faults() -> Iterator[None]:
-    """What goes wrong between us and the engine, as what clients are told."""
-    try:
-        yield
-    except (TimeoutError, httpx.TimeoutException) as error:
-        raise Refused(504, "The answer took too long.", "engine_timeout") from error
-    except httpx.TransportError as error:
-        raise _engine_down() from error
-
-
-async def _server_sent(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The data of each server-sent event. Split at line feeds only: a line separator inside a text is text."""
-    rest = b""
-    async for chunk in answer.aiter_raw():
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line.removeprefix(b"data:").strip()
-    if rest.startswith(b"data:"):
-        yield rest.removeprefix(b"data:").strip()
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
-
-
-def _piece(data: bytes) -> dict[str, Any]:
-    """What an engine sent, or a part of it. Raises Refused where it is an error, or nothing that OpenAI's API knows."""
-    try:
-        piece = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
-        raise _engine_refused(502, data) from error
-    if not isinstance(piece, dict) or piece.get("error") or not isinstance(piece.get("choices"), list):
-        raise _engine_refused(502, data)
-    return piece
-
-
-def _engine_refused(status: int, body: bytes) -> Refused:
-    """What an engine says in its own words (FastAPI's `detail`, OpenAI's `error.message` …), in OpenAI's shape."""
-    try:
-        said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        said = None
-    if isinstance(said, dict):
-        said = said.get("error") or said.get("detail") or said.get("message")
-    if isinstance(said, dict):
-        said = said.get("message")
-    if 400 <= status < 500:
-        return Refused(status, str(said or "The engine refused the request.")[:500], "engine_refused")
-    return Refused(503 if status == 503 else 502, "The engine failed on this request.", "engine_error")
-
-
-def _engine_down() -> Refused:
-    return Refused(503, "The engine is starting or being restarted; try again shortly.", "engine_unavailable")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives, unless the client hangs up first: then it is cancelled, so that the engine can stop too."""
-    asked = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not asked.done():
-            raise Refused(499, "The client hung up.", "client_closed_request")
-        return await asked
-    finally:
-        gone.cancel()
-        asked.cancel()
-        await asyncio.gather(asked, gone, return_exceptions=True)
+        return kept
 
 
 async def _broken(request: Request, error: Exception) -> Response:

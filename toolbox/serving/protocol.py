@@ -6,6 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from toolbox.serving import media
+from toolbox.serving.refused import Refused
+
 CHARS_PER_TOKEN = 64
 """No tokenizer makes tokens longer than this on average: a longer prompt is refused before it is counted."""
 TOKENS_PER_MESSAGE = 8
@@ -16,21 +19,15 @@ Count = Annotated[int, Meta(ge=1, le=1 << 31)]
 Stop = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
-class Refused(Exception):
-    """A request that is answered with an error in OpenAI's shape. Told to programs, so not translated."""
-
-    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+class Picture(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class Part(msgspec.Struct, omit_defaults=True):
     type: str
     text: str = ""
+    image_url: Picture | None = None
 
 
 class ToolFunction(msgspec.Struct):
@@ -65,12 +62,22 @@ class TemplateKwargs(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=T
     enable_thinking: bool | None = None
 
 
-class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The fields that both routes share. Null means "as if absent"."""
+class Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What every request may hold. Null means "as if absent"."""
 
     route: ClassVar[str]
 
     model: str = ""
+    user: str | None = None
+
+    def texts(self) -> list[str]:
+        """Everything that becomes part of the prompt."""
+        raise NotImplementedError
+
+
+class Sampling(Asked, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The fields that the routes which write share."""
+
     max_tokens: Count | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -82,15 +89,10 @@ class Sampling(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
     logit_bias: Annotated[dict[int, float], Meta(max_length=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
 
     def asked_tokens(self) -> int | None:
         """How long an answer the client wants, in tokens."""
         return self.max_tokens
-
-    def texts(self) -> list[str]:
-        """Everything that becomes part of the prompt."""
-        raise NotImplementedError
 
 
 class ChatRequest(Sampling, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -129,6 +131,17 @@ class CompletionRequest(Sampling, kw_only=True, forbid_unknown_fields=True, omit
         return [self.prompt]
 
 
+class EmbeddingRequest(Asked, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    route = "/v1/embeddings"
+
+    input: str | Annotated[list[str], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
+
+
 NEUTRAL: dict[str, list[Any]] = {
     "n": [1], "presence_penalty": [0.0], "logprobs": [False, 0], "top_logprobs": [0],
     "response_format": [{"type": "text"}], "tool_choice": ["auto", "none"],
@@ -136,15 +149,20 @@ NEUTRAL: dict[str, list[Any]] = {
 """Values that ask for nothing: an engine that disregards the field does the same."""
 
 
-def read(body: bytes, kind: type[Sampling], ignores: frozenset[str]) -> Any:
-    """`body` as a `kind` of request. Raises Refused: 400 for what is not JSON, 422 for what is not such a request."""
+def read(body: bytes, kind: type[Asked], ignores: frozenset[str], pictures: bool = False) -> Any:
+    """`body` as a `kind` of request. Raises Refused: 400 for what is not JSON, 422 for what is not such a request.
+
+    `ignores`: fields that the engine disregards. `pictures`: whether it sees any.
+    """
     try:
         request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise Refused(422, str(error), "invalid_value") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, f"The body is not JSON: {error}", "invalid_json") from error
-    _refuse_media(request)
+    for message in getattr(request, "messages", []):
+        for part in message.content if isinstance(message.content, list) else []:
+            media.check(part, pictures)
     for field in ignores & set(request.__struct_fields__):
         value = getattr(request, field)
         if value is not None and value not in NEUTRAL.get(field, []):
@@ -152,35 +170,25 @@ def read(body: bytes, kind: type[Sampling], ignores: frozenset[str]) -> Any:
     return request
 
 
-def _refuse_media(request: Any) -> None:
-    """Only text: an address in a picture's place would make the engine fetch it from inside the network."""
-    for message in getattr(request, "messages", []):
-        for part in message.content if isinstance(message.content, list) else []:
-            if part.type != "text":
-                raise Refused(
-                    422, f"This server reads text only; content of type {part.type[:40]!r} is refused.",
-                    "media_not_supported", "messages",
-                )  # fmt: skip
-
-
-def fit(request: Sampling, context: int, count: Callable[[str], int]) -> int:
-    """How many tokens the answer may have: what was asked, as far as the model's context has room for it.
-
-    `count` tells a text's tokens. Raises Refused where the prompt leaves no room.
-    """
+def prompt_tokens(request: Sampling, context: int, count: Callable[[str], int]) -> int:
+    """How many tokens the prompt has, about. `count` tells a text's. Raises Refused where it leaves no room."""
     texts = request.texts()
     if sum(map(len, texts)) > context * CHARS_PER_TOKEN:
         raise _too_long(context)
-    prompt = sum(count(text) + TOKENS_PER_MESSAGE for text in texts)
-    if prompt >= context:
+    tokens = sum(count(text) + TOKENS_PER_MESSAGE for text in texts)
+    if tokens >= context:
         raise _too_long(context)
-    return min(request.asked_tokens() or DEFAULT_MAX_TOKENS, context - prompt)
+    return tokens
 
 
-def _too_long(context: int) -> Refused:
-    return Refused(
-        400,
-        f"The prompt does not fit into the model's context of {context} tokens.",
-        "context_length_exceeded",
-        "messages",
-    )
+def input_tokens(request: EmbeddingRequest, context: int, count: Callable[[str], int]) -> int:
+    """How many tokens the texts have. Raises Refused where one is longer than the model's context."""
+    tokens = [context + 1 if len(text) > context * CHARS_PER_TOKEN else count(text) for text in request.texts()]
+    if max(tokens) > context:
+        raise _too_long(context, "input")
+    return sum(tokens)
+
+
+def _too_long(context: int, param: str = "messages") -> Refused:
+    message = f"The prompt does not fit into the model's context of {context} tokens."
+    return Refused(400, message, "context_length_exceeded", param)
