@@ -1,31 +1,30 @@
-"""Putting a copy of a repository together: list, look for room, fetch what is missing, hash everything, publish."""
+"""A copy of a repository: choose a hub, list, look for room, fetch what is missing, publish; move on where one fails."""
 
-import contextlib
 import errno
-import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from toolbox import files, units
 from toolbox.config import Home, Settings
-from toolbox.errors import CorruptError, DoesNotFitError, HubError, NotFoundError, ToolboxError
+from toolbox.errors import CorruptError, DoesNotFitError, HubError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import names, store
-from toolbox.hub.sources import PARTIAL, Entry, Listing, Repo, Source, ordered
+from toolbox.hub.routing import ordered
+from toolbox.hub.sources import CONNECTIONS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
+from toolbox.hub.staging import Staging, same
 from toolbox.hub.store import FileRecord, Kind, Manifest
+from toolbox.hub.transfer import TRIES, Manner, Pace
 from toolbox.i18n import _
 
 ROUNDS = 3
-"""How often a file is fetched whose hash is wrong, or whose address expired on the way."""
+"""How often in a row a hub may bring nothing new, or a wrong hash, before it is not asked any more."""
+TRIES_OF_SEVERAL = 2
+"""As `transfer.TRIES`, where another hub can go on."""
 
-SLOW_TO_HASH = 256 << 20
-"""From this many bytes on, hashing takes long enough to be shown."""
-
-T = TypeVar("T")
 Progress = Callable[[str, int], Callable[[int], None]]
 """`Session.transfer`: title and total in bytes, to a function that is told each piece's size."""
 
@@ -72,6 +71,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     include: Sequence[str] = ()
     progress: Progress = lambda title, total: lambda size: None
     say: Callable[[str], None] = lambda text: None
+    connections: int = CONNECTIONS
+    limit_rate: float = 0.0
+    """Bytes a second over all connections; 0: no limit."""
     free_bytes: Callable[[Path], int] = files.free_bytes
     wait_s: float = store.LOCK_WAIT_S
 
@@ -87,13 +89,20 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 def look(request: Request) -> Selection:
     """What would be fetched, from the first hub that has it; nothing is changed."""
     names.revision(request.revision)
-    selection = _first(request, lambda hub: _select(hub, request))
-    _say_left_out(selection, request)
-    return selection
+    failures: list[ToolboxError] = []
+    for hub in _hubs(request):
+        try:
+            selection = _select(hub, request)
+        except (HubError, NotFoundError, InputError) as error:
+            failures.append(error)
+            continue
+        _say_left_out(selection, request)
+        return selection
+    raise _telling(failures)
 
 
 def fetch(request: Request) -> Fetched:
-    """A complete, hashed copy of a repository, from the first hub that has it.
+    """A complete, hashed copy of a repository, from the hub that brings it soonest; another goes on where one fails.
 
     Where no hub can be reached, the copy that is here already. One process at a time works on a repository, another
     waits. Raises NotFoundError, DoesNotFitError before the first byte, BusyError, HubError, CorruptError.
@@ -106,26 +115,57 @@ def fetch(request: Request) -> Fetched:
         with store.locked(path, request.wait_s, lambda: request.say(busy)):
             store.recover(path)
             try:
-                return _first(request, lambda hub: _fetch_from(hub, request))
+                return _insist(request)
             except (HubError, CorruptError) as error:
                 return _already_here(request, error)
     except OSError as error:
         raise _disk_failed(error, request) from error
 
 
-def _first(request: Request, ask: Callable[[Source], T]) -> T:
-    """The answer of the first hub that has one; raises why there is none. That a hub fails weighs more than absence."""
+def _insist(request: Request) -> Fetched:
+    """Ask one hub after the other, again and again while any brings something new. Raises why there is nothing."""
+    staging = Staging(request.path)
+    hubs = deque(_hubs(request))
+    several = len(hubs) > 1
+    strikes = dict.fromkeys(hubs, 0)
+    served: set[Source] = set()
     failures: list[ToolboxError] = []
-    manifest = store.read_manifest(request.path)
-    before = manifest.source if manifest else ""
-    for hub in ordered(request.source, before, request.settings, request.home, os.environ):
-        for failure in failures[-1:]:
-            request.say(_("{problem} Trying {hub}.").format(problem=failure.message, hub=hub.title))
+    while hubs:
+        hub, before = hubs[0], staging.received
         try:
-            return ask(hub)
-        except (NotFoundError, HubError, CorruptError) as error:
+            selection = _select(hub, request)
+            if not served:
+                _say_left_out(selection, request)
+            served.add(hub)
+            return _fetch_from(hub, request, staging, selection, TRIES_OF_SEVERAL if several else TRIES)
+        except (NotFoundError, InputError) as error:
             failures.append(error)
-    raise next((failure for failure in reversed(failures) if not isinstance(failure, NotFoundError)), failures[0])
+            hubs.popleft()
+        except (HubError, CorruptError) as error:
+            failures.append(error)
+            brought = staging.received > before and isinstance(error, HubError)
+            strikes[hub] = 0 if brought else strikes[hub] + 1
+            if strikes[hub] >= ROUNDS or hub not in served:
+                hubs.popleft()
+            elif isinstance(error, HubError):
+                hubs.rotate(-1)
+        if hubs and hubs[0] is not hub:
+            request.say(_("{problem} Trying {hub}.").format(problem=failures[-1].message, hub=hubs[0].title))
+    raise _telling(failures)
+
+
+def _telling(failures: Sequence[ToolboxError]) -> ToolboxError:
+    """That a hub fails weighs more than that another wants a token, and both more than absence."""
+    for kinds in ((HubError, CorruptError), (InputError,)):
+        for failure in reversed(failures):
+            if isinstance(failure, kinds) and not isinstance(failure, NotFoundError):
+                return failure
+    return failures[0]
+
+
+def _hubs(request: Request) -> list[Source]:
+    manifest = store.read_manifest(request.path)
+    return ordered(request.source, manifest.source if manifest else "", request.settings, request.home, os.environ)
 
 
 def _select(hub: Source, request: Request) -> Selection:
@@ -148,33 +188,25 @@ def _say_left_out(selection: Selection, request: Request) -> None:
         )
 
 
-def _fetch_from(hub: Source, request: Request, rounds: int = ROUNDS) -> Fetched:
-    """Fetch, hash and publish; what went wrong is tried again with a fresh listing and fresh addresses."""
-    selection = _select(hub, request)
-    if rounds == ROUNDS:
-        _say_left_out(selection, request)
+def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Selection, tries: int) -> Fetched:
+    """Fetch what is missing, and publish. Raises CorruptError where a hash is not the listed one."""
     manifest = store.read_manifest(request.path)
     if manifest and _covers(manifest, request.path, selection):
         store.mark_used(request.path, request.home)
         return _fetched(manifest, request.path)
-    try:
-        return _publish(request, selection.listing, _bring(hub, request, manifest, selection))
-    except (HubError, CorruptError):
-        if rounds == 1:
-            raise
-    return _fetch_from(hub, request, rounds - 1)
-
-
-def _bring(hub: Source, request: Request, manifest: Manifest | None, selection: Selection) -> list[FileRecord]:
-    """Every wanted file in the staging folder, hashed. Raises CorruptError where a hash is not the listed one."""
-    staging = store.staging(request.path)
-    kept = _keep(manifest, staging, selection, request)
-    missing = [entry for entry in selection.wanted if entry.path not in kept]
+    listing = selection.listing
+    title = _("Checking {id}").format(id=request.id)
+    missing = staging.keep(listing, selection.wanted, lambda total: request.progress(title, total))
+    to_come = sum(partial.entry.size - partial.look() for partial in missing)
+    wrong: list[str] = []
     if missing:
-        _look_for_room(request, missing, staging)
-        progress = request.progress(request.id, sum(entry.size for entry in missing))
-        hub.get(request.on(hub, selection.listing.revision), missing, staging, progress)
-    records, wrong = _hash(staging, missing, request)
+        _look_for_room(request, to_come)
+        manner = Manner(request.connections, tries, pace=Pace(request.limit_rate))
+        try:
+            with hub.reading(request.on(hub, listing.revision)) as read:
+                wrong = staging.fetch(read, missing, manner, request.progress(request.id, to_come))
+        except BrokenOffError as error:
+            raise unreachable(hub, error) from error
     for file in wrong:
         raise CorruptError(
             _("{file} of {id} does not have the hash that {hub} lists.").format(
@@ -182,7 +214,7 @@ def _bring(hub: Source, request: Request, manifest: Manifest | None, selection: 
             ),
             _("The file was thrown away; try again later, or choose another source with --source."),
         )
-    return [*kept.values(), *records]
+    return _publish(request, listing, list(staging.records.values()))
 
 
 def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:
@@ -190,88 +222,14 @@ def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:
     records = {record.path: record for record in manifest.files}
     return all(
         (record := records.get(entry.path)) is not None
-        and _same(record, entry, manifest, selection.listing)
+        and same(record, entry, manifest, selection.listing)
         and record.intact(path)
         for entry in selection.wanted
     )
 
 
-def _same(record: FileRecord, entry: Entry, manifest: Manifest, listing: Listing) -> bool:
-    """Whether a hashed file is the listed one; where the listing has no SHA-256, of the same revision and size."""
-    if record.path in manifest.damaged:
-        return False
-    if entry.sha256:
-        return record.sha256 == entry.sha256
-    return record.size == entry.size and (manifest.source, manifest.revision) == (listing.source, listing.revision)
-
-
-def _keep(manifest: Manifest | None, staging: Path, selection: Selection, request: Request) -> dict[str, FileRecord]:
-    """Bring into `staging` what need not be fetched: files of the copy that is here, files of a fetch cut off earlier.
-
-    What stands there and is not listed any more is removed. Returns the records of the files kept.
-    """
-    staging.mkdir(parents=True, exist_ok=True, mode=0o700)
-    listed = {entry.path: entry for entry in selection.listing.entries}
-    linked: set[str] = set()
-    for record in manifest.files if manifest else ():
-        entry = listed.get(record.path)
-        if manifest and entry and _same(record, entry, manifest, selection.listing) and record.intact(request.path):
-            _link(request.path / record.path, staging / record.path)
-            linked.add(record.path)
-    wanted = {entry.path + PARTIAL for entry in selection.wanted}
-    whole: list[Entry] = []
-    for file in [file for file in staging.rglob("*") if file.is_symlink() or not file.is_dir()]:
-        name = str(file.relative_to(staging))
-        entry = None if file.is_symlink() else listed.get(name)
-        if entry and file.stat().st_size == entry.size and (entry.hashed or name in linked):
-            whole.append(entry)
-        elif name not in wanted or file.is_symlink():
-            file.unlink()
-    records, _wrong = _hash(staging, whole, request)
-    return {record.path: record for record in records}
-
-
-def _link(old: Path, new: Path) -> None:
-    """The same file under a second name; where the disk has no such thing, it is fetched again."""
-    new.parent.mkdir(parents=True, exist_ok=True)
-    new.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        os.link(old, new)
-
-
-def _hash(folder: Path, entries: Sequence[Entry], request: Request) -> tuple[list[FileRecord], list[str]]:
-    """(records of the files that are as listed, names of those that are not, which are removed)."""
-    total = sum(entry.size for entry in entries)
-    title = _("Checking {id}").format(id=request.id)
-    progress = request.progress(title, total) if total >= SLOW_TO_HASH else lambda size: None
-    records: list[FileRecord] = []
-    wrong: list[str] = []
-    for entry in entries:
-        file = folder / entry.path
-        sha256, git_sha1 = _digests(file, entry.size, progress)
-        if (entry.sha256 and entry.sha256 != sha256) or (entry.git_sha1 and entry.git_sha1 != git_sha1):
-            file.unlink()
-            wrong.append(entry.path)
-            continue
-        stat = file.stat()
-        records.append(FileRecord(entry.path, stat.st_size, sha256, stat.st_mtime_ns, verified=entry.hashed))
-    return records, wrong
-
-
-def _digests(file: Path, size: int, progress: Callable[[int], None]) -> tuple[str, str]:
-    """(SHA-256, git's SHA-1 of a blob) in hex, in one pass."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(files.CHUNK):
-            sha256.update(chunk)
-            git.update(chunk)
-            progress(len(chunk))
-    return sha256.hexdigest(), git.hexdigest()
-
-
-def _look_for_room(request: Request, missing: Sequence[Entry], staging: Path) -> None:
-    here = sum(_size(staging / (entry.path + PARTIAL)) for entry in missing)
-    needed, free = sum(entry.size for entry in missing) - here, request.free_bytes(staging)
+def _look_for_room(request: Request, needed: int) -> None:
+    free = request.free_bytes(request.path.parent)
     if needed > free:
         raise DoesNotFitError(
             _("{id} needs {needed} more on the disk of {path}, and {free} are free.").format(
@@ -279,10 +237,6 @@ def _look_for_room(request: Request, missing: Sequence[Entry], staging: Path) ->
             ),
             _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home."),
         )
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.exists() else 0
 
 
 def _publish(request: Request, listing: Listing, records: list[FileRecord]) -> Fetched:

@@ -1,30 +1,27 @@
-"""ModelScope, through its own SDK: `modelscope_hub`, the part of `modelscope` that speaks to the hub without torch."""
+"""ModelScope, or a mirror of it: its SDK (`modelscope_hub`, the part of `modelscope` without torch) lists, `web` brings."""
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
-from toolbox.hub.sources import CONNECTIONS, Entry, Listing, Repo, unreachable
+from toolbox.hub import web
+from toolbox.hub.sources import STALL_S, Entry, Listing, Read, Repo, unreachable
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
 DOMESTIC = ("modelscope.cn", ".modelscope.cn", ".aliyuncs.com")
 """The hub and the storage it redirects to: reached directly, also where a proxy is set for the world outside."""
 SDK_DEFAULTS = {
-    "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(7 * 24 * 3600),
-    "MODELSCOPE_DOWNLOAD_TIMEOUT": "30",
-    "MODELSCOPE_DOWNLOAD_FILE_LOCK": "false",
     "MODELSCOPE_API_MAX_RETRIES": "2",
     "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
-    "TQDM_DISABLE": "1",
 }
-"""Read by the SDK when it is imported: an hour a file is too little for 100 GB, and the lock and the bar are ours."""
+"""Read by the SDK when it is imported: another hub is asked before it has tried five times."""
 
 
 class ModelScope:
@@ -33,8 +30,9 @@ class ModelScope:
     name = "modelscope"
     title = "ModelScope"
 
-    def __init__(self, endpoint: str, environ: Mapping[str, str], home: Home) -> None:
+    def __init__(self, endpoint: str, environ: Mapping[str, str], home: Home, stall_s: float = STALL_S) -> None:
         self.endpoint = endpoint.rstrip("/")
+        self._stall_s = stall_s
         self._home = home
         self._token = environ.get("MODELSCOPE_API_TOKEN", "")
 
@@ -61,31 +59,23 @@ class ModelScope:
             ) from error
         except (errors.HubError, OSError, ValueError) as error:
             raise unreachable(self, error) from error
-        entries = [Entry(file.path, file.size, (file.sha256 or "").lower()) for file in found if file.type != "tree"]
+        entries = [
+            Entry(file.path, file.size, (file.sha256 or "").lower(), version=str(file.last_modified or ""))
+            for file in found
+            if file.type != "tree"
+        ]
         return Listing(self.name, self.endpoint, revision, entries)
 
-    def get(self, repo: Repo, entries: Sequence[Entry], folder: Path, progress: Callable[[int], None]) -> None:
+    def reading(self, repo: Repo) -> AbstractContextManager[Read]:
         api = self._api
-        from modelscope_hub import errors
+        # What the SDK itself sends: within Alibaba Cloud a header that leads to the storage of the same region.
+        headers = api.downloader._build_download_headers()
+        secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
 
-        try:
-            api.download_repo(
-                repo.id,
-                repo.kind,
-                revision=repo.revision,
-                local_dir=folder,
-                cache_dir=folder,
-                max_workers=CONNECTIONS,
-                file_list=[{"Path": entry.path, "Size": entry.size} for entry in entries],
-                progress_callbacks=[_callback(progress)],
-            )
-        except errors.FileDownloadError as error:
-            failed = list(error.failed_files.values())
-            raise next((e for e in failed if isinstance(e, OSError) and e.errno), None) or unreachable(
-                self, failed[0] if failed else error
-            ) from error
-        except errors.HubError as error:
-            raise unreachable(self, error) from error
+        def address(entry: Entry) -> str:
+            return str(api.legacy.get_download_url(repo.id, repo.kind, entry.path, repo.revision))
+
+        return web.reading(headers, secrets if self._token else {}, address, direct=True, stall_s=self._stall_s)
 
     @cached_property
     def _api(self) -> Any:
@@ -105,14 +95,3 @@ def _reach_directly(hosts: Sequence[str]) -> None:
     named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     listed = [host for host in named.split(",") if host]
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*listed, *filter(None, hosts)]))
-
-
-def _callback(progress: Callable[[int], None]) -> type:
-    """The SDK makes one of these for each file."""
-    from modelscope_hub import ProgressCallback
-
-    class Callback(ProgressCallback):
-        def update(self, size: int) -> None:
-            progress(size)
-
-    return Callback

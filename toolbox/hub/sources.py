@@ -1,26 +1,23 @@
-"""What a hub is to us: a listing of files with sizes and hashes, and a way to get some of them."""
+"""What a hub is to us: a listing of files with sizes and hashes, and any range of any of them."""
 
-import queue
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
 
-from toolbox.config import Home, Settings
 from toolbox.errors import HubError
 from toolbox.hub.store import Kind
 from toolbox.i18n import _
 
 PARTIAL = ".incomplete"
-"""Ending of a file that is on its way; what stands in it is a beginning of the file, and is resumed by Range."""
-CONNECTIONS = 4
-ANSWER_S = 6.0
-"""How long a hub may take to answer before another is asked instead."""
-HEAD_START_S = 0.5
-"""By how much another hub must be quicker than the first in the order, ModelScope, to be asked in its place."""
+"""Ending of a file that is on its way."""
+PARTS = ".incomplete.parts"
+"""Ending of the table of the parts of it that have come."""
+CONNECTIONS = 8
+"""At once, over all files. Hubs and links often limit each connection, so a large file is fetched through several."""
+STALL_S = 30.0
+"""A connection that brings nothing for this long is given up and taken up again where it stood."""
 
 
 class Repo(msgspec.Struct, frozen=True):
@@ -38,11 +35,18 @@ class Entry(msgspec.Struct, frozen=True):
     size: int
     sha256: str = ""
     git_sha1: str = ""
+    version: str = ""
+    """Which content this is, for a listing without hashes: a commit, a date."""
 
     @property
     def hashed(self) -> bool:
         """Whether the content can be proven."""
         return bool(self.sha256 or self.git_sha1)
+
+    @property
+    def identity(self) -> str:
+        """The same for the same content; what has come of it may be continued, from whichever hub."""
+        return self.sha256 or self.git_sha1 or self.version
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -53,9 +57,33 @@ class Listing(msgspec.Struct, frozen=True):
     revision: str
     entries: list[Entry]
 
+    def entry(self, path: str) -> Entry | None:
+        return next((entry for entry in self.entries if entry.path == path), None)
+
+
+class BrokenOffError(Exception):
+    """A range did not come, or not whole; its `__cause__` says why. Asked again it may, after `wait_s` seconds."""
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        super().__init__()
+        self.wait_s = wait_s
+
+
+class NoRangesError(Exception):
+    """The server sends whole files only."""
+
+
+class Read(Protocol):
+    """How a file's bytes from `start` to before `stop` are had, piece by piece; may be called from several threads.
+
+    Raises BrokenOffError also where fewer or more bytes come, NoRangesError.
+    """
+
+    def __call__(self, entry: Entry, start: int, stop: int) -> AbstractContextManager[Iterator[bytes]]: ...
+
 
 class Source(Protocol):
-    """A hub."""
+    """A hub, or a mirror of one."""
 
     name: str
     title: str
@@ -64,55 +92,8 @@ class Source(Protocol):
     def listing(self, repo: Repo) -> Listing:
         """Raises NotFoundError, InputError where access needs a token, HubError where the hub does not answer."""
 
-    def get(self, repo: Repo, entries: Sequence[Entry], folder: Path, progress: Callable[[int], None]) -> None:
-        """Put the entries below `folder`, resuming what ends in PARTIAL. Sizes are right, hashes are not checked.
-
-        `progress` is told the size of each piece, in bytes, from several threads. Raises HubError, OSError.
-        """
-
-
-def ordered(source: str, before: str, settings: Settings, home: Home, environ: Mapping[str, str]) -> list[Source]:
-    """The hubs to ask, best first: the one that was named; for `auto` both, in front that which a copy on this machine
-    is from (`before`), else that which answers first."""
-    from toolbox.hub.huggingface import HuggingFace
-    from toolbox.hub.modelscope import ModelScope
-
-    modelscope = ModelScope(environ.get("MODELSCOPE_ENDPOINT") or settings.modelscope_endpoint, environ, home)
-    huggingface = HuggingFace(environ.get("HF_ENDPOINT") or settings.huggingface_endpoint)
-    if source != "auto":
-        return [hub for hub in (modelscope, huggingface) if hub.name == source]
-    hubs: list[Source] = [modelscope, huggingface]
-    known = [index for index, hub in enumerate(hubs) if hub.name == before]
-    first = known[0] if known else quickest([hub.endpoint for hub in hubs])
-    return hubs[first:] + hubs[:first]
-
-
-def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S, head_start_s: float = HEAD_START_S) -> int:
-    """Index of the address that answers first, whatever it answers; 0 in a near tie, or where none does in time."""
-    import httpx
-
-    answers: queue.Queue[int | None] = queue.Queue()
-    client = httpx.Client(timeout=wait_s)
-
-    def ask(index: int) -> None:
-        time.sleep(head_start_s if index else 0)
-        try:
-            client.head(endpoints[index])
-        except (httpx.HTTPError, httpx.InvalidURL):
-            answers.put(None)
-        else:
-            answers.put(index)
-
-    for index in range(len(endpoints)):
-        threading.Thread(target=ask, args=(index,), daemon=True).start()
-    for _endpoint in endpoints:
-        try:
-            answer = answers.get(timeout=wait_s + head_start_s)
-        except queue.Empty:
-            break
-        if answer is not None:
-            return answer
-    return 0
+    def reading(self, repo: Repo) -> AbstractContextManager[Read]:
+        """Connections to the files of a repository at the revision of its listing."""
 
 
 def unreachable(hub: Source, error: BaseException) -> HubError:
@@ -138,3 +119,7 @@ def reason(error: BaseException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
     return type(chain[-1]).__name__
+
+
+Progress = Callable[[int], None]
+"""Told the size of each piece, in bytes, from several threads."""
