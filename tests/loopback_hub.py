@@ -196,7 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"Code": 404, "Message": "no such file"}, 404)
             return
         asked = self.headers.get("Range", "")
-        offset = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        offset, stop = int(first or 0), min(int(last) + 1, len(content)) if last else len(content)
         fault = self.server.hub.fault(path, offset) if self.command == "GET" else Fault()
         if fault.status:
             self._saw(path, 0)
@@ -208,14 +209,16 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and offset >= len(content):
             self._json({}, 416, {"Content-Range": f"bytes */{len(content)}"})
             return
-        self._send(path, content, 0 if fault.ignore_range else offset, bool(asked) and not fault.ignore_range, fault)
+        if not asked or fault.ignore_range:
+            offset, stop = 0, len(content)
+        self._send(path, content, (offset, stop), bool(asked) and not fault.ignore_range, fault)
 
-    def _send(self, path: str, content: bytes, offset: int, ranged: bool, fault: Fault) -> None:
-        rest = content[offset:]
+    def _send(self, path: str, content: bytes, span: tuple[int, int], ranged: bool, fault: Fault) -> None:
+        rest = memoryview(content)[slice(*span)]
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(len(rest)))
         if ranged:
-            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Range", f"bytes {span[0]}-{span[1] - 1}/{len(content)}")
         self.end_headers()
         if self.command == "HEAD":
             return

@@ -34,7 +34,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
         monkeypatch.setenv("MODELSCOPE_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("MODELSCOPE_DOWNLOAD_MAX_RETRIES", "1")
         yield hub
 
 
@@ -154,7 +153,7 @@ def test_two_processes_make_one_copy(hub: LoopbackHub, environ: dict[str, str], 
     hub.rate = 8e6
     children = [start(environ), start(environ)]
     assert [child.wait(60) for child in children] == [0, 0]
-    assert len(hub.transfers("model.safetensors")) == 1
+    assert sum(seen.sent for seen in hub.transfers("model.safetensors")) == len(WEIGHTS)
     assert_whole(home)
 
 
@@ -186,12 +185,6 @@ def test_ctrl_c_ends_it_and_it_resumes(hub: LoopbackHub, environ: dict[str, str]
     assert start(environ, "--source", source).wait(60) == 0
     assert_whole(home)
     assert any(seen.range for seen in hub.transfers("model.safetensors"))
-
-
-def test_the_sdk_gives_up_a_stalled_connection(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:
-    hub.faults["model.safetensors"] = [Fault(stall_s=5)]
-    toolbox_cli("download", ID, "--source", "modelscope", env={"MODELSCOPE_DOWNLOAD_TIMEOUT": "1"}).done()
-    assert_whole(home)
 
 
 def test_modelscope_is_reached_past_a_proxy(hub: LoopbackHub, toolbox_cli: Cli, home: Path) -> None:

@@ -18,9 +18,12 @@ from safetensors.numpy import save
 
 from toolbox.config import Home, Settings
 from toolbox.errors import BusyError, CorruptError, DoesNotFitError, HubError, InputError, NotFoundError
-from toolbox.hub import fetching, local_copy, names, sources, store
+from toolbox.hub import fetching, local_copy, names, routing, sources, store
 from toolbox.hub.checking import changed, torn
 from toolbox.hub.huggingface import HuggingFace
+from toolbox.hub.modelscope import ModelScope
+from toolbox.hub.partial import Partial
+from toolbox.hub.transfer import TRIES, Manner, Transfer
 
 ID = "Qwen/tiny"
 WEIGHTS = save({"weight": np.random.default_rng(1).random((512, 512), dtype=np.float32)})
@@ -180,20 +183,26 @@ def test_an_expired_address_is_asked_for_again(hub: LoopbackHub, home: Path, sou
     assert content(fetching.fetch(ask(hub, home, source=source)).path) == FILES
 
 
-def test_a_stalled_connection_is_taken_up_again(hub: LoopbackHub, tmp_path: Path) -> None:
+def transfer(hub: LoopbackHub, home: Path, source: str, **manner: Any) -> None:
+    """The weights alone, without listing and publishing."""
+    at: Any = HuggingFace(hub.url, 0.3) if source == "huggingface" else ModelScope(hub.url, {}, Home(home), 0.3)
+    entry = sources.Entry("model.safetensors", len(WEIGHTS), hashlib.sha256(WEIGHTS).hexdigest())
+    with at.reading(sources.Repo("model", ID, "master")) as read:
+        Transfer(read, [Partial(home / "here", entry)], Manner(pause_s=0, **manner), lambda size: None).run()
+
+
+def test_a_stalled_connection_is_taken_up_again(hub: LoopbackHub, home: Path, source: str) -> None:
     hub.faults["model.safetensors"] = [Fault(stall_s=2.0)]
-    entry = sources.Entry("model.safetensors", len(WEIGHTS))
-    slow = HuggingFace(hub.url, stall_s=0.3, pause_s=0)
-    slow.get(sources.Repo("model", ID, "main"), [entry], tmp_path, lambda size: None)
-    assert content(tmp_path) == {"model.safetensors": WEIGHTS}
+    transfer(hub, home, source)
+    assert content(home / "here") == {"model.safetensors": WEIGHTS}
 
 
-def test_a_server_that_only_fails_ends_in_one_sentence(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_a_server_that_only_fails_is_given_up(hub: LoopbackHub, home: Path, source: str) -> None:
     hub.faults["model.safetensors"] = [Fault(status=503) for _ in range(20)]
-    entry = sources.Entry("model.safetensors", len(WEIGHTS))
-    with pytest.raises(HubError, match="HTTP 503"):
-        HuggingFace(hub.url, pause_s=0).get(sources.Repo("model", ID, "main"), [entry], tmp_path, lambda size: None)
-    assert len(hub.faults["model.safetensors"]) == 15
+    with pytest.raises(sources.BrokenOffError) as caught:
+        transfer(hub, home, source)
+    assert sources.reason(caught.value) == "HTTP 503"
+    assert len(hub.faults["model.safetensors"]) == 20 - TRIES
 
 
 def test_storage_on_another_host_gets_no_token(
@@ -221,9 +230,9 @@ def test_where_one_hub_is_down_the_other_is_used(hub: LoopbackHub, home: Path, c
 def test_the_hub_that_answers_is_asked_first(hub: LoopbackHub, closed_port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         nobody = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert sources.quickest([nobody, hub.url]) == 1
-    assert sources.quickest([hub.url, hub.url]) == 0
-    assert sources.quickest([closed_port, closed_port]) == 0
+        assert routing.quickest([nobody, hub.url]) == 1
+    assert routing.quickest([hub.url, hub.url]) == 0
+    assert routing.quickest([closed_port, closed_port]) == 0
 
 
 def test_a_link_planted_among_half_fetched_files_is_not_followed(hub: LoopbackHub, home: Path) -> None:

@@ -1,4 +1,4 @@
-"""A copy of a repository: choose a hub, list, look for room, fetch what is missing, publish; move on where one fails."""
+"""A copy of a repository: choose a hub, list, look for room, fetch what is missing, publish; go on where one fails."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from toolbox.config import Home, Settings
 from toolbox.errors import CorruptError, DoesNotFitError, HubError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import names, store
 from toolbox.hub.routing import ordered
-from toolbox.hub.sources import CONNECTIONS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
+from toolbox.hub.sources import CONNECTIONS, PARTIAL, PARTS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
 from toolbox.hub.staging import Staging, same
 from toolbox.hub.store import FileRecord, Kind, Manifest
 from toolbox.hub.transfer import TRIES, Manner, Pace
@@ -138,7 +138,9 @@ def _insist(request: Request) -> Fetched:
                 _say_left_out(selection, request)
             served.add(hub)
             return _fetch_from(hub, request, staging, selection, TRIES_OF_SEVERAL if several else TRIES)
-        except (NotFoundError, InputError) as error:
+        except DoesNotFitError:
+            raise
+        except InputError as error:
             failures.append(error)
             hubs.popleft()
         except (HubError, CorruptError) as error:
@@ -172,7 +174,7 @@ def _select(hub: Source, request: Request) -> Selection:
     listing = hub.listing(request.on(hub, request.revision))
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include, request.kind)
-    names.distinct(wanted, ours=(store.MANIFEST, PARTIAL))
+    names.distinct(wanted, ours=(store.MANIFEST, PARTIAL, PARTS))
     if not wanted:
         raise NotFoundError(
             _("{hub} has no file in {id} that is asked for.").format(hub=hub.title, id=request.id),

@@ -1,4 +1,4 @@
-"""Hugging Face, or a mirror of it: its SDK lists the files; `web` brings them, since the SDK loses all after `kill -9`."""
+"""Hugging Face, or a mirror of it: its SDK lists; `web` brings, since the SDK begins anew after `kill -9`."""
 
 from contextlib import AbstractContextManager
 
@@ -46,7 +46,9 @@ class HuggingFace:
         except (errors.HfHubHTTPError, errors.HTTPError, OSError, ValueError) as error:
             raise unreachable(self, error) from error
         entries = [
-            Entry(file.path, file.size, file.lfs.sha256 if file.lfs else "", "" if file.lfs else file.blob_id, commit or "")
+            Entry(file.path, file.size, file.lfs.sha256, version=commit or "")
+            if file.lfs
+            else Entry(file.path, file.size, git_sha1=file.blob_id, version=commit or "")
             for file in tree
             if isinstance(file, RepoFile)
         ]
@@ -57,9 +59,7 @@ class HuggingFace:
         from huggingface_hub.utils import build_hf_headers
 
         def address(entry: Entry) -> str:
-            return hf_hub_url(
-                repo.id, entry.path, repo_type=repo.kind, revision=repo.revision, endpoint=self.endpoint
-            )
+            return hf_hub_url(repo.id, entry.path, repo_type=repo.kind, revision=repo.revision, endpoint=self.endpoint)
 
         headers = build_hf_headers()
         secrets = {name: headers.pop(name) for name in list(headers) if name.lower() == "authorization"}

@@ -1,4 +1,4 @@
-"""ModelScope, or a mirror of it: its SDK (`modelscope_hub`, the part of `modelscope` without torch) lists, `web` brings."""
+"""ModelScope, or a mirror: its SDK (`modelscope_hub`, what `modelscope` has without torch) lists; `web` brings."""
 
 import logging
 import os

@@ -52,7 +52,6 @@ class Partial:
         """Begin, or go on with what is there. Raises OSError."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.look()
-        # Never closed by hand: a connection that was given up may still hold a piece that it is about to write.
         self._file = open(self.path, "r+b" if sum(self._come) else "w+b", buffering=0)  # noqa: SIM115
         if self.parts > 1:
             counts = b"".join(map(_COUNT.pack, self._come))
@@ -111,9 +110,17 @@ class Partial:
         finally:
             self._hashing.release()
 
+    def close(self) -> None:
+        """Nothing may be written any more: the number of a closed file may soon be another's."""
+        self._file.close()
+        if self.parts > 1:
+            self._table.close()
+
     def finish(self) -> FileRecord | None:
         """Let the complete file take its name; None where its hash is not the listed one, and it is thrown away."""
         self.hash_behind(wait=True)
+        if not self.whole_only:  # else another connection may still hold a piece of it, and the file closes with that
+            self.close()
         sha256, entry = self._sha256.hexdigest(), self.entry
         right = sha256 == (entry.sha256 or sha256) and (not entry.git_sha1 or self._git.hexdigest() == entry.git_sha1)
         if right:

@@ -56,5 +56,3 @@ def quickest(endpoints: Sequence[str], wait_s: float = ANSWER_S, head_start_s: f
         if answer is not None:
             return answer
     return 0
-
-

@@ -78,6 +78,9 @@ class Transfer:
             deadline = time.monotonic() + LINGER_S
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
+            if not any(thread.is_alive() for thread in threads):
+                for partial in self._left:
+                    partial.close()
         if self._error:
             raise self._error
 

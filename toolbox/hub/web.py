@@ -1,4 +1,4 @@
-"""Files of a hub over HTTP: any range of any of them, through signed addresses that are asked for anew as they expire."""
+"""Files of a hub over HTTP: any range of any of them, by signed addresses that are asked for anew as they expire."""
 
 import ssl
 from collections.abc import Callable, Iterator, Mapping
@@ -54,7 +54,9 @@ def reading(
 class _Remote:
     """Where the bytes come from another host, by a signed address, that is used until it is refused."""
 
-    def __init__(self, connections: "httpx.Client", secrets: Mapping[str, str], address: Callable[[Entry], str]) -> None:
+    def __init__(
+        self, connections: "httpx.Client", secrets: Mapping[str, str], address: Callable[[Entry], str]
+    ) -> None:
         self._client = connections
         self._secrets = secrets
         self._address = address
@@ -93,7 +95,7 @@ class _Remote:
             yield response
 
     def _from_hub(self, entry: Entry, ranged: Mapping[str, str]) -> "AbstractContextManager[httpx.Response]":
-        """Asked with the secrets, which httpx leaves out (`Authorization`, `Cookie`) where it is sent to another host."""
+        """With the secrets; httpx leaves `Authorization` and `Cookie` out where it is sent on to another host."""
         return self._client.stream("GET", self._address(entry), headers={**ranged, **self._secrets})
 
 
