@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ class LoopbackHub:
     storage: bool = False
     """Bodies come from another host, by a signed address, as from the hubs' object storage."""
     port: int = 0
+    piece: int = PIECE
+    """Bytes written at once."""
     seen: list[Seen] = field(default_factory=list)
     sent: int = 0
     """Bytes of bodies so far."""
@@ -99,7 +102,7 @@ class LoopbackHub:
     def entry(self, path: str, content: bytes) -> dict[str, Any]:
         """A file in ModelScope's listing."""
         truth = {"Path": path, "Name": Path(path).name, "Type": "blob", "Size": len(content), "Revision": COMMIT}
-        return {**truth, "Sha256": hashlib.sha256(content).hexdigest(), **self.listed.get(path, {})}
+        return {**truth, "Sha256": _sha256(content), **self.listed.get(path, {})}
 
     def leaf(self, path: str, content: bytes) -> dict[str, Any]:
         """A file in Hugging Face's tree: big ones are in LFS, with a SHA-256; small ones git blobs, with a SHA-1."""
@@ -108,9 +111,14 @@ class LoopbackHub:
         if len(content) < 4096:
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             return {"type": "file", "path": listed.get("Path", path), "size": size, "oid": blob}
-        sha256 = listed.get("Sha256", hashlib.sha256(content).hexdigest())
+        sha256 = listed.get("Sha256", _sha256(content))
         lfs = {"oid": sha256, "size": size, "pointerSize": 134}
         return {"type": "file", "path": listed.get("Path", path), "size": size, "oid": "0" * 40, "lfs": lfs}
+
+
+@lru_cache(maxsize=16)
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class _Server(ThreadingHTTPServer):
@@ -217,6 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         rest = memoryview(content)[slice(*span)]
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(len(rest)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{_sha256(content)}"')
         if ranged:
             self.send_header("Content-Range", f"bytes {span[0]}-{span[1] - 1}/{len(content)}")
         self.end_headers()
@@ -226,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         end = len(rest) if fault.drop_at is None else min(fault.drop_at, len(rest))
         try:
             while sent < end:
-                piece = rest[sent : min(sent + PIECE, end)]
+                piece = rest[sent : min(sent + self.server.hub.piece, end)]
                 self.server.hub.sent += len(piece)  # first: a client that has it all may look at once
                 self.wfile.write(piece)
                 sent += len(piece)

@@ -32,6 +32,10 @@ class Options(msgspec.Struct, kw_only=True):
     include: Annotated[list[str], option(N_("Only files whose names match, like *.safetensors"), metavar="PATTERN")] = (
         msgspec.field(default_factory=list)
     )
+    connections: Annotated[int, option(N_("Connections at once, over all files"), ge=1, le=64)] = 8
+    limit_rate: Annotated[
+        str, option(N_("Bytes a second over all connections, like 10M or 500K; empty: no limit"), metavar="RATE")
+    ] = ""
 
 
 def run(options: Options, session: Session) -> dict[str, Any]:
@@ -92,6 +96,8 @@ def _repository(name: str, options: Options, session: Session) -> dict[str, Any]
         source=options.source or session.settings.source,
         revision=options.revision,
         include=options.include,
+        connections=options.connections,
+        limit_rate=units.rate(options.limit_rate),
         home=session.home,
         settings=session.settings,
         progress=session.transfer,
