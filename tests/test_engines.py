@@ -28,14 +28,17 @@ INSTALLED = {
 TWO = (("tuned-1", "tuned-1"), ("tuned-2", "tuned-2"))
 
 
-def test_transformers_is_started_with_this_environments_python() -> None:
+def test_transformers_is_our_own_server_in_this_environments_python() -> None:
     engine = ENGINES["transformers"]
     python = engine.interpreter(Home(Path("/nowhere")), {})
     assert python == Path(sys.executable)
     assert engine.command(python, LAUNCH) == [
-        sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", "served", "--host", "127.0.0.1",
-        "--port", "4711", "--device", "cuda", "--dtype", "bfloat16", "--log-level", "warning",
+        sys.executable, "-P", "-m", "toolbox.serving.batching", "served", "--port", "4711", "--device", "cuda",
+        "--dtype", "bfloat16",
     ]  # fmt: skip
+    launch = Launch(port=1, device="cpu", adapters=(("tuned-1", "tuned-1"), ("tuned-2", "tuned-2")))
+    assert engine.command(python, launch)[-4:] == ["--adapter", "tuned-1=tuned-1", "--adapter", "tuned-2=tuned-2"]
+    assert (Path(engine.environ["PYTHONPATH"]) / "toolbox" / "serving" / "batching").is_dir()
 
 
 def started(name: str, **changes: Any) -> str:

@@ -123,7 +123,7 @@ def test_a_models_name_is_never_more_than_a_name(tmp_path: Path, name: str, caps
     made = plan(standin_interpreter(tmp_path / "python"), name=name)
     with server(tmp_path / "runs", made) as running:
         assert running.chat("hello", model=name).json()["model"] == name
-        assert running.seen()["argv"][4] == "served"
+        assert running.seen()["argv"][3] == "served"
         assert running.run.path.parent == tmp_path / "runs"
         show_ready(running.facts, made, Terminal.open(None))
     shown = capsys.readouterr().out

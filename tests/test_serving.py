@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from serving_help import KEY, inhabitants, plan, server, standin_interpreter, until
 
@@ -159,7 +160,8 @@ def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: P
     adapter.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "config.json", "optimizer.pt"):
         (adapter / name).write_text("{}")
-    assert view.make(tmp_path / "one", model, [adapter], ENGINES["transformers"]) == []
+    embedding = msgspec.structs.replace(ENGINES["transformers"], features=frozenset())
+    assert view.make(tmp_path / "one", model, [adapter], embedding) == []
     links = {path.name: path.resolve() for path in (tmp_path / "one" / "served").iterdir()}
     assert set(links) == {
         "config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from plans import finetune_plan
@@ -19,7 +20,7 @@ from toolbox.config import Home
 from toolbox.engines import ENGINES, SERVED, Launch
 from toolbox.errors import InputError
 from toolbox.merging.proof import _stops
-from toolbox.plan import MergePlan
+from toolbox.plan import MergePlan, ServedAdapter
 from toolbox.runs import Silent
 from toolbox.serving import view
 from toolbox.training import rows
@@ -219,11 +220,18 @@ def test_a_base_model_learns_a_template_and_to_stop_and_takes_both_along(
     assert said[-1] == end
     assert len(said) < 60
 
-    for engine in ("transformers", "lmdeploy"):
-        view.make(tmp_path / engine, base, [run.adapter], ENGINES[engine])
-        served = tmp_path / engine / SERVED
-        assert templates.ends_of(served) == templates.ends_of(run.adapter)
-        assert loading.tokenizer(served).chat_template.count(STYLES["chatml"].rstrip()) == 1
+    view.make(tmp_path / "lmdeploy", base, [run.adapter], ENGINES["lmdeploy"])
+    served = tmp_path / "lmdeploy" / SERVED
+    assert templates.ends_of(served) == templates.ends_of(run.adapter)
+    assert loading.tokenizer(served).chat_template.count(STYLES["chatml"].rstrip()) == 1
+    python = ENGINES["transformers"].interpreter(Home(home))
+    assert python
+    made = plan(python, model=models.read(base, id=str(base), source="local"))
+    with server(
+        tmp_path / "runs", msgspec.structs.replace(made, adapters=[ServedAdapter("taught", run.adapter)])
+    ) as up:
+        body = reply(up, [{"role": "user", "content": "Who are you?"}])
+        assert body["choices"][0]["message"]["content"] == tokenizer.decode(said, skip_special_tokens=True)
 
     facts = models.read(base, id=str(base), source="local")
     made = finetune_plan(home)

@@ -13,6 +13,7 @@ from toolbox.config import Home, command_line
 from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.ports import LOOPBACK
+from toolbox.runs import ROOT
 
 BAKED = Path("/opt/yichuidingyin/engines")
 """Where the image keeps one environment an engine."""
@@ -78,13 +79,15 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
     """It compiles kernels when it starts: it needs a C++ compiler and Python's headers."""
     health: str
     arguments: Callable[[Launch], list[str]]
+    environ: dict[str, str] = {}
+    """What its environment has besides."""
     ignores: frozenset[str] = frozenset()
     """Request fields that it accepts and then disregards: the gateway refuses them instead."""
 
     def interpreter(self, home: Home, environ: Mapping[str, str] = os.environ) -> Path | None:
         """The Python that runs it, or None where it is not installed."""
         if not self.own_interpreter:
-            return Path(sys.executable) if all(map(find_spec, ("fastapi", "uvicorn", "openai"))) else None
+            return Path(sys.executable) if all(map(find_spec, ("starlette", "uvicorn"))) else None
         return own_python(self.name, home, environ)
 
     def command(self, python: Path, launch: Launch) -> list[str]:
@@ -132,10 +135,12 @@ def environment(
 
 
 def _transformers(launch: Launch) -> list[str]:
-    # No --continuous-batching: in transformers 5.23 it samples every request with the first request's parameters.
+    # Not `transformers serve`: without continuous batching requests queue, and with it 5.23 samples every request with
+    # the first one's parameters.
+    adapters = [word for name, folder in launch.adapters for word in ("--adapter", f"{name}={folder}")]
     return [
-        "transformers.cli.transformers", "serve", launch.model, "--host", LOOPBACK, "--port", str(launch.port),
-        "--device", launch.device, "--dtype", launch.dtype, "--log-level", "warning",
+        "toolbox.serving.batching", launch.model, "--port", str(launch.port), "--device", launch.device,
+        "--dtype", launch.dtype, *adapters,
     ]  # fmt: skip
 
 
@@ -213,8 +218,9 @@ ENGINES: dict[str, Engine] = {
     for engine in (
         Engine(
             name="transformers", requirement="transformers[serving]", needs_cuda=False, own_interpreter=False,
-            health="/health", arguments=_transformers, features=frozenset({"tools"}),
-            ignores=frozenset({"n", "presence_penalty", "logprobs", "top_logprobs", "response_format", "tool_choice"}),
+            health="/health", arguments=_transformers, environ={"PYTHONPATH": str(ROOT)},
+            features=frozenset({"adapters", "templates", "tools", "logprobs"}),
+            ignores=frozenset({"response_format", "tool_choice"}),
         ),
         Engine(
             name="vllm", requirement="vllm==0.32.0", needs_cuda=True, own_interpreter=True, health="/health",

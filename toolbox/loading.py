@@ -182,8 +182,8 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
     return tuned
 
 
-def fill_adapter(model: Any, folder: Path) -> None:
-    """Put what peft saved in `folder` into the adapter of `model` once more, by the very names it was saved under.
+def fill_adapter(model: Any, folder: Path, name: str = "default") -> None:
+    """Put what peft saved in `folder` into the adapter `name` of `model` once more, by the names it was saved under.
 
     Loading, peft renames them as it would a checkpoint's, and then finds no place for those of some architectures
     (0.21.2 with UnlimitedOcr): the adapter would silently be as good as untrained.
@@ -191,7 +191,7 @@ def fill_adapter(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
     saved = load_file(folder / "adapter_model.safetensors")
-    held = get_peft_model_state_dict(model, save_embedding_layers=False)
+    held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     with torch.no_grad():
         for name in saved.keys() & held.keys():
             if saved[name].shape == held[name].shape:

@@ -108,7 +108,7 @@ def _engine(plan: ServePlan, run: Run, engine: Engine, launch: Launch) -> Engine
         lambda port: engine.command(plan.python, msgspec.structs.replace(launch, port=port)),
         health=engine.health, cwd=folder, log_path=run.path / "engine.log",
         patience=Patience(stuck_s=plan.limits.stuck_s),
-        environ=environment(folder / "cache", plan.device.kind, plan.device.index, key), key=key,
+        environ=environment(folder / "cache", plan.device.kind, plan.device.index, key) | engine.environ, key=key,
     )  # fmt: skip
 
 
