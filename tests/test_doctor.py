@@ -1,11 +1,12 @@
 """The self-check: every fault it is there to find, injected."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from conftest import Cli
+from conftest import ROOT, Cli
 from hardware import A10, T4, with_gpus
 
 from toolbox import device
@@ -95,9 +96,45 @@ def test_torn_settings_are_named(home: Path) -> None:
     assert not doctor.settings(Home(home)).ok
 
 
-def test_an_engine_that_needs_a_gpu_is_not_missed_without_one(home: Path) -> None:
-    def lmdeploy(machine: Machine) -> bool:
-        return next(check.ok for check in doctor.engines(machine, Home(home)) if "lmdeploy" in check.name)
+def engine_checks(home: Path, *devices: Device) -> dict[str, doctor.Check]:
+    return {check.name: check for check in doctor.engines(Machine(devices=devices), Home(home))}
 
-    assert lmdeploy(Machine(devices=(CPU,)))
-    assert not lmdeploy(Machine(devices=(GPU, CPU)))
+
+def an_engine(home: Path, name: str, says: str) -> Path:
+    """An environment whose interpreter says what `says` prints."""
+    folder = home / "engines" / name
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").write_text(f"#!/bin/sh\n{says}\n")
+    (folder / "bin" / "python").chmod(0o755)
+    (folder / "locks").mkdir()
+    shutil.copy(ROOT / "locks" / f"{name}.txt", folder / "locks")
+    return folder
+
+
+def test_an_engine_is_missed_only_beside_a_gpu_that_has_none(home: Path) -> None:
+    assert all(check.ok for check in engine_checks(home, CPU).values())
+    wrong = [check for check in engine_checks(home, GPU, CPU).values() if not check.ok]
+    assert [check.name for check in wrong] == ["Engine vllm"]
+    assert "serve --install vllm" in wrong[0].remedy
+    an_engine(home, "lmdeploy", "echo True; echo 0.18.0")
+    checks = engine_checks(home, CPU)
+    assert all(check.ok for check in checks.values())
+    assert checks["Engine lmdeploy"].detail.endswith("engines/lmdeploy, it needs an NVIDIA GPU")
+
+
+def test_what_is_wrong_with_an_engine_is_found(home: Path) -> None:
+    half = an_engine(home, "vllm", "echo True; echo 0.32.0")
+    (half / "preparing").touch()
+    an_engine(home, "sglang", "echo Segmentation fault >&2; exit 139")
+    stale = an_engine(home, "lmdeploy", "echo False; echo 0.18.0")
+    checks = engine_checks(home, GPU, CPU)
+    assert checks["Engine vllm"].detail == "half made"
+    assert "does not start: Segmentation fault" in checks["Engine sglang"].detail
+    assert "no compiler, or no Python.h" in checks["Engine lmdeploy"].detail
+    assert "g++" in checks["Engine lmdeploy"].remedy
+    (stale / "locks" / "lmdeploy.txt").write_text("lmdeploy==0.1")
+    check = engine_checks(home, CPU)["Engine lmdeploy"]
+    assert (check.ok, "older than its lock" in check.detail) == (False, True)
+    (stale / "pinned").touch()
+    check = engine_checks(home, CPU)["Engine lmdeploy"]
+    assert (check.ok, "pinned" in check.detail) == (True, True)

@@ -14,6 +14,7 @@ from toolbox.i18n import N_, _
 if TYPE_CHECKING:
     from toolbox.config import Home
     from toolbox.device import Machine
+    from toolbox.interpreters import Interpreter
 
 PYTHON = (3, 11)
 TORCH_TIMEOUT_S = 120.0
@@ -21,6 +22,7 @@ TORCH_TIMEOUT_S = 120.0
 ROOM_BYTES = 10 << 30
 """Less than this is no room for a small model, its checkpoints and what is merged from it."""
 PREPARE = "bash yichuidingyin.sh --prepare"
+COMPILER = "apt install g++ python3-dev"
 TORCH = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
 
 
@@ -84,11 +86,14 @@ def environment(prefix: Path, locks: Path) -> Check:
     stamps = sorted((prefix / "locks").glob("*.txt"))
     stale = [stamp.stem for stamp in stamps if not _same(stamp, locks / stamp.name)]
     detail = ", ".join(stamp.stem for stamp in stamps) or _("made by hand, not from a lock")
+    pinned = (prefix / "pinned").exists()
     if stale:
         detail = _("older than its lock: {locks}").format(locks=", ".join(stale))
+    if pinned:
+        detail += _(", pinned")
     return Check(
         name=_("Environment"),
-        ok=not stale,
+        ok=pinned or not stale,
         detail=f"{prefix} ({detail})",
         remedy=_("Bring it up to date: {command}").format(command=PREPARE),
     )
@@ -198,19 +203,56 @@ def embedded_model(home: "Home") -> Check:
 
 
 def engines(machine: "Machine", home: "Home") -> Iterator[Check]:
-    """Which engines can serve; one that needs a GPU is only missed where there is one."""
-    from toolbox.engines import ENGINES
+    """All engines, and tools with an environment of their own; each installed one is started, side by side.
 
-    for engine in ENGINES.values():
+    One that is not installed is missed only where there is a GPU and no other engine for it.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    from toolbox import interpreters
+    from toolbox.engines import ENGINES, PREFERRED
+
+    cuda = machine.best.kind == "cuda"
+    found = [interpreters.find(name, home) for name in interpreters.names()]
+    missed = PREFERRED[0] if cuda and not any(each.python for each in found if each.name in PREFERRED) else ""
+    for engine in (engine for engine in ENGINES.values() if not engine.own_interpreter):
         python = engine.interpreter(home)
-        usable = machine.best.kind == "cuda" or not engine.needs_cuda
-        missing = _("not installed") if usable else _("not installed; it needs an NVIDIA GPU")
         yield Check(
             name=_("Engine {name}").format(name=engine.name),
-            ok=python is not None or not usable,
-            detail=str(python) if python else missing,
-            remedy=_("serve says how to install it."),
+            ok=python is not None,
+            detail=str(python or _("not installed")),
+            remedy=_("Prepare the environment again: {command}").format(command=PREPARE),
         )
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(lambda each: interpreter(each, home, cuda, each.name == missed), found)
+
+
+def interpreter(found: "Interpreter", home: "Home", cuda: bool, missed: bool) -> Check:
+    """Whether an environment of its own is whole, starts, is what its lock says, and can do its work here."""
+    from toolbox import interpreters
+    from toolbox.engines import ENGINES, preparing
+    from toolbox.errors import ToolboxError
+
+    engine = ENGINES.get(found.name)
+    name = (_("Engine {name}") if engine else _("Tool {name}")).format(name=found.name)
+    remedy = _("Install it: {command}").format(command=preparing(found.name, home))
+    needs_gpu = "" if cuda or engine is None or not engine.needs_cuda else _("it needs an NVIDIA GPU")
+    if found.python is None:
+        state = _("half made") if found.half_made else _("not installed")
+        ok = not (found.half_made or missed)
+        return Check(name=name, ok=ok, detail=", ".join(filter(None, [state, needs_gpu])), remedy=remedy)
+    try:
+        version, builds = interpreters.ask(found)
+    except ToolboxError as error:
+        return Check(name=name, ok=False, detail=error.message, remedy=remedy)
+    ok, detail = True, [version, str(found.folder), needs_gpu, _("pinned") if found.pinned else ""]
+    if found.stale and not found.pinned:
+        ok, remedy = False, _("Bring it up to date: {command}").format(command=preparing(found.name, home))
+        detail += [_("older than its lock")]
+    elif engine and engine.compiles and cuda and not builds:
+        ok, remedy = False, _("Install a C++ compiler and Python's headers: {command}").format(command=COMPILER)
+        detail += [_("it builds kernels when it starts, and there is no compiler, or no Python.h")]
+    return Check(name=name, ok=ok, detail=", ".join(filter(None, detail)), remedy=remedy)
 
 
 def plugged() -> Iterator[Check]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from toolbox.commands import Command, Session, devices, known
+from toolbox.commands import engines as environments
 from toolbox.engines import Name
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -55,6 +56,9 @@ class ServeOptions(TargetOptions, kw_only=True):
         Literal["auto", Name],
         option(N_("Serving engine; auto: the first of vllm, sglang, lmdeploy that is installed, else transformers")),
     ] = "auto"
+    install: Annotated[
+        str, option(N_("Install this engine, and serve nothing: vllm, sglang, lmdeploy"), metavar="ENGINE")
+    ] = ""
     host: Annotated[str, option(N_("Address to listen on; any but 127.0.0.1 needs a key of your own"))] = "127.0.0.1"
     port: Annotated[
         int | None, option(N_("Port; 0: any free one; default: 8080, on AutoDL 6006"), ask=True, ge=0, le=65535)
@@ -85,6 +89,8 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
     """Start a server; stay with it until Ctrl-C, SIGTERM or its end, unless it goes to the background."""
     from toolbox import access, ports
 
+    if options.install:
+        return environments.install(environments.NameOptions(name=options.install), session)
     if options.api_key or not options.api_keys:
         access.check(options.host, options.api_key)
     plan = make_plan(options, session)
