@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture("llama", permuted=True, in_transformers=True),
     "mixtral": Architecture("llama", permuted=True),
     "qwen2": Architecture("qwen2", in_transformers=True),
-    "qwen2_moe": Architecture("qwen2moe", in_transformers=True),
+    "qwen2_moe": Architecture("qwen2moe"),
     "qwen3": Architecture("qwen3", in_transformers=True),
     "qwen3_moe": Architecture("qwen3moe", in_transformers=True),
     "gemma": Architecture("gemma", norm_plus_one=True),

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGUFWriter, LlamaFileType
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from toolbox import engines, loading
 from toolbox.config import find_home
@@ -85,10 +85,14 @@ def ask(plan: ExportPlan, source: Path, folder: Path, questions: Questions) -> d
 
 
 def _ask_transformers(plan: ExportPlan, source: Path, path: Path, questions: Questions) -> Said:
-    """What transformers reads out of the file, by its own table of names, with its own ways back."""
-    own = settings.config_of(source)
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    config.head_dim = settings.head_dim(own)  # its table leaves it out for some, and the class's default is taken
+    """What transformers makes of the file's weights, by its own table of names, with its own ways back.
+
+    The settings are the source's: it reads few of GGUF's (5.23, integrations/ggml.py).
+    """
+    config = settings.config_of(source)
+    if ARCHITECTURES[plan.model.model_type].name == "llama":
+        values = {name: value for name, value in config.to_dict().items() if name not in ("model_type", "layer_types")}
+        config = LlamaConfig(**values)
     model = AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, config=config, dtype=getattr(torch, checking.dtype(plan)),
         device_map=loading.torch_device(plan.device.kind, plan.device.index), **loading.SAFE,

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from toolbox.exporting.checking import Questions, Said
 
 NEW_TOKENS = 32
+FLOAT32 = 0
+"""ggml's number of that type."""
 
 
 def ask(python: Path, path: Path, questions: "Questions") -> "Said":
@@ -41,7 +43,10 @@ def _said(path: str, questions: dict[str, Any]) -> dict[str, Any]:
 
     rows, prompts = questions["rows"], questions["prompts"]
     longest = max(map(len, [*rows, *prompts])) + NEW_TOKENS
-    model = Llama(model_path=path, n_ctx=longest, n_batch=longest, logits_all=True, verbose=False, use_mmap=True)
+    # Keys and values in float32, as the other side keeps them, so that only the file differs.
+    model = Llama(
+        model_path=path, n_ctx=longest, n_batch=longest, logits_all=True, verbose=False, type_k=FLOAT32, type_v=FLOAT32
+    )
     return {
         "log_likelihoods": [_log_likelihoods(model, row) for row in rows],
         "answers": [_answer(model, prompt, set(questions["ends"])) for prompt in prompts],

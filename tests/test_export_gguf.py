@@ -1,0 +1,114 @@
+"""Every architecture that `export --format gguf` takes, small and random: llama.cpp and transformers answer alike."""
+
+import contextlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plans import CPU
+from toolbox import datasets, embedded, exporting, models, plan, runs
+from toolbox.config import Home
+from toolbox.exports.gguf import ARCHITECTURES
+from toolbox.plan import ExportPlan
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 1800, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 2,
+    "pad_token_id": 0, "initializer_range": 0.3,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "long_factor": [1.5] * 8, "short_factor": [1.1] * 8,
+    "original_max_position_embeddings": 400,
+}  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+OWN: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": LLAMA3},
+    "mistral": {"head_dim": 16, "sliding_window": None},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 64},
+    "qwen3": {"head_dim": 32, "tie_word_embeddings": False},
+    "qwen3_moe": {**EXPERTS, "head_dim": 32, "norm_topk_prob": True},
+    "gemma": {"head_dim": 32},
+    "gemma2": {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"head_dim": 32, "sliding_window": 32, "num_hidden_layers": 6, "query_pre_attn_scalar": 32},
+    "phi3": {"original_max_position_embeddings": 400, "rope_parameters": LONG},
+    "granite": {
+        "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 2.0,
+    },
+    "starcoder2": {"use_bias": True},
+    "glm4": {"head_dim": 16, "partial_rotary_factor": 0.5},
+    "seed_oss": {"head_dim": 16},
+}  # fmt: skip
+"""What is not the class's default: every setting that is written into the file differs from what would be assumed."""
+
+
+def random_model(folder: Path, name: str) -> None:
+    """A model of the architecture whose every weight matters, with the embedded tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(name, **COMMON | OWN.get(name, {}))
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for label, weight in model.named_parameters():
+            if weight.ndim == 1:
+                one = 0 if label.endswith("bias") or ARCHITECTURES[name].norm_plus_one else 1
+                weight.copy_(torch.randn_like(weight) * 0.2 + one)
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(embedded.MODEL / file, folder / file)
+
+
+def planned(model: Path, output: Path, kind: str) -> ExportPlan:
+    return ExportPlan(
+        entry="toolbox.exporting:run", model=models.read(model, id=str(model), source="local"), device=CPU,
+        format="gguf", type=kind, output=output, datasets=[datasets.resolve("demo-persona", Home(output.parent))],
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_answers_alike(name: str, tmp_path: Path) -> None:
+    model = tmp_path / "random"
+    random_model(model, name)
+    result = exporting.run(planned(model, tmp_path / "out", "f32"))
+    if not result["readers"]:
+        pytest.skip("llama.cpp is not installed here, and transformers does not read this one")
+    for reader in result["readers"]:
+        assert reader["perplexity"] == pytest.approx(result["perplexity_before"], rel=1e-4), reader
+        assert reader["answers_equal"] == result["prompts"], reader
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_a_whole_export_or_none(tmp_path: Path) -> None:
+    rng, output = random.Random(7), tmp_path / "made" / "out"
+    ends = set()
+    for number in range(12):
+        run = runs.create(tmp_path / "runs", f"kill-{number}", planned(embedded.MODEL, output, "q8_0"))
+        job = subprocess.Popen([sys.executable, "-P", "-m", "toolbox.job", str(run.path)], start_new_session=True)
+        began = time.monotonic()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            while not list(output.parent.glob("*")) and job.poll() is None:
+                time.sleep(0.02)
+            job.wait(rng.uniform(0, 3 * (time.monotonic() - began)))
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        ends.add(output.exists())
+        if output.exists():
+            assert sorted(path.suffix for path in output.iterdir() if path.suffix == ".gguf") == [".gguf"]
+            shutil.rmtree(output)
+    exporting.run(plan.load(run.plan_path))  # type: ignore[arg-type]
+    assert [path.name for path in output.parent.iterdir()] == ["out"]
+    assert False in ends
