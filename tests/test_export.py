@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Cli
 from tests.plans import CPU, demo_facts
-from toolbox import datasets, embedded, exporting, exports, files
+from toolbox import datasets, embedded, engines, exporting, exports, files
 from toolbox.config import Home
 from toolbox.errors import InputError, ToolboxError
 from toolbox.exporting import checking
@@ -30,6 +30,14 @@ def test_a_gguf_is_what_went_in_and_says_so(home: Path, toolbox_cli: Cli) -> Non
     made = next(Path(result["output"]).glob("*.gguf"))
     assert made.name == "demo-Q8_0.gguf"
     assert files.sha256(made) == result["hashes"]["output"][made.name]
+    words = ["--model", result["output"], "--json"]
+    refused = toolbox_cli("evaluate", *words)
+    assert (refused.status, "is served and not evaluated" in refused.json["error"]["message"]) == (2, True)
+    served = toolbox_cli("serve", *words, "--port", "0", "--dry-run")
+    if engines.own_python("llamacpp", Home(home)):
+        assert served.done().json["plan"]["engine"] == "llamacpp"
+    else:
+        assert (served.status, "llamacpp is not installed" in served.json["error"]["message"]) == (2, True)
     report = (home / "runs" / result["run"] / "report.md").read_text("utf-8")
     assert "transformers" in report
     again = toolbox_cli("export", "--model", "demo", "--format", "gguf", "--json")
@@ -51,12 +59,13 @@ def test_a_garbled_export_is_not_delivered(home: Path, monkeypatch: pytest.Monke
     [
         ({"model_type": "mamba"}, "mamba"),
         ({"quantization": "awq"}, "awq"),
+        ({"model_type": "granite"}, "llama.cpp only"),
         ({"path": Path("/nowhere")}, "tokenizer"),
     ],
 )
-def test_what_gguf_can_not_hold_is_said_before_it_starts(change: dict[str, object], message: str) -> None:
+def test_what_gguf_can_not_hold_is_said_before_it_starts(home: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        exports.refuse(exports.FORMATS["gguf"], msgspec.structs.replace(demo_facts(), **change))
+        exports.refuse(exports.FORMATS["gguf"], msgspec.structs.replace(demo_facts(), **change), Home(home))
     assert caught.value.remedy
 
 

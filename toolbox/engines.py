@@ -17,6 +17,8 @@ from toolbox.runs import ROOT
 
 BAKED = Path("/opt/yichuidingyin/engines")
 """Where the image keeps one environment an engine."""
+GGUF = "model.gguf"
+"""What the engine that serves GGUF finds it as."""
 SERVED, TUNED = "served", "tuned-{number}"
 """What an engine calls the model, and adapters that it keeps apart; clients never see these names."""
 FEATURES = frozenset({"adapters", "templates", "embeddings", "tools", "media", "logprobs"})
@@ -35,7 +37,7 @@ _KEPT = (
 """The variables an engine inherits. Everything else stays out: keys, tokens, proxies, this package's PYTHONPATH."""
 
 
-Name = Literal["transformers", "vllm", "sglang", "lmdeploy"]
+Name = Literal["transformers", "vllm", "sglang", "lmdeploy", "llamacpp"]
 
 
 class Launch(msgspec.Struct, kw_only=True, frozen=True):
@@ -55,6 +57,8 @@ class Launch(msgspec.Struct, kw_only=True, frozen=True):
     """The largest r among the adapters."""
     memory_free: float = 1.0
     """The share of the GPU's memory that is free."""
+    context: int = 0
+    """Tokens of a conversation, for an engine that keeps room for all of them from the start."""
 
 
 class Engine(msgspec.Struct, kw_only=True, frozen=True):
@@ -71,6 +75,10 @@ class Engine(msgspec.Struct, kw_only=True, frozen=True):
     """It puts a bos_token before what the chat template rendered."""
     loads: frozenset[str] | None = None
     """The `quant_method`s of quantised models that it loads; None: what is installed beside it decides."""
+    only: str = ""
+    """The one `quant_method` that it loads, and that no other engine does."""
+    context: int = 0
+    """The most tokens of a conversation that it is started with; 0: the model's own."""
     keyed: str = ""
     """The option by which `serving/keyed.py` makes it ask for the key; empty: it does so by itself."""
     adapter_id: str = "{adapter}"
@@ -187,6 +195,14 @@ def _lmdeploy(launch: Launch) -> list[str]:
     ]  # fmt: skip
 
 
+def _llamacpp(launch: Launch) -> list[str]:
+    layers = [] if launch.device == "cpu" else ["--n_gpu_layers", "-1"]
+    return [
+        "llama_cpp.server", "--model", f"{launch.model}/{GGUF}", "--model_alias", SERVED, "--host", LOOPBACK,
+        "--port", str(launch.port), "--n_ctx", str(launch.context), "--verbose", "false", *layers,
+    ]  # fmt: skip
+
+
 class Parsers(msgspec.Struct, frozen=True):
     """What the engines call their reader of one manner of writing calls; empty: it has none."""
 
@@ -243,6 +259,11 @@ ENGINES: dict[str, Engine] = {
             loads=frozenset({"gptq", "awq", "fp8", "compressed-tensors"}),
             ignores=frozenset({"presence_penalty", "frequency_penalty"}),
         ),
+        Engine(
+            name="llamacpp", requirement="llama-cpp-python[server]==0.3.36", needs_cuda=False, own_interpreter=True,
+            health="/v1/models", arguments=_llamacpp, keyed="--api_key", only="gguf", context=8192,
+            ignores=frozenset({"n", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format"}),
+        ),
     )
 }  # fmt: skip
 PREFERRED = ("vllm", "sglang", "lmdeploy")
@@ -257,8 +278,9 @@ def choose(
 
     Raises InputError where the engine asked for is not installed, can't run on this machine or can't load the model.
     """
-    if wanted == "auto":
+    if wanted == "auto" and quantization != "gguf":
         return _chosen(cuda, home, environ, quantization)
+    wanted = "llamacpp" if wanted == "auto" else wanted
     engine = ENGINES[wanted]
     if engine.interpreter(home, environ) is None:
         raise InputError(_("The engine {name} is not installed.").format(name=wanted), _remedy(engine, home))
@@ -272,7 +294,9 @@ def choose(
         raise InputError(
             _("The engine {name} does not load models quantised with {method}.").format(
                 name=wanted, method=quantization
-            ),
+            )
+            if not engine.only
+            else _("The engine {name} loads {method} only.").format(name=wanted, method=engine.only),
             _("These do: {names}").format(names=", ".join(able)),
         )
     return engine, _("as asked for")
@@ -296,6 +320,8 @@ def _chosen(cuda: bool, home: Home, environ: Mapping[str, str], quantization: st
 
 
 def _loads(engine: Engine, quantization: str) -> bool:
+    if engine.only or quantization == "gguf":
+        return engine.only == quantization
     return not quantization or engine.loads is None or quantization in engine.loads
 
 

@@ -53,6 +53,22 @@ def any_weights(folder: Path) -> bool:
     return _any(folder, ("*.safetensors*", *PICKLES))
 
 
+def gguf(folder: Path) -> Path | None:
+    """The GGUF file that is the model, where its weights lie in no safetensors. Raises InputError where there are
+    several."""
+    found = sorted(folder.glob("*.gguf"))
+    if not found or any(folder.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        raise InputError(
+            _("{path} holds several GGUF files: {names}.").format(
+                path=folder, names=", ".join(path.name for path in found)
+            ),
+            _("Put the one that is meant into a folder of its own, with config.json and tokenizer.json beside it."),
+        )
+    return found[0]
+
+
 def _any(folder: Path, patterns: Sequence[str]) -> bool:
     return any(path for pattern in patterns for path in folder.glob(pattern))
 

@@ -108,7 +108,7 @@ def family_of(folder: Path) -> Family | None:
 
 
 def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
-    """The model that `name` means: `demo`, a folder, or OWNER/NAME downloaded before.
+    """The model that `name` means: `demo`, a folder (or the GGUF file in it), or OWNER/NAME downloaded before.
 
     Without `weights` a config.json alone will do, as for planning. Raises NotFoundError where it is not on this
     machine, InputError where it is not a model this toolbox can take, CorruptError where a file is torn.
@@ -116,6 +116,7 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
     if name == embedded.NAME:
         return read(embedded.MODEL, id=name, source="embedded")
     folder = Path(name).expanduser()
+    folder = folder.parent if folder.suffix == ".gguf" and folder.is_file() else folder
     if _is_folder(name, folder):
         hub.mark_used(folder.absolute(), home)
         return read(folder.absolute(), id=str(folder.absolute()), source="local", weights=weights)
@@ -187,6 +188,11 @@ def read(folder: Path, *, id: str, source: str, revision: str = "", weights: boo
     if not weights and not model_files.any_weights(folder):
         facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
         return msgspec.structs.replace(facts, chat_template=facts.chat_template or _has_chat_template(folder))
+    if made := model_files.gguf(folder):
+        facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
+        return msgspec.structs.replace(
+            facts, weights_bytes=made.stat().st_size, quantization="gguf", chat_template=_has_chat_template(folder)
+        )
     tensors = model_files.tensors(folder)
     facts = msgspec.structs.replace(
         facts_of_config(outer, id=id, source=source, revision=revision, path=folder),

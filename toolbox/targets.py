@@ -110,7 +110,7 @@ def reward_model(name: str, home: Home) -> Path:
 
 def _last(home: Home, with_adapter: bool) -> Target:
     """What the newest run made that made a model at all: an evaluation or a chat since then is not meant."""
-    for run in runs.every(home.runs):
+    for run in (run for run in runs.every(home.runs) if run.status().verb != "export"):
         with contextlib.suppress(InputError):
             target = _made_by(run, home, with_adapter)
             if target.adapter or not with_adapter:
@@ -121,7 +121,8 @@ def _last(home: Home, with_adapter: bool) -> Target:
 def _made_by(run: Run, home: Home, scores: bool) -> Target:
     """An adapter on its base, a fully tuned model, or a merged one; with `scores`, reward models too."""
     made = plan.load(run.plan_path)
-    folder = made.output if isinstance(made, plan.MergePlan) else run.path / "model"
+    elsewhere = isinstance(made, plan.MergePlan) or (isinstance(made, plan.ExportPlan) and not made.adapter_only)
+    folder = Path(getattr(made, "output", "")) if elsewhere else run.path / "model"
     target = None
     if isinstance(made, plan.FinetunePlan) and run.adapter.is_dir():
         target = Target(model=made.model, adapter=run.adapter, run=run.id)

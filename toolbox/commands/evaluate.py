@@ -59,12 +59,18 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
 def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
     from toolbox import embedded, plugins, suites, targets
+    from toolbox.errors import InputError
     from toolbox.plan import EvaluatePlan
 
     loaded = plugged.load(options.plugin, session)
     for name in options.metric:
         plugins.require("metric", name)
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    if target.model.quantization == "gguf":
+        raise InputError(
+            _("{model} is GGUF, which is served and not evaluated.").format(model=target.model.id),
+            _("Evaluate the model it was made from; its export's report has the perplexity of both."),
+        )
     origin = _origin(target, session)
     best = devices.best(session)
     return EvaluatePlan(

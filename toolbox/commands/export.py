@@ -82,7 +82,7 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     best = devices.best(session)
     format = exports.choose(options.format, best.kind == "cuda", session.home)
     kind = exports.chosen_type(format, options.type)
-    _refuse(format, target, options.adapter_only)
+    _refuse(format, target, options.adapter_only, session)
     origin = _origin(target, session)
     specs, held_out = _rows(options, origin, target, session)
     plan = ExportPlan(
@@ -106,10 +106,10 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     return plan
 
 
-def _refuse(format: "Format", target: "Target", adapter_only: bool) -> None:
+def _refuse(format: "Format", target: "Target", adapter_only: bool, session: Session) -> None:
     from toolbox import exports, methods
 
-    exports.refuse(format, target.model)
+    exports.refuse(format, target.model, session.home)
     if target.adapter and not adapter_only:
         methods.refuse_unmergeable(target.adapter)
 

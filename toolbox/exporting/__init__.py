@@ -53,7 +53,7 @@ def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = No
             _stop_if_asked(reporter)
             if source.is_relative_to(folder):
                 shutil.rmtree(source)
-            made = {"bytes": files.size_of(folder), "hashes": _hashes(folder)}
+            made = {"bytes": sum(path.stat().st_size for path in _weights(folder)), "hashes": _hashes(folder)}
     except FileExistsError as error:
         raise merging.exists(plan.output) from error
     said = {"output": str(plan.output), "format": plan.format, "type": plan.type}
@@ -94,6 +94,9 @@ def _add_licence(source: Path, folder: Path) -> None:
             shutil.copyfile(source / name, folder / name)
 
 
+def _weights(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf"))
+
+
 def _hashes(folder: Path) -> dict[str, dict[str, str]]:
-    weights = (path for pattern in ("*.safetensors", "*.gguf") for path in sorted(folder.glob(pattern)))
-    return {"output": {path.name: files.sha256(path) for path in weights}}
+    return {"output": {path.name: files.sha256(path) for path in _weights(folder)}}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox import datasets, exports, inference, loading, templates
+from toolbox import datasets, engines, exports, inference, loading, templates
+from toolbox.config import find_home
 from toolbox.datasets import Conversation, DatasetSpec, Preference, Prompt, Text
 from toolbox.errors import ToolboxError
 from toolbox.i18n import _
@@ -128,6 +129,11 @@ def check(plan: ExportPlan, source: Path, folder: Path, questions: Questions, as
                 ),
                 _("The tokenizer can't be expressed in this format: take another format."),
             )
+    if not readers:
+        raise ToolboxError(
+            _("Nothing here loads the export again, so it was not kept."),
+            _("Install what serves it: {command}").format(command=engines.preparing("llamacpp", find_home())),
+        )
     return {
         "bytes_before": sum(path.stat().st_size for path in source.glob("*.safetensors")),
         "perplexity_before": whole, "rows": len(questions.rows), "prompts": len(questions.prompts),

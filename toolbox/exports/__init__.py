@@ -47,7 +47,7 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     rest_bits: float = 16
     """Bits of a weight of the embeddings and the head, which most formats leave alone."""
     refuse: str = ""
-    """`module:function` that raises InputError for a model (a ModelFacts) that the format can't hold."""
+    """`module:function` that raises InputError for a model that the format can't hold: takes ModelFacts and Home."""
 
     def python(self, home: Home) -> Path | None:
         """The interpreter of its own environment; None where it has none, or needs none."""
@@ -115,7 +115,7 @@ def chosen_type(format: Format, wanted: str) -> str:
     return kind
 
 
-def refuse(format: Format, model: ModelFacts) -> None:
+def refuse(format: Format, model: ModelFacts, home: Home) -> None:
     """Raise InputError where the format can't hold the model, before anything is done."""
     if model.quantization:
         raise InputError(
@@ -126,5 +126,5 @@ def refuse(format: Format, model: ModelFacts) -> None:
         )
     if format.refuse:
         module, _colon, function = format.refuse.partition(":")
-        check: Callable[[ModelFacts], Any] = getattr(importlib.import_module(module), function)
-        check(model)
+        check: Callable[[ModelFacts, Home], Any] = getattr(importlib.import_module(module), function)
+        check(model, home)

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from toolbox import files
+from toolbox import engines, files
+from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError
 from toolbox.i18n import _
 from toolbox.models import ModelFacts
@@ -96,7 +97,7 @@ SPLITTINGS = (
 """Exact where a tokenizer.json says just that; else those that split all of some hundred real rows alike."""
 
 
-def refuse(model: ModelFacts) -> None:
+def refuse(model: ModelFacts, home: Home) -> None:
     """Raise InputError where GGUF, or llama.cpp, does not know the model's architecture or its kind of tokenizer."""
     if model.model_type not in ARCHITECTURES:
         raise InputError(
@@ -104,6 +105,13 @@ def refuse(model: ModelFacts) -> None:
                 model=model.id, kind=model.model_type
             ),
             _("It can write: {kinds}.").format(kinds=", ".join(ARCHITECTURES)),
+        )
+    if not ARCHITECTURES[model.model_type].in_transformers and not engines.own_python("llamacpp", home):
+        raise InputError(
+            _("{model} as GGUF could be loaded again by llama.cpp only, which is not installed here.").format(
+                model=model.id
+            ),
+            _("Install what serves it: {command}").format(command=engines.preparing("llamacpp", home)),
         )
     tokenizer: dict[str, Any] = files.read_json(model.path / "tokenizer.json") or {}
     kind = kind_of(tokenizer)

@@ -92,8 +92,12 @@ def _launch(plan: ServePlan, run: Run, engine: Engine) -> Launch:
         adapters=tuple(zip(tuned, tuned, strict=True)), port=0, dtype=plan.dtype, device=plan.device.kind,
         chat_template=template, calls=calling.style(view.template(run.path / "engine" / SERVED)),
         max_lora_rank=max((_rank(adapter.path) for adapter in plan.adapters), default=0),
-        memory_free=plan.device.memory_free_bytes / plan.device.memory_total_bytes,
+        memory_free=plan.device.memory_free_bytes / plan.device.memory_total_bytes, context=_context(plan, engine),
     )  # fmt: skip
+
+
+def _context(plan: ServePlan, engine: Engine) -> int:
+    return min(plan.model.max_position_embeddings, engine.context or plan.model.max_position_embeddings)
 
 
 def _rank(adapter: Path) -> int:
@@ -118,7 +122,7 @@ def _served(plan: ServePlan, engine: Engine, launch: Launch) -> Served:
     # An embedded adapter is the only model that its engine has; else the base is one more.
     names = dict(zip([*adapters, plan.name], [*tuned, launch.model], strict=False))
     return Served(
-        names=names, base=plan.name, context=plan.model.max_position_embeddings,
+        names=names, base=plan.name, context=_context(plan, engine),
         temperature=view.default_temperature(plan.model.path), features=engine.features, ignores=engine.ignores,
         created=int((plan.model.path / "config.json").stat().st_mtime),
     )  # fmt: skip

@@ -114,7 +114,8 @@ class Relay:
         """The engine's answer, its body still to come; the engine is let go whatever happens."""
         if self._engine.url is None:
             raise engine_down()
-        headers = self._engine.headers | {"x-request-id": call.id}
+        # llama.cpp's server refuses ids that are no UUID.
+        headers = self._engine.headers | {"x-request-id": call.id.removeprefix("req-")}
         call.model, call.asked_at = self._name, time.monotonic()
         self._metrics.waiting += 1
         answer = None

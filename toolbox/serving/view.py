@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 
 from toolbox import files, templates
-from toolbox.engines import SERVED, TUNED, Engine
+from toolbox.engines import GGUF, SERVED, TUNED, Engine
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
-SAFE = {".json", ".safetensors", ".jinja", ".txt", ".model", ".tiktoken"}
+SAFE = {".json", ".safetensors", ".gguf", ".jinja", ".txt", ".model", ".tiktoken"}
 """What an engine may see: no Python, no pickles, whatever a model's folder holds besides."""
 OWN = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "generation_config")
 """How the files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
@@ -58,7 +58,11 @@ def _adapter_files(adapter: Path) -> dict[str, Path]:
 
 
 def _safe(folder: Path) -> dict[str, Path]:
-    return {path.name: path.absolute() for path in sorted(folder.iterdir()) if path.suffix in SAFE}
+    return {
+        GGUF if path.suffix == ".gguf" else path.name: path.absolute()
+        for path in sorted(folder.iterdir())
+        if path.suffix in SAFE
+    }
 
 
 def _link(folder: Path, targets: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """GGUF, for llama.cpp and what is built on it: one file with weights, tokenizer and chat template (`export`)."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolbox import engines, loading
+from toolbox import engines, loading, templates
 from toolbox.config import find_home
 from toolbox.exporting import checking
 from toolbox.exporting.checking import Questions, Said
@@ -20,6 +21,11 @@ from toolbox.plan import ExportPlan
 if TYPE_CHECKING:
     from toolbox.exporting import Step
 
+BESIDE = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    templates.FILE,
+)  # fmt: skip
+"""What lies beside the file, so that `serve` knows of the model what it knows of any: llama.cpp needs none of it."""
 FILE_TYPES = {"f32": "ALL_F32"}
 """`general.file_type` of the types whose name is not MOSTLY_TYPE."""
 
@@ -37,6 +43,9 @@ def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[st
         _write_tensors(writer, source, config, plan, step)
     finally:
         writer.close()
+    for name in BESIDE:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
     return notes
 
 
