@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 from conftest import ROOT, Cli
 from plans import finetune_run
 
-from toolbox import cli, embedded, job, models, plan, runs, training
+from toolbox import cli, embedded, job, loading, models, own_code, plan, runs, training
+from toolbox.errors import InputError
 from toolbox.runs import Silent
 
 NAME = '$(touch x); it\'s "模型" `touch x`'
@@ -61,6 +63,10 @@ def own_type(folder: Path, canary: Path) -> None:
     change(folder, "config.json", model_type="own", architectures=["Own"])
 
 
+def code_of_another_repository(folder: Path, canary: Path) -> None:
+    change(folder, "config.json", model_type="own", auto_map={"AutoConfig": "evil/elsewhere--configuration_x.Own"})
+
+
 def only_pickles(folder: Path, canary: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -92,9 +98,8 @@ def torn_tokenizer_settings(folder: Path, canary: Path) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        own_type, only_pickles, a_pickle_named_safetensors, an_adapter_beside_it, a_kernel_of_a_hub,
-        a_kernel_deep_inside, torn_generation_settings,
-        torn_tokenizer_settings,
+        own_type, code_of_another_repository, only_pickles, a_pickle_named_safetensors, an_adapter_beside_it,
+        a_kernel_of_a_hub, a_kernel_deep_inside, torn_generation_settings, torn_tokenizer_settings,
     ],
 )  # fmt: skip
 def test_a_model_that_can_not_be_trusted_is_refused_by_every_verb(
@@ -124,6 +129,112 @@ def test_an_adapter_that_can_not_be_trusted_is_refused_by_every_verb(
         said = capsys.readouterr()
         assert str(tmp_path) in said.err
         assert len(said.err.splitlines()) == 2
+
+
+OWN = """
+import pathlib
+from transformers import {base}
+
+pathlib.Path({canary!r}).mkdir(exist_ok=True)
+
+class {name}({base}):
+    {rest}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, canary: Path) -> Path:
+    """A model that only its repository's code can load, which leaves a canary when it runs."""
+    folder = tmp_path / "own"
+    shutil.copytree(embedded.MODEL, folder)
+    linked = "from .configuration_own import OwnConfig; config_class = OwnConfig"
+    for file, base, name, rest in (
+        ("configuration_own", "Qwen3Config", "OwnConfig", 'model_type = "own"'),
+        ("modeling_own", "Qwen3ForCausalLM", "OwnForCausalLM", linked),
+    ):
+        (folder / f"{file}.py").write_text(OWN.format(base=base, name=name, rest=rest, canary=str(canary)))
+    mapped = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    change(folder, "config.json", model_type="own", architectures=["OwnForCausalLM"], auto_map=mapped)
+    return folder
+
+
+def trusted(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    cli.main(["models", "trust", *words, "--json"])
+    return json.loads(capsys.readouterr().out.rstrip().rpartition("\n")[2])
+
+
+def test_a_repositorys_own_code_is_agreed_to_by_its_very_hashes_only(
+    own: Path, canary: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned() -> int:
+        return cli.main(["plan", "--model", str(own)])
+
+    mark = trusted(capsys, str(own), "--dry-run")["fingerprint"]
+    for words in (["--yes"], ["--code", mark[:11]], ["--code", "0" * 64]):
+        assert trusted(capsys, str(own), *words)["error"]["kind"] == "input"
+        assert planned() == 2
+    agreed = trusted(capsys, str(own), "--code", mark[:12])
+    assert (agreed["agreed"], set(agreed["files"])) == (True, {"configuration_own.py", "modeling_own.py"})
+    assert (home / "trusted.json").stat().st_mode & 0o777 == 0o600
+    assert planned() == 0
+    assert cli.main(["serve", "--model", str(own), "--port", "0"]) == 2
+
+    (own / "helper.py").write_text("")
+    assert planned() == 2, "a file more is other code"
+    (own / "helper.py").unlink()
+    assert planned() == 0
+    if os.getuid() == 0:
+        os.chown(home / "trusted.json", 12345, -1)
+    else:
+        (home / "trusted.json").unlink()
+    assert planned() == 2, "nobody else agrees for us"
+    (home / "trusted.json").unlink(missing_ok=True)
+    trusted(capsys, str(own), "--code", mark)
+    assert trusted(capsys, str(own), "--withdraw")["withdrawn"] == 1
+    assert planned() == 2
+    assert not canary.exists(), "all this runs nothing"
+
+
+def test_code_that_changes_after_the_plan_does_not_run(own: Path, canary: Path, tmp_path: Path) -> None:
+    own_code.admit(own, own_code.of(own), tmp_path / "modules")
+    assert loading.trust(own)["trust_remote_code"] is True
+    assert loading.trust(embedded.MODEL)["trust_remote_code"] is False
+    with (own / "modeling_own.py").open("a") as file:
+        file.write("# one line more\n")
+    with pytest.raises(InputError, match="has changed since"):
+        loading.base_model(own, "float32", "cpu")
+    assert not canary.exists()
+
+
+def test_the_name_has_to_be_typed(own: Path, toolbox_environ: dict[str, str]) -> None:
+    for typed, status in (("yes", 2), ("own", 0)):
+        words = ["-P", "-m", "toolbox", "models", "trust", str(own), "--yes"]
+        terminal = pexpect.spawn(sys.executable, words, env=toolbox_environ, timeout=60, encoding="utf-8")
+        terminal.expect("modeling_own.py")
+        terminal.expect("Type own")
+        terminal.send(f"{typed}\r")
+        terminal.expect(pexpect.EOF)
+        terminal.close()
+        assert terminal.exitstatus == status
+
+
+@pytest.mark.slow
+def test_code_that_was_agreed_to_runs_in_jobs_from_training_to_the_merged_model(
+    own: Path, canary: Path, home: Path, toolbox_cli: Cli
+) -> None:
+    mark = toolbox_cli("models", "trust", str(own), "--dry-run", "--json").done().json["fingerprint"]
+    toolbox_cli("models", "trust", str(own), "--code", mark).done()
+    short = ["--set", "max_steps=2", "--yes", "--json"]
+    tuned = toolbox_cli("finetune", "--model", str(own), "--dataset", "demo-persona", *short).done().json
+    assert canary.exists()
+    assert plan.load(home / "runs" / tuned["run"] / "plan.yaml").model.own_code == own_code.of(own)
+    merged = Path(toolbox_cli("merge", "--run", tuned["run"], "--json").done().json["output"])
+    assert own_code.of(merged) == own_code.of(own)
+    toolbox_cli("evaluate", "--model", str(merged), "--suite", "demo-qa", "--limit", "1").done()
+    with (merged / "modeling_own.py").open("a") as file:
+        file.write("# one line more\n")
+    assert toolbox_cli("evaluate", "--model", str(merged), "--suite", "demo-qa", "--limit", "1").status == 2
+    assert not (Path.home() / ".cache/huggingface/modules/transformers_modules/own").exists()
 
 
 @pytest.mark.slow

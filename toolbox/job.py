@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TextIO
 
 import msgspec
 
-from toolbox import calibration, environment, files, gpu_watch, i18n, plan, planning, plugins, startup
+from toolbox import calibration, environment, files, gpu_watch, i18n, own_code, plan, planning, plugins, startup
 from toolbox.device import Device
 from toolbox.errors import (
     DONE,
@@ -203,6 +203,7 @@ def _work(run: Run, job: Job) -> dict[str, Any]:
     job.begin(work.verb, work.model.id)
     job.guard(work.device)
     files.write_json(run.path / "env.json", environment.describe(work.seed))
+    own_code.admit(work.model.path, work.model.own_code, run.path / "modules")
     if not _quantises(work):
         startup.leave_out("bitsandbytes")
     for number, file in enumerate(work.plugins):

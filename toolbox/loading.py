@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from toolbox import files, methods, models, startup, templates
+from toolbox import files, methods, models, own_code, startup, templates
 from toolbox.errors import InputError, TokenizerError
 from toolbox.i18n import _
 
@@ -34,6 +34,11 @@ SHOWN_CHARS = 200
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
+def trust(path: Path) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: `SAFE`, but for a model whose own code a person agreed to (own_code)."""
+    return SAFE | {"trust_remote_code": own_code.may_run(path)}
+
+
 def tokenizer(path: Path, adapter: Path | None = None, chat_template: str = "") -> "PreTrainedTokenizerBase":
     """The tokenizer of the model in `path`, with the template that a plan gives it (its text), else its family's.
 
@@ -41,7 +46,7 @@ def tokenizer(path: Path, adapter: Path | None = None, chat_template: str = "") 
     """
     family = _prepared(path)
     own = adapter and (adapter / "tokenizer_config.json").is_file()
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if own else path, **SAFE)
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if own else path, **trust(path))
     if len(found) <= len(found.added_tokens_decoder):  # where there is no file, transformers makes one without words
         raise TokenizerError(
             _("{path} holds no tokenizer.").format(path=path),
@@ -83,7 +88,7 @@ def base_model(
     try:
         model: PreTrainedModel = kind.from_pretrained(
             path, config=config, dtype=getattr(torch, dtype), quantization_config=quantized, device_map=device,
-            use_safetensors=True, **SAFE,
+            use_safetensors=True, **trust(path),
         )  # fmt: skip
     except ImportError as error:  # a tower that is a library's of its own: Gemma 3n's is timm's
         reason = " ".join(str(error).split()).partition(". ")[0]
@@ -105,13 +110,14 @@ def kind_of(path: Path, scores: bool = False) -> tuple[Any, Any]:
     Raises InputError where transformers has no language model for that config.json.
     """
     try:
-        config: Any = AutoConfig.from_pretrained(path, **SAFE, **({"num_labels": 1} if scores else {}))
+        config: Any = AutoConfig.from_pretrained(path, **trust(path), **({"num_labels": 1} if scores else {}))
     except (ValueError, KeyError, OSError) as error:
         raise _unknown(path, " ".join(str(error).split())[:SHOWN_CHARS]) from error
     config = getattr(config, "thinker_config", config)
     kinds = (AutoModelForSequenceClassification,) if scores else (AutoModelForMultimodalLM, AutoModelForCausalLM)
+    mapped = getattr(config, "auto_map", None) or {} if own_code.may_run(path) else {}
     for kind in kinds:
-        if type(config) in kind._model_mapping:
+        if type(config) in kind._model_mapping or kind.__name__ in mapped:
             return kind, config
     raise _unknown(path, _("no language model belongs to {kind}").format(kind=config.model_type))
 
@@ -142,7 +148,9 @@ def towers(model: "PreTrainedModel") -> list[str]:
 def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "PreTrainedModel":
     kind, config = kind_of(path)
     with torch.device("meta"):
-        model: PreTrainedModel = kind.from_config(config, dtype=getattr(torch, dtype))
+        model: PreTrainedModel = kind.from_config(
+            config, dtype=getattr(torch, dtype), trust_remote_code=own_code.may_run(path)
+        )
     startup.end()
     if quantization:
         from transformers import BitsAndBytesConfig

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import embedded, files, model_files, networks, plugins
+from toolbox import embedded, files, model_files, networks, own_code, plugins
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
@@ -52,6 +52,8 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
     chat_template: bool
     quantization: str = ""
     """`quantization_config.quant_method` of a base that is already quantised."""
+    own_code: dict[str, str] = {}
+    """The Python files, with their hashes, that its repository brings and a person agreed to run; else empty."""
     guessed: bool = False
     """Whether its shape is guessed from its size: nothing of it is here, and nobody published it."""
     network: Network = Network(hidden=0, vocab=0, layers=())
@@ -119,15 +121,17 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
     folder = folder.parent if folder.suffix == ".gguf" and folder.is_file() else folder
     if _is_folder(name, folder):
         hub.mark_used(folder.absolute(), home)
-        return read(folder.absolute(), id=str(folder.absolute()), source="local", weights=weights)
+        return read(folder.absolute(), id=str(folder.absolute()), source="local", weights=weights, home=home)
     if HUB_ID.fullmatch(name):
         if copy := hub.local_copy(home, "model", name):
             hub.mark_used(copy, home)
             if manifest := hub.read_manifest(copy):
-                return read(copy, id=name, source=manifest.source, revision=manifest.revision, weights=weights)
+                return read(
+                    copy, id=name, source=manifest.source, revision=manifest.revision, weights=weights, home=home
+                )
         if _own(home.models / name):
             hub.mark_used(home.models / name, home)
-            return read(home.models / name, id=name, source="local", weights=weights)
+            return read(home.models / name, id=name, source="local", weights=weights, home=home)
         if (home.models / name / hub.MANIFEST).exists():
             raise _damaged(name, home.models / name)
     raise _unknown(name, home)
@@ -177,14 +181,20 @@ def _unknown(name: str, home: Home) -> NotFoundError:
     return NotFoundError(_("There is no model {name!r} on this machine.").format(name=name), remedy)
 
 
-def read(folder: Path, *, id: str, source: str, revision: str = "", weights: bool = True) -> ModelFacts:
-    """The facts of the model in `folder`; without `weights` they may be missing. Raises as `resolve` does."""
+def read(
+    folder: Path, *, id: str, source: str, revision: str = "", weights: bool = True, home: Home | None = None
+) -> ModelFacts:
+    """The facts of the model in `folder`; without `weights` they may be missing.
+
+    `home`: where consent to code of its own may have been given. Raises as `resolve` does.
+    """
     _refuse_adapter(folder)
     for name in SETTINGS:
         if (folder / name).is_file():
             model_files.json_object(folder / name)
     outer = model_files.json_object(folder / "config.json")
-    _refuse_own_code(folder, outer)
+    _refuse_kernels(folder, outer)
+    code = _agreed_code(folder, id, outer, home)
     if not weights and not model_files.any_weights(folder):
         facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
         return msgspec.structs.replace(facts, chat_template=facts.chat_template or _has_chat_template(folder))
@@ -204,6 +214,7 @@ def read(folder: Path, *, id: str, source: str, revision: str = "", weights: boo
         facts,
         chat_template=facts.chat_template or _has_chat_template(folder),
         network=msgspec.structs.replace(facts.network, tied=facts.tie_word_embeddings),
+        own_code=code,
     )
     stored = sum(math.prod(tensor.shape) for tensor in tensors.values())
     return msgspec.structs.replace(facts, parameters=facts.network.parameters if facts.quantization else stored)
@@ -320,14 +331,29 @@ def _inner(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a model that only its repository's own code can load; one that transformers knows by itself passes."""
+def _agreed_code(folder: Path, id: str, config: dict[str, Any], home: Home | None) -> dict[str, str]:
+    """The code that has to run to load the model, if a person agreed to that; none for one that transformers knows.
+
+    Raises InputError where nobody did.
+    """
     known = family(str(config.get("model_type", ""))) or _native(str(config.get("model_type", "")))
-    if config.get("auto_map") and not known:
+    if known or not config.get("auto_map"):
+        return {}
+    code = own_code.of(folder)
+    agreed = home and code and own_code.fingerprint(code) in own_code.consents(home)
+    if not agreed or own_code.from_elsewhere(config):
         raise InputError(
-            _("{path} needs program code of its own repository, which is never run here.").format(path=folder),
-            _("Take a model that transformers knows by itself."),
+            _("{path} needs program code of its own repository, which is not run unasked.").format(path=folder),
+            _("Take another model, or see which code that is, and agree to it: {command}").format(
+                command=f"models trust {id}"
+            ),
         )
+    return code
+
+
+def _refuse_kernels(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a config that names attention of a hub: transformers would fetch it and run it, whatever trust was
+    given."""
     if kernel := next(_kernels(config), ""):
         raise InputError(
             _("{path} names a program of others for its attention, {kernel}, which is never run here.").format(

@@ -53,6 +53,10 @@ class Session(Protocol):
     yes: bool
     dry_run: bool
 
+    @property
+    def interactive(self) -> bool:
+        """Whether a person can answer."""
+
     def say(self, text: str) -> None:
         """A sentence for the person (on standard error under --json)."""
 

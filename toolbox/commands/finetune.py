@@ -124,8 +124,8 @@ def _offer(name: str, session: Session, suits: "Callable[[ModelFacts], object]")
         return _("{name} is not on this machine. Download it now?").format(name=name)
     if not listed.native:
         raise InputError(
-            _("{name} needs program code of its own repository, which is never run here.").format(name=name),
-            _("Take a model that transformers knows by itself: models search"),
+            _("{name} needs program code of its own repository, which is not run unasked.").format(name=name),
+            _("Take another, as models search shows them; or fetch it, and see: models trust {name}").format(name=name),
         )
     found = shapes.facts(listed)
     if not found.guessed:

@@ -39,9 +39,9 @@ def facts(name: str, session: Session) -> "ModelFacts":
         )
     if not listed.native:
         session.say(
-            _("{name} needs program code of its own repository, which is never run here: it can't be trained.").format(
-                name=name
-            )
+            _(
+                "{name} needs program code of its own repository, which is not run unasked: fetch it, then models trust"
+            ).format(name=name)
         )
     return found
 

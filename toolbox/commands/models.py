@@ -1,4 +1,4 @@
-"""`models search|list|show|refresh`: which models there are, which are here, and which fit this machine by what."""
+"""`models search|list|show|refresh|trust`: which models there are, which are here, which fit this machine by what."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from toolbox.commands import Command, Session
+from toolbox.commands.trusting import TrustOptions, trust
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.options import option
@@ -180,7 +181,7 @@ def said(fit: "Fit") -> str:
         case "quantised":
             return _("quantised already: to serve, not to tune")
         case "native":
-            return _("needs code of its own, which is never run here")
+            return _("needs code of its own: see models trust")
     if fit.methods:
         return " · ".join(NAMES[name] for name in fit.methods)
     return _("too large: {size} lacking").format(size=units.size(fit.too_large_bytes))
@@ -241,4 +242,5 @@ COMMANDS = (
     Command("models list", N_("The models on this machine"), ListOptions, listed),
     Command("models show", N_("Everything that is known of a model"), ShowOptions, show),
     Command("models refresh", N_("Bring the list up to date, from a file or an address"), RefreshOptions, refresh),
+    Command("models trust", N_("Let a model's own program code run, once you have seen which"), TrustOptions, trust),
 )  # fmt: skip

@@ -127,6 +127,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
         access.read_keys(keys)
     known.warn(options.model, session)
     model, name, adapters = serving(options.model, options.adapter, options.run, session.home)
+    _refuse_own_code(model)
     best = devices.best(session)
     engine, why = engines.choose(options.engine, best.kind == "cuda", session.home, quantization=model.quantization)
     for adapter in adapters:
@@ -140,6 +141,19 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
         engine=engine.name, engine_why=why, python=python, dtype=_dtype(best, model), host=options.host,
         port=_port(options.port), api_keys=keys, limits=bounds, log_contents=options.log_contents,
     )  # fmt: skip
+
+
+def _refuse_own_code(model: "ModelFacts") -> None:
+    """No engine is given a repository's code, whatever was agreed to: it talks to the network for weeks."""
+    from toolbox.errors import InputError
+
+    if model.own_code:
+        raise InputError(
+            _("{model} needs program code of its own repository, which no serving engine is given.").format(
+                model=model.id
+            ),
+            _("It can be trained, merged and evaluated; to serve it, take a model that transformers knows by itself."),
+        )
 
 
 def _refuse_together(adapters: "list[ServedAdapter]", engine: "Engine") -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolbox import files, methods, templates
+from toolbox import files, methods, own_code, templates
 from toolbox.errors import InputError, Interrupted, ToolboxError
 from toolbox.i18n import _
 from toolbox.merging import proof, weights
@@ -90,6 +90,7 @@ def _add_files(plan: MergePlan, folder: Path) -> None:
         source = own if name in OWN and own.is_file() else plan.model.path / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
+    own_code.copy(plan.model.path, folder)
 
 
 def _hashes(plan: MergePlan, folder: Path) -> dict[str, dict[str, str]]:

@@ -124,7 +124,7 @@ def prove(plan: MergePlan, folder: Path, reference: Reference) -> Proof:
     """Load the merged model as anybody would, and compare."""
     device = loading.torch_device(plan.device.kind, plan.device.index)
     kind, config = loading.kind_of(folder, methods.scores(plan.adapter))
-    model = kind.from_pretrained(folder, config=config, device_map=device, **loading.SAFE).eval()
+    model = kind.from_pretrained(folder, config=config, device_map=device, **loading.trust(folder)).eval()
     difference = _largest_difference(_logits(model, reference.rows), reference.logits)
     answers = [_answer(model, prompt) for prompt in reference.prompts[: len(reference.answers)]]
     tokenizer = loading.tokenizer(folder)
