@@ -40,6 +40,7 @@ VERBS = (
     Verb("models", 13, N_("Models: search what there is and what fits, list, show, refresh")),
     Verb("cache", 0, N_("All that takes room: list, verify, clean")),
     Verb("engines", 0, N_("Engines and tools with environments of their own: list, install, roll back")),
+    Verb("uninstall", 0, N_("Say what goes and what stays, then remove this program")),
     Verb("config", 0, N_("Show or change settings")),
 )
 

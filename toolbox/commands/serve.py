@@ -82,6 +82,10 @@ class ServeOptions(TargetOptions, kw_only=True):
     log_contents: Annotated[
         bool, option(N_("Write what is asked and answered into the log, which otherwise has none of it"))
     ] = False
+    unit: Annotated[
+        Literal["", "systemd", "compose"],
+        option(N_("Start nothing, but write what keeps this server up: a systemd unit, or a compose file")),
+    ] = ""
     background: Annotated[bool, option(N_("Return when the server is ready, and leave it running"))] = False
 
 
@@ -94,6 +98,8 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
     if options.api_key or not options.api_keys:
         access.check(options.host, options.api_key)
     plan = make_plan(options, session)
+    if options.unit:
+        return _keep_up(options, plan, session)
     ports.listen(plan.host, plan.port).close()
     if session.dry_run:
         show_plan(plan, session)
@@ -112,6 +118,23 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
         session.follow(job, through_ready=True)
         session.say(_("The server has stopped."))
     return facts
+
+
+def _keep_up(options: ServeOptions, plan: "ServePlan", session: Session) -> dict[str, Any]:
+    """Write the unit or the compose file of the planned server, and say how it is started."""
+    from toolbox import services
+
+    show_plan(plan, session)
+    if session.dry_run:
+        return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
+    made = services.write(options.unit, plan, session.home, options.api_key)
+    session.say("\n".join([
+        _("Written: {path}").format(path=made.path),
+        _("Its API key is in {path}, which nobody else can read.").format(path=made.secrets),
+        _("To keep the server up, also over restarts of the machine:"),
+        *(f"  {command}" for command in made.commands),
+    ]))  # fmt: skip
+    return {"path": str(made.path), "secrets": str(made.secrets), "commands": made.commands}
 
 
 def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
