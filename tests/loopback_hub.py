@@ -61,6 +61,8 @@ class LoopbackHub:
     """Bytes a second of each transfer; 0: as fast as it goes."""
     storage: bool = False
     """Bodies come from another host, by a signed address, as from the hubs' object storage."""
+    denied: bool = False
+    """Listings want a token that nobody has."""
     port: int = 0
     piece: int = PIECE
     """Bytes written at once."""
@@ -175,6 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _listing(self, kinds: str, repo_id: str, revision: str) -> None:
         files = self.server.hub.repositories.get((kinds.removesuffix("s"), repo_id))
+        if self.server.hub.denied:
+            self._json({"Code": 10010205002, "Message": "no permission", "Success": False}, 403)
+            return
         if files is None or revision not in ("master", COMMIT):
             self._json({"Code": 10010205001, "Message": "record not found", "Success": False}, 404)
             return

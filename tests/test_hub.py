@@ -148,7 +148,7 @@ def test_a_body_that_never_matches_is_refused_after_a_bound(hub: LoopbackHub, ho
     hub.listed["model.safetensors"] = {"Sha256": hashlib.sha256(b"another").hexdigest()}
     with pytest.raises(CorruptError, match=r"model\.safetensors"):
         fetching.fetch(ask(hub, home, source=source))
-    assert len(hub.transfers("model.safetensors")) == fetching.ROUNDS
+    assert len(hub.transfers("model.safetensors")) == routing.ROUNDS
     assert local_copy(Home(home), "model", ID) is None
     assert not list(home.rglob("model.safetensors*"))
 
@@ -227,12 +227,25 @@ def test_where_one_hub_is_down_the_other_is_used(hub: LoopbackHub, home: Path, c
     assert fetching.fetch(ask(hub, home / "other", settings=settings)).source == "modelscope"
 
 
-def test_the_hub_that_answers_is_asked_first(hub: LoopbackHub, closed_port: str) -> None:
+def test_the_hub_that_brings_more_is_asked_first(hub: LoopbackHub, home: Path) -> None:
+    """Tried out by fetching: a mirror that answers at once and then sends slowly comes last."""
+    big = {"model.safetensors": WEIGHTS * 9}
+    with LoopbackHub(rate=2e5) as slow:
+        for one in (hub, slow):
+            one.add("Qwen/big", big)
+        said: list[str] = []
+        settings = Settings(modelscope_endpoint=slow.url, huggingface_endpoint=hub.url)
+        fetched = fetching.fetch(ask(hub, home, id="Qwen/big", settings=settings, say=said.append))
+        assert fetched.source == "huggingface"
+        assert slow.sent < len(big["model.safetensors"]) / 2
+    assert "Hugging Face; measured" in said[0]
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for(hub: LoopbackHub, home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         nobody = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert routing.quickest([nobody, hub.url]) == 1
-    assert routing.quickest([hub.url, hub.url]) == 0
-    assert routing.quickest([closed_port, closed_port]) == 0
+        settings = Settings(modelscope_endpoint=nobody, huggingface_endpoint=hub.url)
+        assert fetching.fetch(ask(hub, home, settings=settings)).source == "huggingface"
 
 
 def test_a_link_planted_among_half_fetched_files_is_not_followed(hub: LoopbackHub, home: Path) -> None:

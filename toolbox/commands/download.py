@@ -1,13 +1,16 @@
-"""`download ID…`: fetch models and data sets from a hub, with every hash checked; a folder is checked where it lies."""
+"""`download ID…`: fetch models and data sets from a hub or a mirror, every hash checked; check folders in place."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from toolbox.commands import Command, Session, known
 from toolbox.i18n import N_, _
 from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.hub.names import Address
 
 
 class Options(msgspec.Struct, kw_only=True):
@@ -16,7 +19,7 @@ class Options(msgspec.Struct, kw_only=True):
     ids: Annotated[
         list[str],
         option(
-            N_("Models or data sets, as OWNER/NAME, or folders"),
+            N_("Models or data sets, as [hf|ms]::OWNER/NAME or the address of their page, or folders"),
             ask=True,
             positional=True,
             metavar="ID",
@@ -25,8 +28,12 @@ class Options(msgspec.Struct, kw_only=True):
     ]
     type: Annotated[Literal["model", "dataset"], option(N_("What is fetched"), ask=True)] = "model"
     source: Annotated[
-        Literal["", "auto", "modelscope", "huggingface"],
-        option(N_("Hub to fetch from; auto: the one that answers first"), ask=True),
+        str,
+        option(
+            N_("auto (what brings it soonest), modelscope, huggingface, a mirror as hf::URL or ms::URL, or a folder"),
+            ask=True,
+            choices="sources",
+        ),
     ] = ""
     revision: Annotated[str, option(N_("Branch, tag or commit; empty: the newest"))] = ""
     include: Annotated[list[str], option(N_("Only files whose names match, like *.safetensors"), metavar="PATTERN")] = (
@@ -42,26 +49,27 @@ def run(options: Options, session: Session) -> dict[str, Any]:
     """Fetch each id in turn; the keys of the last stand at the top, those of all under `downloads` where several."""
     from toolbox.hub import names
 
-    for name in options.ids:
-        if not _is_folder(name):
-            known.warn(name, session, options.type)
-            names.repository(name)
+    addresses = {name: names.address(name) for name in options.ids if not _is_folder(name)}
+    for address in addresses.values():
+        known.warn(address.id, session, address.kind or options.type)
     results = [
-        _folder(Path(name).expanduser(), session) if _is_folder(name) else _repository(name, options, session)
+        _repository(addresses[name], options, session) if name in addresses else _folder(name, session)
         for name in options.ids
     ]
     return {**results[-1], **({"downloads": results} if len(results) > 1 else {})}
 
 
 def _is_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or Path(name) in (Path("."), Path(".."))
+    return name.startswith(("/", "./", "../", "~", "file://")) or Path(name) in (Path("."), Path(".."))
 
 
-def _folder(folder: Path, session: Session) -> dict[str, Any]:
+def _folder(name: str, session: Session) -> dict[str, Any]:
     """A folder is used where it lies; what is torn in it is said now, not when it is loaded."""
     from toolbox import files, units
     from toolbox.errors import CorruptError, NotFoundError
     from toolbox.hub.checking import torn
+
+    folder = Path(name.removeprefix("file://")).expanduser()
 
     if not folder.is_dir():
         raise NotFoundError(
@@ -85,16 +93,18 @@ def _folder(folder: Path, session: Session) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _repository(name: str, options: Options, session: Session) -> dict[str, Any]:
+def _repository(address: "Address", options: Options, session: Session) -> dict[str, Any]:
+    """What the address says of hub, kind and revision counts more than the options, which may be for several."""
     from toolbox import units
-    from toolbox.hub import fetching, names
+    from toolbox.hub import fetching
 
+    kind = address.kind or options.type
     request = fetching.Request(
-        id=names.repository(name),
-        also=known.ids(names.repository(name), session) if options.type == "model" else {},
-        kind=options.type,
-        source=options.source or session.settings.source,
-        revision=options.revision,
+        id=address.id,
+        also=known.ids(address.id, session) if kind == "model" else {},
+        kind=kind,
+        source=address.source or options.source or session.settings.source,
+        revision=address.revision or options.revision,
         include=options.include,
         connections=options.connections,
         limit_rate=units.rate(options.limit_rate),

@@ -3,7 +3,6 @@
 import errno
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,16 +11,14 @@ import msgspec
 from toolbox import files, units
 from toolbox.config import Home, Settings
 from toolbox.errors import CorruptError, DoesNotFitError, HubError, InputError, NotFoundError, ToolboxError
-from toolbox.hub import names, store
-from toolbox.hub.routing import ordered
+from toolbox.hub import folder, names, routing, store
+from toolbox.hub.partial import Partial
 from toolbox.hub.sources import CONNECTIONS, PARTIAL, PARTS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
 from toolbox.hub.staging import Staging, same
 from toolbox.hub.store import FileRecord, Kind, Manifest
 from toolbox.hub.transfer import TRIES, Manner, Pace
 from toolbox.i18n import _
 
-ROUNDS = 3
-"""How often in a row a hub may bring nothing new, or a wrong hash, before it is not asked any more."""
 TRIES_OF_SEVERAL = 2
 """As `transfer.TRIES`, where another hub can go on."""
 
@@ -92,13 +89,13 @@ def look(request: Request) -> Selection:
     failures: list[ToolboxError] = []
     for hub in _hubs(request):
         try:
-            selection = _select(hub, request)
-        except (HubError, NotFoundError, InputError) as error:
+            selection = _select(hub, request, hub.listing(request.on(hub, request.revision)))
+        except (HubError, InputError) as error:
             failures.append(error)
             continue
         _say_left_out(selection, request)
         return selection
-    raise _telling(failures)
+    raise routing.telling(failures)
 
 
 def fetch(request: Request) -> Fetched:
@@ -125,53 +122,48 @@ def fetch(request: Request) -> Fetched:
 def _insist(request: Request) -> Fetched:
     """Ask one hub after the other, again and again while any brings something new. Raises why there is nothing."""
     staging = Staging(request.path)
-    hubs = deque(_hubs(request))
-    several = len(hubs) > 1
-    strikes = dict.fromkeys(hubs, 0)
-    served: set[Source] = set()
-    failures: list[ToolboxError] = []
-    while hubs:
-        hub, before = hubs[0], staging.received
+    answers = _tried_out(request)
+    listings = {answer.hub: answer.listing for answer in answers if answer.listing}
+    turns = routing.Turns(answers)
+    while hub := turns.hub:
+        before = staging.received
         try:
-            selection = _select(hub, request)
-            if not served:
+            listing = listings.pop(hub, None) or hub.listing(request.on(hub, request.revision))
+            selection = _select(hub, request, listing)
+            if turns.begin():
                 _say_left_out(selection, request)
-            served.add(hub)
-            return _fetch_from(hub, request, staging, selection, TRIES_OF_SEVERAL if several else TRIES)
+            return _fetch_from(hub, request, staging, selection, TRIES if turns.alone else TRIES_OF_SEVERAL)
         except DoesNotFitError:
             raise
-        except InputError as error:
-            failures.append(error)
-            hubs.popleft()
-        except (HubError, CorruptError) as error:
-            failures.append(error)
-            brought = staging.received > before and isinstance(error, HubError)
-            strikes[hub] = 0 if brought else strikes[hub] + 1
-            if strikes[hub] >= ROUNDS or hub not in served:
-                hubs.popleft()
-            elif isinstance(error, HubError):
-                hubs.rotate(-1)
-        if hubs and hubs[0] is not hub:
-            request.say(_("{problem} Trying {hub}.").format(problem=failures[-1].message, hub=hubs[0].title))
-    raise _telling(failures)
+        except (HubError, CorruptError, InputError) as error:
+            turns.fail(error, brought=staging.received > before)
+            if turns.hub and turns.hub is not hub:
+                request.say(_("{problem} Trying {hub}.").format(problem=error.message, hub=turns.hub.title))
+    raise turns.why
 
 
-def _telling(failures: Sequence[ToolboxError]) -> ToolboxError:
-    """That a hub fails weighs more than that another wants a token, and both more than absence."""
-    for kinds in ((HubError, CorruptError), (InputError,)):
-        for failure in reversed(failures):
-            if isinstance(failure, kinds) and not isinstance(failure, NotFoundError):
-                return failure
-    return failures[0]
+def _tried_out(request: Request) -> list[routing.Answer]:
+    """The hubs in the order in which to ask them; last, where nothing is here yet, what other programs fetched."""
+    hubs = _hubs(request)
+    here = store.read_manifest(request.path)
+    if len(hubs) == 1:
+        return [routing.Answer(hub) for hub in hubs]
+    if here:
+        known = [hub for hub in hubs if hub.name == here.source]
+        return [routing.Answer(hub) for hub in [*known, *(hub for hub in hubs if hub not in known)]]
+    answers = routing.quickest(
+        hubs, lambda hub: request.on(hub, request.revision), lambda hub, listing: _select(hub, request, listing).wanted
+    )
+    if speeds := routing.told(answers):
+        request.say(_("Fetching from {hub}; measured: {speeds}.").format(hub=answers[0].hub.title, speeds=speeds))
+    return answers + [routing.Answer(place) for place in folder.caches(os.environ)]
 
 
 def _hubs(request: Request) -> list[Source]:
-    manifest = store.read_manifest(request.path)
-    return ordered(request.source, manifest.source if manifest else "", request.settings, request.home, os.environ)
+    return routing.hubs(request.source, request.settings, request.home, os.environ)
 
 
-def _select(hub: Source, request: Request) -> Selection:
-    listing = hub.listing(request.on(hub, request.revision))
+def _select(hub: Source, request: Request, listing: Listing) -> Selection:
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include, request.kind)
     names.distinct(wanted, ours=(store.MANIFEST, PARTIAL, PARTS))
@@ -203,6 +195,9 @@ def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Sele
     wrong: list[str] = []
     if missing:
         _look_for_room(request, to_come)
+        missing = _from_caches(request, staging, missing)
+        to_come = sum(partial.entry.size - partial.look() for partial in missing)
+    if missing:
         manner = Manner(request.connections, tries, pace=Pace(request.limit_rate))
         try:
             with hub.reading(request.on(hub, listing.revision)) as read:
@@ -217,6 +212,26 @@ def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Sele
             _("The file was thrown away; try again later, or choose another source with --source."),
         )
     return _publish(request, listing, list(staging.records.values()))
+
+
+def _from_caches(request: Request, staging: Staging, missing: list[Partial]) -> list[Partial]:
+    """Take what other programs fetched before, proven by its hash; returns what is still missing."""
+    repo = Repo(request.kind, request.id, "")
+    for place in folder.caches(os.environ):
+        try:
+            listing = place.listing(repo)
+            there = [partial for partial in missing if place.may_be(listing.entry(partial.entry.path), partial.entry)]
+            with place.reading(repo) as read:
+                staging.fetch(read, there, Manner(), lambda size: None)
+        except (NotFoundError, BrokenOffError):
+            continue
+        found = [partial for partial in there if partial.entry.path in staging.records]
+        if found:
+            size = units.size(sum(partial.entry.size for partial in found))
+            request.say(_("{files} files ({size}) were in {path} already.").format(
+                files=len(found), size=size, path=place.title))  # fmt: skip
+        missing = [Partial(staging.path, partial.entry) for partial in missing if partial not in found]
+    return missing
 
 
 def _covers(manifest: Manifest, path: Path, selection: Selection) -> bool:

@@ -12,18 +12,20 @@ from toolbox.i18n import _
 class HuggingFace:
     """A Source."""
 
-    name = "huggingface"
     title = "Hugging Face"
 
-    def __init__(self, endpoint: str, stall_s: float = STALL_S) -> None:
+    def __init__(self, endpoint: str, stall_s: float = STALL_S, name: str = "huggingface", token: bool = True) -> None:
+        """`token`: whether HF_TOKEN may be shown to it."""
+        self.name = name
         self.endpoint = endpoint.rstrip("/")
         self._stall_s = stall_s
+        self._token = None if token else False
 
     def listing(self, repo: Repo) -> Listing:
         from huggingface_hub import HfApi, errors
         from huggingface_hub.hf_api import RepoFile
 
-        api = HfApi(endpoint=self.endpoint)
+        api = HfApi(endpoint=self.endpoint, token=self._token)
         try:
             commit = api.repo_info(
                 repo.id, revision=repo.revision or None, repo_type=repo.kind, timeout=self._stall_s
@@ -61,6 +63,6 @@ class HuggingFace:
         def address(entry: Entry) -> str:
             return hf_hub_url(repo.id, entry.path, repo_type=repo.kind, revision=repo.revision, endpoint=self.endpoint)
 
-        headers = build_hf_headers()
+        headers = build_hf_headers(token=self._token)
         secrets = {name: headers.pop(name) for name in list(headers) if name.lower() == "authorization"}
         return web.reading(headers, secrets, address, direct=False, stall_s=self._stall_s)

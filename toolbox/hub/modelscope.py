@@ -27,10 +27,12 @@ SDK_DEFAULTS = {
 class ModelScope:
     """A Source."""
 
-    name = "modelscope"
     title = "ModelScope"
 
-    def __init__(self, endpoint: str, environ: Mapping[str, str], home: Home, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, endpoint: str, environ: Mapping[str, str], home: Home, stall_s: float = STALL_S, name: str = "modelscope"
+    ) -> None:
+        self.name = name
         self.endpoint = endpoint.rstrip("/")
         self._stall_s = stall_s
         self._home = home

@@ -5,12 +5,17 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+from typing import Literal
+
+import msgspec
 
 from toolbox.errors import HubError, InputError
 from toolbox.i18n import _
 
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_ADDRESS = re.compile(r"https?://[^/]+/(?:models/|datasets/)?([^/?#]+/[^/?#]+?)(?:/(?:summary|files|tree/[^/]+))?/?")
+_PAGE = re.compile(
+    r"(https?://([^/@]+))/(models/|datasets/)?([^/?#]+/[^/?#]+?)(?:/(?:summary|files|tree/([^/?#]+)))?/?(?:[?#].*)?"
+)
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 PICKLES = (
@@ -25,14 +30,55 @@ UNWANTED = (".gitattributes", ".gitignore", ".msc", ".mv", ".mdl")
 """Housekeeping of git and of the hubs."""
 
 
+HUBS = {"hf": "huggingface", "huggingface": "huggingface", "ms": "modelscope", "modelscope": "modelscope"}
+"""What may stand before `::` in an address."""
+PAGES = {"modelscope.cn": "modelscope", "huggingface.co": "huggingface", "hf.co": "huggingface"}
+"""Whose pages have addresses on which hosts."""
+
+
+_KINDS: dict[str | None, Literal["", "model", "dataset"]] = {"models/": "model", "datasets/": "dataset", None: ""}
+
+
+class Address(msgspec.Struct, frozen=True):
+    """What a person named; empty: it was not said."""
+
+    id: str
+    source: str = ""
+    kind: Literal["", "model", "dataset"] = ""
+    revision: str = ""
+
+
+def address(text: str) -> Address:
+    """`[hf|ms]::OWNER/NAME`, or the address of its page on a hub or a mirror. Raises InputError on anything else."""
+    prefix, colons, rest = text.rpartition("::")
+    hub = HUBS.get(prefix.lower(), "")
+    if colons and not hub:
+        raise _no_repository(text)
+    page = _PAGE.fullmatch(rest)
+    if not page:
+        return Address(_checked(rest, text), hub)
+    endpoint, host, section, repo_id, branch = page.groups()
+    known = next((name for ending, name in PAGES.items() if f".{host}".endswith(f".{ending}")), "")
+    source = known if known and hub in ("", known) else f"{'ms' if hub == 'modelscope' else 'hf'}::{endpoint}"
+    return Address(
+        _checked(repo_id, text), source, _KINDS[section], branch if branch not in ("main", "master", None) else ""
+    )
+
+
 def repository(text: str) -> str:
-    """`OWNER/NAME` from what was typed: the id itself, or a hub page's address. Raises InputError on anything else."""
-    address = _ADDRESS.fullmatch(text)
-    repo_id = address[1] if address else text
+    """`OWNER/NAME` from what was typed. Raises InputError where it names no repository."""
+    return address(text).id
+
+
+def _checked(repo_id: str, text: str) -> str:
     parts = repo_id.split("/")
     if len(parts) == 2 and all(_PART.fullmatch(part) and ".." not in part for part in parts):
         return repo_id
-    raise InputError(
+    raise _no_repository(text)
+
+
+def _no_repository(text: str) -> InputError:
+    return InputError(
         _("{name!r} is not the name of a repository.").format(name=text[:120]),
         _("A name is OWNER/NAME, like Qwen/Qwen2.5-7B-Instruct: letters, digits, dot, dash and underscore."),
     )

@@ -148,11 +148,12 @@ class Partial:
             table = self.table.read_bytes()
         except OSError:
             return nothing
-        if not self.entry.identity or table[: len(self._mark)] != self._mark:
+        length = len(self._mark) + self.parts * _COUNT.size
+        if not self.entry.identity or len(table) != length or not table.startswith(self._mark):
             return nothing
         counts = [count for (count,) in _COUNT.iter_unpack(table[len(self._mark) :])]
         ends = (part * self.part_bytes + count for part, count in enumerate(counts) if count)
-        fits = len(counts) == self.parts and max(counts) <= self.part_bytes and max(ends, default=0) <= size
+        fits = max(counts) <= self.part_bytes and max(ends, default=0) <= size
         return counts if fits else nothing
 
 

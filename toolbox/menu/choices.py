@@ -53,6 +53,12 @@ def _adapters(home: Home) -> list[Choice]:
     return [(str(run.adapter), run.id) for run in runs.every(home.runs) if _made_an_adapter(run)]
 
 
+def _hubs(home: Home) -> list[Choice]:
+    mirrors = filter(None, (mirror.strip() for mirror in home.load_settings().mirrors.split(",")))
+    return [("auto", _("the one that brings it soonest")), ("modelscope", ""), ("huggingface", ""),
+            *((mirror, "") for mirror in mirrors)]  # fmt: skip
+
+
 def _suites(home: Home) -> list[Choice]:
     return [(name, _(measured)) for name, (measured, _path) in embedded.SUITES.items()]
 
@@ -102,6 +108,7 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "methods": _methods,
     "rewards": _rewards,
     "stages": _stages,
+    "sources": _hubs,
     "formats": _formats,
     "judges": _runs(lambda run: run.status().stage == "rm" and bool(run.result())),
 }
