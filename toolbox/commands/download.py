@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, known
+from toolbox.commands import Command, Session, differing, known
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -121,6 +121,8 @@ def _repository(address: "Address", options: Options, session: Session) -> dict[
             id=fetched.id, files=fetched.files, size=units.size(fetched.bytes), source=fetched.source, path=fetched.path
         )
     )
+    if options.type == "model":
+        differing.show(fetched.path, [], session)
     if fetched.unverified:
         session.say(_("The hub gave no hash for {files}.").format(files=", ".join(fetched.unverified[:5])))
     return {**msgspec.to_builtins(fetched, enc_hook=str), "path": str(fetched.path)}

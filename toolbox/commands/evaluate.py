@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices, plugged
+from toolbox.commands import Command, Session, devices, differing, plugged
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -66,6 +66,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     for name in options.metric:
         plugins.require("metric", name)
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    differing.show(target.model.path, [target.adapter], session)
     if target.model.quantization == "gguf":
         raise InputError(
             _("{model} is GGUF, which is served and not evaluated.").format(model=target.model.id),

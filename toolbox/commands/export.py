@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices
+from toolbox.commands import Command, Session, devices, differing
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -74,6 +74,7 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     from toolbox.plan import ExportPlan
 
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
+    differing.show(target.model.path, [target.adapter], session)
     if options.adapter_only and not target.adapter:
         raise InputError(
             _("{name} has no adapter to export alone.").format(name=target.name),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from toolbox.commands import Command, Session, devices, known, plugged
+from toolbox.commands import Command, Session, devices, differing, known, plugged
 from toolbox.commands.plan import TuningOptions, resolve_datasets, show, summary, wishes
 from toolbox.errors import DoesNotFitError, InputError, Interrupted, NotFoundError
 from toolbox.i18n import N_, _
@@ -90,7 +90,7 @@ def find_model(
 
     known.warn(name, session)
     try:
-        return models.resolve(name, session.home)
+        return _shown(models.resolve(name, session.home), session)
     except NotFoundError:
         if not models.HUB_ID.fullmatch(name):
             raise
@@ -111,7 +111,12 @@ def find_model(
             say=session.say,
         )
     )
-    return models.resolve(name, session.home)
+    return _shown(models.resolve(name, session.home), session)
+
+
+def _shown(model: "ModelFacts", session: Session) -> "ModelFacts":
+    differing.show(model.path, [], session)
+    return model
 
 
 def _offer(name: str, session: Session, suits: "Callable[[ModelFacts], object]") -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices
+from toolbox.commands import Command, Session, devices, differing
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -71,6 +71,7 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
             _("Name a run of finetune with --method lora or qlora, or an adapter with --adapter."),
         )
     methods.refuse_unmergeable(target.adapter)
+    differing.show(target.model.path, [target.adapter], session)
     _refuse_quantised(target.model)
     origin = _origin(target.adapter)
     plan = MergePlan(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices, known
+from toolbox.commands import Command, Session, devices, differing, known
 from toolbox.commands import engines as environments
 from toolbox.engines import Name
 from toolbox.i18n import N_, _
@@ -151,6 +151,7 @@ def make_plan(options: ServeOptions, session: Session) -> "ServePlan":
     known.warn(options.model, session)
     model, name, adapters = serving(options.model, options.adapter, options.run, session.home)
     _refuse_own_code(model)
+    differing.show(model.path, [adapter.path for adapter in adapters], session)
     best = devices.best(session)
     engine, why = engines.choose(options.engine, best.kind == "cuda", session.home, quantization=model.quantization)
     for adapter in adapters:

@@ -133,6 +133,22 @@ def leave(folder: Path, base: Path, tokenizer: Any, own: int | list[int] | None)
         files.write_text(folder / FILE, tokenizer.chat_template)
 
 
+def text_of(folder: Path) -> str:
+    """The chat template in a model's or adapter's folder; several, as some models have, one after another under their
+    names; empty where there is none, or a torn one."""
+    path = folder / FILE
+    if path.is_file():
+        return path.read_text("utf-8", errors="replace")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        config = files.read_json(folder / name)
+        held = config.get("chat_template") if isinstance(config, dict) else None
+        if isinstance(held, str):
+            return held
+        if isinstance(held, list):
+            return "\n".join(f"# {one.get('name')}\n{one.get('template')}" for one in held if isinstance(one, dict))
+    return ""
+
+
 class _Ends(msgspec.Struct):
     eos_token_id: int | list[int] | None = None
 
