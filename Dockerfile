@@ -1,7 +1,8 @@
 # 一锤定音 in an image: the menu with `docker run -it IMAGE`, a verb with `docker run IMAGE demo --yes`.
 #
 #   docker build .                  CPU
-#   docker build --target cuda .    the training environment for CUDA, and lmdeploy in an environment of its own
+#   docker build --target cuda .    the training environment for CUDA, and engines in environments of their own
+#   --build-arg ENGINES="vllm sglang"   which engines; none: ENGINES=
 #   --build-arg BASE=debian@sha256:…   pins the base
 ARG BASE=debian:bookworm-slim
 
@@ -22,8 +23,15 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system AS cuda-environment
 RUN --mount=type=cache,target=/root/.cache/pip \
-    YCDY_LOCK=cuda YCDY_ENV=/opt/yichuidingyin/.venv ./yichuidingyin.sh --prepare \
- && YCDY_LOCK=lmdeploy YCDY_ENV=/opt/yichuidingyin/engines/lmdeploy ./yichuidingyin.sh --prepare
+    YCDY_LOCK=cuda YCDY_ENV=/opt/yichuidingyin/.venv ./yichuidingyin.sh --prepare
+
+FROM system AS engines
+ARG ENGINES=vllm
+RUN --mount=type=cache,target=/root/.cache/pip \
+    mkdir engines \
+ && for engine in ${ENGINES}; do \
+      YCDY_LOCK="${engine}" YCDY_ENV="/opt/yichuidingyin/engines/${engine}" ./yichuidingyin.sh --prepare || exit; \
+    done
 
 FROM system AS application
 COPY docker/healthcheck.py ./docker/
@@ -46,8 +54,13 @@ HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
 ENTRYPOINT ["tini", "--", "/root/yichuidingyin.sh"]
 
 FROM application AS cuda
+# Engines build kernels when they start.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends g++ python3-dev \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=cuda-environment /opt/yichuidingyin/.venv /opt/yichuidingyin/.venv
-COPY --from=cuda-environment /opt/yichuidingyin/engines /opt/yichuidingyin/engines
+COPY --from=engines /opt/yichuidingyin/engines /opt/yichuidingyin/engines
 
 FROM application AS cpu
 COPY --from=cpu-environment /opt/yichuidingyin/.venv /opt/yichuidingyin/.venv

@@ -119,7 +119,8 @@ def compose(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
         ],
         "user": f"{os.getuid()}:{os.getgid()}",
         "read_only": True,
-        "tmpfs": ["/tmp"],
+        "tmpfs": ["/tmp:exec,mode=1777"],  # what is compiled there is also run
+        "shm_size": "2g",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "restart": "unless-stopped",
