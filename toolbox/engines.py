@@ -235,7 +235,7 @@ ENGINES: dict[str, Engine] = {
         Engine(
             name="transformers", requirement="transformers[serving]", needs_cuda=False, own_interpreter=False,
             health="/health", arguments=_transformers, environ={"PYTHONPATH": str(ROOT)},
-            features=frozenset({"adapters", "templates", "tools", "logprobs"}),
+            features=frozenset({"adapters", "templates", "embeddings", "tools", "logprobs"}),
             ignores=frozenset({"response_format", "tool_choice"}),
         ),
         Engine(

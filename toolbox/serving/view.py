@@ -14,6 +14,8 @@ SAFE = {".json", ".safetensors", ".gguf", ".jinja", ".txt", ".model", ".tiktoken
 """What an engine may see: no Python, no pickles, whatever a model's folder holds besides."""
 OWN = ("tokenizer", "special_tokens_map", "added_tokens", "chat_template", "vocab", "merges", "generation_config")
 """How the files begin that an adapter brings over the base's: what it was trained with is what it is served with."""
+POOLING = "1_Pooling/config.json"
+"""What sentence-transformers writes beside a model that makes vectors; the engine sees it as pooling.json."""
 
 WITHOUT_FIRST_BOS = (
     "{{% set rendered %}}{}{{% endset %}}"
@@ -30,6 +32,8 @@ def make(folder: Path, model: Path, adapters: Sequence[Path], engine: Engine) ->
     the base with is what its adapters were trained with. Raises InputError for an adapter without safetensors.
     """
     linked = {name: path for name, path in _safe(model).items() if not name.startswith("adapter_")}
+    if (model / POOLING).is_file():
+        linked["pooling.json"] = (model / POOLING).absolute()
     tuned = [_adapter_files(adapter) for adapter in adapters]
     if tuned and "templates" not in engine.features:
         linked |= {name: path for name, path in tuned[0].items() if name.startswith(OWN)}

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolbox import startup
+from toolbox import files, startup
 from toolbox.ports import LOOPBACK
 from toolbox.runs import KERNELS_KEPT
 
@@ -41,9 +41,16 @@ def main(words: list[str]) -> None:
 def _work(asked: argparse.Namespace, server: "Server") -> None:
     """Load the model and compute, in a thread of its own; whatever ends this ends the process."""
     try:
-        from toolbox.serving.batching import engine
+        if not (files.read_json(asked.model / "config.json") or {}).get("quantization_config"):
+            startup.leave_out("bitsandbytes")
+        from toolbox.serving.batching import embedding, engine
 
-        loaded = engine.load(asked.model, dict(asked.adapter), asked.dtype, asked.device)
+        dtype = engine.dtype_of(asked.model, asked.device) if asked.dtype == "auto" else asked.dtype
+        if embedding.is_one(asked.model):
+            server.serve(embedding.Embedder(asked.model, dtype, asked.device))
+            startup.end()
+            threading.Event().wait()
+        loaded = engine.load(asked.model, dict(asked.adapter), dtype, asked.device)
         startup.end()
         server.serve(loaded)
         loaded.scheduler.run()

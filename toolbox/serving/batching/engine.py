@@ -50,8 +50,7 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 def load(folder: Path, adapters: dict[str, Path], dtype: str, device: str) -> Engine:
-    """The causal language model in `folder` with its adapters. `device` is torch's name."""
-    dtype = _dtype(folder, device) if dtype == "auto" else dtype
+    """The causal language model in `folder` with its adapters. `dtype` and `device` are torch's names."""
     voices = {name: _voice(folder, path) for name, path in {"": None, **adapters}.items()}
     tuned, model = _proven(folder, adapters, dtype, device)
     limit = getattr(tuned.base.config.get_text_config(), "max_position_embeddings", None) or 1 << 17
@@ -155,7 +154,7 @@ def _free(kind: str) -> int:
     return processor.memory(Path("/"))[1]
 
 
-def _dtype(folder: Path, device: str) -> str:
+def dtype_of(folder: Path, device: str) -> str:
     """The model's own; float16 is no arithmetic for a processor."""
     config = files.read_json(folder / "config.json") or {}
     text = config.get("text_config") or {}

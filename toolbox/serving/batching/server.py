@@ -13,13 +13,14 @@ from starlette.routing import Route
 
 from toolbox.serving import protocol
 from toolbox.serving.batching.answers import Answer, Inbox
+from toolbox.serving.batching.embedding import Embedder
 from toolbox.serving.batching.engine import Engine, Voice
 from toolbox.serving.batching.prompts import chat_ids, plain_ids
 from toolbox.serving.batching.rows import Row, Told
 from toolbox.serving.batching.sampling import Settings
 from toolbox.serving.batching.scheduler import QueueFull
 from toolbox.serving.batching.texts import Text
-from toolbox.serving.protocol import ChatRequest, CompletionRequest, Refused, Sampling
+from toolbox.serving.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, Refused, Sampling
 
 SILENT_S = 300.0
 """A step that takes longer counts as hung."""
@@ -35,31 +36,35 @@ class Server:
         """`name`: what requests call the model without an adapter."""
         self._name, self._expected = name, f"Bearer {key}" if key else ""
         self._engine: Engine | None = None
-        self._embedder: Any = None
+        self._embedder: Embedder | None = None
         self.app = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/embeddings", self._embed, methods=["POST"]),
             ],
             exception_handlers={Refused: _refused, ClientDisconnect: _gone},
         )
 
-    def serve(self, engine: Engine) -> None:
-        """Answer with `engine` from now on."""
-        self._engine = engine
+    def serve(self, made: Engine | Embedder) -> None:
+        """Answer with `made` from now on."""
+        if isinstance(made, Embedder):
+            self._embedder = made
+        else:
+            self._engine = made
 
     async def _health(self, request: Request) -> Response:
         engine = self._engine
-        if engine is None:
+        if not (engine or self._embedder):
             return JSONResponse({"status": "loading"}, 503)
-        hung = engine.scheduler.silent_s > SILENT_S
+        hung = engine is not None and engine.scheduler.silent_s > SILENT_S
         return JSONResponse({"status": "hung" if hung else "ok"}, 503 if hung else 200)
 
     async def _models(self, request: Request) -> Response:
-        engine = self._ready(request)
-        names = [name or self._name for name in engine.voices]
+        self._check(request)
+        names = [name or self._name for name in (self._engine.voices if self._engine else [""])]
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in names]})
 
     async def _chat(self, request: Request) -> Response:
@@ -69,7 +74,7 @@ class Server:
         return await self._answer(request, CompletionRequest)
 
     async def _answer(self, request: Request, kind: type[Sampling]) -> Response:
-        engine = self._ready(request)
+        engine = self._writing(request)
         asked = protocol.read(await request.body(), kind, frozenset())
         name, voice = self._voice(engine, asked.model)
         ids = await asyncio.to_thread(_ids, voice.tokenizer, asked)
@@ -85,20 +90,39 @@ class Server:
             return StreamingResponse(_closing(answer.events(news), rows), media_type="text/event-stream")
         return Response(await _unless_gone(request, answer.whole(news), rows), media_type="application/json")
 
-    def _ready(self, request: Request) -> Engine:
+    async def _embed(self, request: Request) -> Response:
+        self._check(request)
+        asked = protocol.read(await request.body(), EmbeddingRequest, frozenset())
+        if self._embedder is None:
+            raise Refused(400, "This model writes texts; it was not made for embeddings.", "not_an_embedding_model")
+        if asked.model not in ("", self._name):
+            raise _no_such_model(asked.model)
+        body = await asyncio.to_thread(self._embedder.answer, asked, asked.model or self._name)
+        return Response(body, media_type="application/json")
+
+    def _writing(self, request: Request) -> Engine:
+        self._check(request)
+        if self._engine is None:
+            raise Refused(400, "This model makes embeddings; it does not write.", "not_a_writing_model")
+        return self._engine
+
+    def _check(self, request: Request) -> None:
         """Raises Refused without the key, and before the model is loaded."""
         given = request.headers.get("authorization", "")
         if self._expected and not hmac.compare_digest(given.encode(), self._expected.encode()):
             raise Refused(401, "The engine's key is missing or wrong.", "invalid_api_key")
-        if self._engine is None:
+        if not (self._engine or self._embedder):
             raise Refused(503, "The engine is starting.", "engine_unavailable")
-        return self._engine
 
     def _voice(self, engine: Engine, model: str) -> tuple[str, Voice]:
         name = "" if model in ("", self._name) else model
         if name not in engine.voices:
-            raise Refused(404, f"There is no model {model[:200]!r} here.", "model_not_found", "model")
+            raise _no_such_model(model)
         return name, engine.voices[name]
+
+
+def _no_such_model(name: str) -> Refused:
+    return Refused(404, f"There is no model {name[:200]!r} here.", "model_not_found", "model")
 
 
 def _ids(tokenizer: Any, asked: Sampling) -> list[int]:
