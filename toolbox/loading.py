@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from toolbox import files, methods, models, own_code, startup, templates
+from toolbox import files, methods, model_files, models, own_code, startup, templates
 from toolbox.errors import InputError, TokenizerError
 from toolbox.i18n import _
 
@@ -78,7 +78,7 @@ def base_model(
     """
     _prepared(path)
     if device == "meta":
-        return _shapes(path, dtype, quantization)
+        return _shapes(path, dtype, quantization, scores)
     quantized = None
     if quantization:
         from transformers import BitsAndBytesConfig
@@ -145,8 +145,8 @@ def towers(model: "PreTrainedModel") -> list[str]:
     return found
 
 
-def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None) -> "PreTrainedModel":
-    kind, config = kind_of(path)
+def _shapes(path: Path, dtype: str, quantization: dict[str, Any] | None, scores: bool) -> "PreTrainedModel":
+    kind, config = kind_of(path, scores)
     with torch.device("meta"):
         model: PreTrainedModel = kind.from_config(
             config, dtype=getattr(torch, dtype), trust_remote_code=own_code.may_run(path)
@@ -176,6 +176,24 @@ def _keep_as_stored(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+
+
+def adapter_keys(adapter: Path) -> dict[str, tuple[int, ...]]:
+    """The names of the tensors in an adapter, and their shapes."""
+    found = model_files.header(adapter / "adapter_model.safetensors")
+    return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+def make_room(model: "PreTrainedModel", adapter: Path) -> None:
+    """Give `model` as many embeddings as an adapter brings that was trained with tokens added."""
+    own = (shape for name, shape in adapter_keys(adapter).items() if name.endswith(EMBEDDINGS) and len(shape) == 2)
+    embeddings: Any = model.get_input_embeddings()
+    rows, held = next(own, (0,))[0], embeddings.weight.shape[0]
+    if rows > held:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = False) -> "PreTrainedModel":
     """`model` with the adapter in the folder `adapter` on top: peft's, or LoReFT's interventions."""
     method = methods.of_adapter(adapter)
@@ -185,6 +203,7 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
         return loreft.load(model, adapter)
     from peft import PeftModel
 
+    make_room(model, adapter)
     tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
     fill_adapter(tuned, adapter)
     return tuned

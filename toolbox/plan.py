@@ -86,11 +86,18 @@ class MergePlan(Plan, kw_only=True, tag="merge"):
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"] = "none"
     BitsAndBytesConfig: dict[str, Any] = {}
-    """nf4: the base as the adapter was trained on it, which is dequantised before the merge."""
+    """nf4: the base as the adapter was trained on it."""
+    onto: Literal["dequantized", "original"] = "dequantized"
+    """nf4: merged onto those weights dequantised, or onto the ones from before they were put into 4 bits."""
     run: str = ""
     """The finetune run that the adapter comes from, where there is one."""
     datasets: list[DatasetSpec] = []
     """Rows of these prove the merge; the embedded ones where none are known."""
+
+    @property
+    def dequantizes(self) -> bool:
+        """Whether the merged weights went through 4 bits, as the base did in training."""
+        return self.quantization == "nf4" and self.onto == "dequantized"
 
 
 class ExportPlan(Plan, kw_only=True, tag="export"):

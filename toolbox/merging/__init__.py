@@ -1,17 +1,20 @@
 """Merging an adapter into its base model, with proof (`merge`)."""
 
-import gc
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolbox import files, methods, own_code, templates
 from toolbox.errors import InputError, Interrupted, ToolboxError
 from toolbox.i18n import _
-from toolbox.merging import proof, weights
+from toolbox.merging import weights
 from toolbox.plan import MergePlan
 from toolbox.runs import Reporter, Run, Silent
 
+if TYPE_CHECKING:
+    from toolbox.merging import proof
+
+ADAPTER = "adapter_model.safetensors"
 OWN = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", templates.FILE, templates.GENERATION,
@@ -31,30 +34,35 @@ def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = Non
     Raises InputError where plan.output exists, ToolboxError where the proof fails, Interrupted when told to stop.
     """
     reporter = reporter or Silent()
-    if not (plan.adapter / "adapter_model.safetensors").is_file():
+    if not (plan.adapter / ADAPTER).is_file():
         raise InputError(
             _("{path} holds no adapter in safetensors.").format(path=plan.adapter),
             _("Name the folder of a PEFT adapter."),
         )
     methods.refuse_unmergeable(plan.adapter)
-    reporter.phase(_("Asking base model and adapter"))
-    reference = proof.reference(plan)
-    _stop_if_asked(reporter)
     try:
         with files.whole_folder(plan.output) as folder:
             reporter.phase(_("Merging"))
-            weights.merge(plan, folder, lambda step, steps: _step(reporter, step, steps))
+            hashes = weights.merge(plan, folder, lambda step, steps: _step(reporter, step, steps))
             _add_files(plan, folder)
-            gc.collect()  # hooks tie models into cycles: the 4-bit base must be gone before the merged model is loaded
-            reporter.phase(_("Proving the merge"))
-            proved = proof.prove(plan, folder, reference)
-            _stop_if_asked(reporter)
-            hashes = _hashes(plan, folder)
-            if not proved.passed:
-                raise _failed(proved)
+            proved = _prove(plan, folder, reporter)
     except FileExistsError as error:
         raise exists(plan.output) from error
-    return {"output": str(plan.output), "base": weights.base_name(plan), "hashes": hashes, **proved.as_dict()}
+    sums = {"base": hashes.base, "adapter": {ADAPTER: files.sha256(plan.adapter / ADAPTER)}, "output": hashes.output}
+    return {"output": str(plan.output), "base": weights.base_name(plan), "hashes": sums, **proved.as_dict()}
+
+
+def _prove(plan: MergePlan, folder: Path, reporter: Reporter) -> "proof.Proof":
+    """Raises ToolboxError where it fails. Only from here on transformers and a whole model are in memory."""
+    from toolbox.merging import proof
+
+    _stop_if_asked(reporter)
+    reporter.phase(_("Proving the merge"))
+    proved = proof.prove(plan, folder)
+    _stop_if_asked(reporter)
+    if not proved.passed:
+        raise _failed(proved)
+    return proved
 
 
 def exists(output: Path) -> InputError:
@@ -91,12 +99,3 @@ def _add_files(plan: MergePlan, folder: Path) -> None:
         if source.is_file():
             shutil.copyfile(source, folder / name)
     own_code.copy(plan.model.path, folder)
-
-
-def _hashes(plan: MergePlan, folder: Path) -> dict[str, dict[str, str]]:
-    """SHA-256 of every weight file that went in and came out."""
-    sources = {"base": plan.model.path, "adapter": plan.adapter, "output": folder}
-    return {
-        role: {path.name: files.sha256(path) for path in sorted(source.glob("*.safetensors"))}
-        for role, source in sources.items()
-    }

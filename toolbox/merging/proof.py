@@ -1,9 +1,7 @@
 """The proof of a merge: plain transformers, on real rows, must say what base and adapter say."""
 
+import gc
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import torch
 
 from toolbox import datasets, loading, methods, templates
 from toolbox.config import find_home
+from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.merging import weights
 from toolbox.plan import MergePlan
@@ -20,41 +19,52 @@ from toolbox.plan import MergePlan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROWS, TOKENS, PROMPTS, NEW_TOKENS = 8, 64, 3, 24
-"""Rows compared, tokens of each, prompts answered, tokens of each answer: 300 MB of logits at a vocabulary of 150k."""
-
+READ = 32
+"""Rows of the data that are looked at for the longest."""
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Largest difference of a logit, as a share of the largest logit, by the dtype that weights and sums are rounded to."""
+SHALLOW = 8
+"""Layers that these tolerances are for; rounding errors of more add up as a random walk does, by the root."""
 FALLBACK = "demo-persona"
 """The embedded rows that prove a merge where the adapter's own data are not known."""
 QUANTISED_TOLERANCE = 3e-2
 """The tolerance against a base in 4 bits, whose products are summed in another order and rounded more often."""
 
 
-class Answer(msgspec.Struct):
-    """A greedy continuation: its tokens, and by how much each logit led the next best."""
+class Extent(msgspec.Struct, frozen=True):
+    """How much is asked: rows compared, tokens of each, prompts answered, tokens of each answer."""
 
-    tokens: list[int]
-    leads: list[float]
+    rows: int
+    tokens: int
+    prompts: int
+    answer: int
 
 
-class Reference(msgspec.Struct):
-    """What base and adapter say: logits (a tensor of tokens × vocabulary a row) and answers.
+LONG, SHORT = Extent(8, 64, 3, 24), Extent(4, 32, 2, 12)
+"""SHORT for a large model on a processor, so that the proof takes less than half of what a merge by peft takes."""
+LARGE = 5e8
+
+
+class Questions(msgspec.Struct):
+    """What both models are asked. Rows are of one length, and so are prompts: no padding, which might matter."""
+
+    rows: list[list[int]]
+    prompts: list[list[int]]
+    answer: int
+    conversation: list[dict[str, Any]]
+    template: str
+    """That conversation as the training tokenizer renders it."""
+
+
+class Said(msgspec.Struct):
+    """What a model says: logits of rows, and of prompts with answers (tokens × vocabulary each); where answers end.
 
     A reward model says one number a row, and gives no answers.
     """
 
-    rows: list[list[int]]
-    prompts: list[list[int]]
-    logits: list[torch.Tensor]
-    answers: list[Answer]
-    adapter_effect: float
-    """The largest difference of any logit that the adapter makes: what a lost adapter would show."""
-    conversation: list[dict[str, Any]]
-    template: str
-    """That conversation as the training tokenizer renders it."""
+    logits: torch.Tensor
+    answers: torch.Tensor | None
     stops: set[int]
-    """Tokens that end an answer, by the tokenizer or the generation settings."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -69,9 +79,11 @@ class Proof(msgspec.Struct, frozen=True):
     max_abs_diff: float
     tolerance: float
     adapter_effect: float
+    """The largest difference of any logit that the adapter makes: what a lost adapter would show."""
     rows: int
     greedy_equal: bool
     checks: tuple[Check, ...]
+    bases: tuple["Onto", ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -79,87 +91,147 @@ class Proof(msgspec.Struct, frozen=True):
 
     def as_dict(self) -> dict[str, Any]:
         names = ("max_abs_diff", "tolerance", "adapter_effect", "rows", "greedy_equal", "passed")
+        bases = {"bases": msgspec.to_builtins(self.bases)} if self.bases else {}
         return {
             **{name: getattr(self, name) for name in names},
             "proof": [msgspec.structs.asdict(check) for check in self.checks],
+            **bases,
         }
 
 
-def tolerance(plan: MergePlan, reference: Reference) -> float:
-    """The stated tolerance of this merge, in logits: rounding grows with what is rounded.
+class Onto(msgspec.Struct, frozen=True):
+    """An adapter trained on a base in 4 bits, and what it would be merged onto, beside the model as it was trained."""
 
-    A score near zero is what is left of larger numbers.
-    """
-    share = QUANTISED_TOLERANCE if plan.quantization == "nf4" else TOLERANCES[plan.dtype]
-    largest = max(float(logits.abs().max()) for logits in reference.logits)
-    return share * (max(1.0, largest) if methods.scores(plan.adapter) else largest)
-
-
-def reference(plan: MergePlan) -> Reference:
-    """Run base and adapter, unmerged and as they were in training, on the proof's rows and prompts."""
-    tokenizer = _trained_tokenizer(plan)
-    specs = [spec for spec in plan.datasets if spec.kind != "text"] or [datasets.resolve(FALLBACK, find_home())]
-    conversations = [turns for spec in specs for turns in islice(datasets.conversations(spec), ROWS)][:ROWS]
-    rows = [_encode(tokenizer, messages, False)[:TOKENS] for messages in conversations]
-    prompts = [_encode(tokenizer, messages[:-1], True)[-TOKENS:] for messages in conversations[:PROMPTS]]
-    base = weights.base(plan)
-    if ends := templates.ends_of(plan.adapter):
-        _generation(base).eos_token_id = ends
-    model = loading.with_adapter(base, plan.adapter).eval()
-    logits = _logits(model, rows)
-    unadapted = _logits(model, rows, model.disable_adapter())
-    return Reference(
-        rows=rows,
-        prompts=prompts,
-        logits=logits,
-        answers=[] if methods.scores(plan.adapter) else [_answer(model, prompt) for prompt in prompts],
-        adapter_effect=_largest_difference(logits, unadapted),
-        conversation=conversations[0],
-        template=_rendered(tokenizer, conversations[0], False),
-        stops=_stops(tokenizer, model),
-    )
+    base: str
+    """trained, dequantized or original."""
+    chosen: bool
+    max_abs_diff: float
+    """The largest difference of a logit from the model as trained."""
+    perplexity: float
+    """Of the rows of the proof."""
 
 
-def prove(plan: MergePlan, folder: Path, reference: Reference) -> Proof:
-    """Load the merged model as anybody would, and compare."""
+def prove(plan: MergePlan, folder: Path) -> Proof:
+    """Ask the merged model, loaded as anybody would, then base and adapter, unmerged and as they were in training."""
+    questions = _questions(plan)
     device = loading.torch_device(plan.device.kind, plan.device.index)
     kind, config = loading.kind_of(folder, methods.scores(plan.adapter))
-    model = kind.from_pretrained(folder, config=config, device_map=device, **loading.trust(folder)).eval()
-    difference = _largest_difference(_logits(model, reference.rows), reference.logits)
-    answers = [_answer(model, prompt) for prompt in reference.prompts[: len(reference.answers)]]
+    merged: Any = kind.from_pretrained(folder, config=config, device_map=device, **loading.trust(folder)).eval()
     tokenizer = loading.tokenizer(folder)
-    allowed = tolerance(plan, reference)
-    greedy = all(map(partial(_same, tie=2 * allowed), reference.answers, answers))
-    same_text = _rendered(tokenizer, reference.conversation, False) == reference.template
-    same_stops = _stops(tokenizer, model) == reference.stops
+    answers = [] if methods.scores(plan.adapter) else _answers(merged, questions)
+    found = _ask(merged, tokenizer, questions, answers)
+    same_text = _rendered(tokenizer, questions.conversation, False) == questions.template
+    del merged
+    gc.collect()  # hooks tie models into cycles: the one must be gone before the next is loaded
+    expected, effect = _ask_unmerged(plan, plan.onto, questions, answers)
+    allowed = tolerance(plan, expected.logits)
+    difference = max(_largest_difference(found.logits, expected.logits), _answers_apart(found, expected))
+    greedy = _agree(expected, questions, answers, tie=2 * allowed)
+    same_stops = found.stops == expected.stops
     return Proof(
         max_abs_diff=difference,
         tolerance=allowed,
-        adapter_effect=reference.adapter_effect,
-        rows=len(reference.rows),
+        adapter_effect=effect,
+        rows=len(questions.rows),
         greedy_equal=greedy,
-        checks=_checks(reference, difference, allowed, greedy, same_text, same_stops),
+        checks=_checks(questions, expected, effect, difference, allowed, greedy, same_text, same_stops),
+        bases=_bases(plan, questions, found, expected) if plan.quantization != "none" and answers else (),
     )
 
 
+def tolerance(plan: MergePlan, logits: torch.Tensor) -> float:
+    """The stated tolerance of this merge, in logits: rounding grows with what is rounded, and with depth.
+
+    A score near zero is what is left of larger numbers.
+    """
+    share = QUANTISED_TOLERANCE if plan.dequantizes else TOLERANCES[plan.dtype]
+    deep = max(1.0, math.sqrt(plan.model.num_hidden_layers / SHALLOW))
+    largest = float(logits.abs().max())
+    return share * deep * (max(1.0, largest) if methods.scores(plan.adapter) else largest)
+
+
+def _questions(plan: MergePlan) -> Questions:
+    """Real rows, the longest of the first ones, and the prompts of some of them.
+
+    Raises InputError where the data hold no row with a token.
+    """
+    tokenizer = _trained_tokenizer(plan)
+    extent = SHORT if plan.model.parameters > LARGE and plan.device.kind == "cpu" else LONG
+    specs = [spec for spec in plan.datasets if spec.kind != "text"] or [datasets.resolve(FALLBACK, find_home())]
+    read = [turns for spec in specs for turns in islice(datasets.conversations(spec), READ)][:READ]
+    encoded = sorted(((_encode(tokenizer, turns, False), turns) for turns in read), key=lambda row: -len(row[0]))
+    taken = encoded[: extent.rows]
+    rows = [tokens[: extent.tokens] for tokens, _turns in taken]
+    prompts = [_encode(tokenizer, turns[:-1], True)[-extent.tokens :] for _tokens, turns in taken[: extent.prompts]]
+    if not rows or not rows[-1]:
+        raise InputError(_("No row of the data has a token to prove the merge with."), _("Merge it with other data."))
+    shortest, brief = len(rows[-1]), min(map(len, prompts))
+    return Questions(
+        rows=[row[:shortest] for row in rows],
+        prompts=[prompt[-brief:] for prompt in prompts],
+        answer=extent.answer,
+        conversation=taken[0][1],
+        template=_rendered(tokenizer, taken[0][1], False),
+    )
+
+
+def _ask_unmerged(plan: MergePlan, onto: str, questions: Questions, answers: list[list[int]]) -> tuple[Said, float]:
+    """What base and adapter say, and by how much the adapter moves any logit of the first row."""
+    base = weights.load_base(plan, onto)
+    if ends := templates.ends_of(plan.adapter):
+        _generation(base).eos_token_id = ends
+    model = loading.with_adapter(base, plan.adapter).eval()
+    said = _ask(model, _trained_tokenizer(plan), questions, answers)
+    with model.disable_adapter():
+        bare = _logits(model, questions.rows[:1])
+    return said, _largest_difference(bare, said.logits[:1])
+
+
+def _ask(model: Any, tokenizer: "PreTrainedTokenizerBase", questions: Questions, answers: list[list[int]]) -> Said:
+    told = [prompt + answer for prompt, answer in zip(questions.prompts, answers, strict=False)]
+    return Said(_logits(model, questions.rows), _logits(model, told) if told else None, _stops(tokenizer, model))
+
+
+def _bases(plan: MergePlan, questions: Questions, merged: Said, expected: Said) -> tuple[Onto, ...]:
+    """What either base would make of an adapter that was trained on 4 bits."""
+    gc.collect()
+    other_name = "original" if plan.onto == "dequantized" else "dequantized"
+    other, _effect = _ask_unmerged(plan, other_name, questions, [])
+    trained = expected if plan.onto == "dequantized" else other
+    found = {"trained": trained.logits, plan.onto: merged.logits, other_name: other.logits}
+    return tuple(
+        Onto(
+            base=name,
+            chosen=name == plan.onto,
+            max_abs_diff=_largest_difference(found[name], trained.logits),
+            perplexity=_perplexity(found[name], questions.rows),
+        )
+        for name in ("trained", "dequantized", "original")
+    )
+
+
+def _perplexity(logits: torch.Tensor, rows: list[list[int]]) -> float:
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.tensor(rows)[:, 1:].flatten())
+    return math.exp(float(losses))
+
+
 def _checks(
-    reference: Reference, difference: float, allowed: float, greedy: bool, same_text: bool, same_stops: bool
-) -> tuple[Check, ...]:
-    effect = reference.adapter_effect
+    questions: Questions, expected: Said, effect: float, difference: float, allowed: float, greedy: bool,
+    same_text: bool, same_stops: bool,
+) -> tuple[Check, ...]:  # fmt: skip
     logits = _("largest difference {difference:.2g}, at most {allowed:.2g}").format(
         difference=difference, allowed=allowed
     )
     moved = _("it moves logits by up to {effect:.3g}").format(effect=effect)
-    rows = _("{rows} rows, {tokens} tokens").format(rows=len(reference.rows), tokens=sum(map(len, reference.rows)))
-    count = len(reference.answers)
-    answers = _("{count} answers of {tokens} tokens").format(count=count, tokens=NEW_TOKENS)
+    rows = _("{rows} rows, {tokens} tokens").format(rows=len(questions.rows), tokens=sum(map(len, questions.rows)))
+    told = _("{count} answers of {tokens} tokens").format(count=len(questions.prompts), tokens=questions.answer)
     return (
         Check(_("Loads in plain transformers"), True, rows),
         Check(_("Logits equal base + adapter"), difference <= allowed, logits),
         Check(_("The adapter is in it"), effect == 0 or difference < effect / 2, moved),
-        *([Check(_("Greedy answers equal"), greedy, answers)] if count else []),
+        *([Check(_("Greedy answers equal"), greedy, told)] if expected.answers is not None else []),
         Check(_("Chat template equal"), same_text, _("renders the same text")),
-        Check(_("End-of-answer tokens equal"), same_stops, ", ".join(map(str, sorted(reference.stops)))),
+        Check(_("End-of-answer tokens equal"), same_stops, ", ".join(map(str, sorted(expected.stops)))),
     )
 
 
@@ -190,35 +262,55 @@ def _stops(tokenizer: "PreTrainedTokenizerBase", model: Any) -> set[int]:
 
 
 @torch.no_grad()
-def _logits(
-    model: Any, rows: Sequence[list[int]], around: "AbstractContextManager[Any] | None" = None
-) -> list[torch.Tensor]:
-    """One row at a time, so that padding changes nothing; each tokens × vocabulary, in float32, on the CPU."""
-    with around or nullcontext():
-        return [model(torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in rows]
+def _logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
+    """Rows × tokens × vocabulary, in float32, on the CPU; of a reward model rows × 1, one row at a time."""
+    batches = [rows] if model.get_output_embeddings() is not None else [[row] for row in rows]
+    said = [model(torch.tensor(batch, device=model.device)).logits.float().cpu() for batch in batches]
+    return torch.cat(said)
 
 
-def _largest_difference(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
+def _largest_difference(some: torch.Tensor, others: torch.Tensor) -> float:
     """The largest absolute difference; infinite where one is not finite or the shapes differ."""
-    if any(one.shape != other.shape for one, other in zip(some, others, strict=True)):
-        return math.inf
-    largest = max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
+    largest = float((some - others).abs().max()) if some.shape == others.shape else math.inf
     return largest if math.isfinite(largest) else math.inf
 
 
-def _answer(model: Any, prompt: list[int]) -> Answer:
+def _answers_apart(some: Said, others: Said) -> float:
+    if some.answers is None or others.answers is None:
+        return 0.0
+    return _largest_difference(some.answers, others.answers)
+
+
+def _answers(model: Any, questions: Questions) -> list[list[int]]:
+    """Greedy answers, all of one length: what comes after an end only fills."""
+    prompts = torch.tensor(questions.prompts, device=model.device)
     out = model.generate(
-        input_ids=torch.tensor([prompt], device=model.device),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=model.device),
-        max_new_tokens=NEW_TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True,
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=questions.answer,
+        do_sample=False, pad_token_id=int(prompts[0, -1]),
     )  # fmt: skip
-    best = [torch.topk(logits[0].float(), 2).values.tolist() for logits in out.logits]
-    return Answer(out.sequences[0, len(prompt) :].tolist(), [first - second for first, second in best])
+    answers: list[list[int]] = out[:, prompts.shape[1] :].tolist()
+    return answers
 
 
-def _same(expected: Answer, found: Answer, tie: float) -> bool:
-    """Whether two answers are equal, up to the first place where the expected one led by no more than `tie`."""
-    for index, token in enumerate(expected.tokens):
-        if index >= len(found.tokens) or found.tokens[index] != token:
-            return expected.leads[index] <= tie
-    return len(found.tokens) == len(expected.tokens)
+def _agree(expected: Said, questions: Questions, answers: list[list[int]], tie: float) -> bool:
+    """Whether base and adapter, after the same words, take each next one too; up to a place where two are as likely.
+
+    That is what answering greedily by themselves would give, at the price of one pass.
+    """
+    if expected.answers is None:
+        return True
+    asked = zip(expected.answers, questions.prompts, answers, strict=True)
+    return all(_follows(said[len(prompt) - 1 :], _up_to(answer, expected.stops), tie) for said, prompt, answer in asked)
+
+
+def _follows(logits: torch.Tensor, answer: list[int], tie: float) -> bool:
+    for following, token in zip(logits, answer, strict=False):
+        if following.argmax() != token:
+            return float(following.max() - following[token]) <= tie
+    return True
+
+
+def _up_to(answer: list[int], stops: set[int]) -> list[int]:
+    """An answer without what fills it up after its end."""
+    end = next((place for place, token in enumerate(answer) if token in stops), len(answer))
+    return answer[: end + 1]

@@ -1,0 +1,112 @@
+"""The base's tensors as the adapter knew them in training: in its precision, and rounded to 4 bits where it was so."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolbox import files, model_files
+from toolbox.merging.tensors import Entry, Reader
+from toolbox.plan import MergePlan
+
+INDEX = "model.safetensors.index.json"
+
+
+class Base:
+    """All tensors of the base, by the names they have in its files. To be closed."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        self.readers: dict[str, Reader] = {}
+        try:
+            for name in shards_of(plan.model.path):
+                self.readers[name] = Reader(plan.model.path / name)
+        except BaseException:
+            self.close()
+            raise
+        self._main, self._dtype = getattr(torch, plan.model.dtype), getattr(torch, plan.dtype)
+        self.parameter_of: dict[str, str] = {}
+        """The parameter that a tensor is in the loaded model, where that has another name."""
+        self._rounded = _rounded(plan) if plan.dequantizes else {}
+        self._plan = plan
+
+    def close(self) -> None:
+        for reader in self.readers.values():
+            reader.close()
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """What each tensor is as the adapter knew it."""
+        return {
+            name: Entry(self._precision(entry.dtype), entry.shape)
+            for reader in self.readers.values()
+            for name, entry in reader.entries.items()
+        }
+
+    def _precision(self, dtype: torch.dtype) -> torch.dtype:
+        """What a base stores in another precision than most of itself, as the bias of a router, it needs so."""
+        return self._dtype if dtype == self._main else dtype
+
+    def get(self, name: str) -> torch.Tensor:
+        """A tensor as the adapter knew it, in memory of its own."""
+        reader = next(reader for reader in self.readers.values() if name in reader.entries)
+        return self.known(name, reader.get(name))
+
+    def known(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor from the files, as the adapter knew it: itself where nothing was done to it."""
+        tensor = tensor.to(self._precision(tensor.dtype))
+        name = self.parameter_of.get(name, name)
+        if name not in self._rounded:
+            return tensor
+        turned, settings = self._rounded[name], self._plan.BitsAndBytesConfig
+        return through_4_bits(tensor.T, settings).T if turned else through_4_bits(tensor, settings)
+
+    def write_config(self, folder: Path, untied: bool, rows: int) -> None:
+        """config.json, with what differs after a merge: the type of the weights, the number of tokens, ties."""
+        config = model_files.json_object(self._plan.model.path / "config.json")
+        for key in ("quantization_config", "torch_dtype", "_name_or_path"):
+            config.pop(key, None)
+        inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+        config["dtype"] = self._plan.dtype
+        if untied:
+            config["tie_word_embeddings"] = inner["tie_word_embeddings"] = False
+        if rows and "vocab_size" in inner:
+            inner["vocab_size"] = rows
+        files.write_json(folder / "config.json", config, mode=0o644)
+
+
+def shards_of(folder: Path) -> list[str]:
+    """The names of the safetensors files of the model in `folder`."""
+    index = folder / INDEX
+    if not index.is_file():
+        return ["model.safetensors"]
+    return sorted(set(model_files.json_object(index)["weight_map"].values()))
+
+
+def _rounded(plan: MergePlan) -> dict[str, bool]:
+    """The parameters that are in 4 bits when the base is loaded so, as transformers decides, and whether turned before.
+
+    It turns the weights of GPT-2's Conv1D, which are in × out.
+    """
+    from toolbox import loading
+
+    model = loading.base_model(plan.model.path, plan.dtype, "meta", plan.BitsAndBytesConfig)
+    return {
+        f"{name}.weight": getattr(getattr(part, "source_cls", None), "__name__", "") == "Conv1D"
+        for name, part in model.named_modules()
+        if type(part).__name__ == "Linear4bit"
+    }
+
+
+def through_4_bits(weight: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """`weight` rounded to 4 bits and back (QLoRA, arXiv:2305.14314, equations 3 to 6), as training's base has it."""
+    from bitsandbytes.nn import Params4bit
+    from peft.utils.integrations import dequantize_bnb_weight
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(**settings)
+    rounded: Any = Params4bit(
+        weight.contiguous(), requires_grad=False, compress_statistics=config.bnb_4bit_use_double_quant,
+        quant_type=config.bnb_4bit_quant_type, quant_storage=config.bnb_4bit_quant_storage,
+    )  # fmt: skip
+    dequantised: torch.Tensor = dequantize_bnb_weight(rounded.to("cpu"))
+    return dequantised.to(weight.dtype)
