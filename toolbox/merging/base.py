@@ -74,12 +74,11 @@ class Base:
         files.write_json(folder / "config.json", config, mode=0o644)
 
 
-def shards_of(folder: Path) -> list[str]:
-    """The names of the safetensors files of the model in `folder`."""
+def shards_of(folder: Path) -> dict[str, list[str]]:
+    """The safetensors files of the model in `folder`, and the tensors in each."""
     index = folder / INDEX
-    if not index.is_file():
-        return ["model.safetensors"]
-    return sorted(set(model_files.json_object(index)["weight_map"].values()))
+    named = model_files.json_object(index)["weight_map"].values() if index.is_file() else ["model.safetensors"]
+    return {name: list(model_files.header(folder / name)) for name in sorted(set(named))}
 
 
 def _rounded(plan: MergePlan) -> dict[str, bool]:

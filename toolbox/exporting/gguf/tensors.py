@@ -16,7 +16,7 @@ from toolbox.errors import InputError
 from toolbox.exporting.gguf import settings
 from toolbox.exports.gguf import Architecture
 from toolbox.i18n import _
-from toolbox.merging.weights import shards_of
+from toolbox.merging.base import shards_of
 
 CHUNK = 1 << 24
 """Numbers that are converted at once: 64 MB in float32."""
