@@ -251,9 +251,9 @@ class Watch:
         self.kills = 0
 
     def engine(self) -> psutil.Process | None:
-        """The leash's child."""
+        """The leash's child; None between two lives."""
         with suppress(psutil.Error):
-            return next(iter(self.gateway.children()[0].children()), None)
+            return next((engine for leash in self.gateway.children() for engine in leash.children()), None)
         return None
 
     def follow(self, began: float, seconds: float, kills: int) -> None:

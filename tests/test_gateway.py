@@ -22,7 +22,17 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_every_route_wants_the_key_except_health(gateway: Server) -> None:
-    routes = ["/", "/metrics", "/v1/models", "/models", "/v1/chat/completions", "/docs", "/health/", "/nonsense"]
+    routes = [
+        "/",
+        "/metrics",
+        "/v1/models",
+        "/models",
+        "/v1/chat/completions",
+        "/v1/embeddings",
+        "/docs",
+        "/health/",
+        "/nonsense",
+    ]
     with httpx.Client(base_url=gateway.facts["url"], trust_env=False) as stranger:
         for headers in (
             {},

@@ -209,6 +209,8 @@ def test_each_key_has_its_own_bounds_and_only_its_name_is_told(
     assert 'ycdy_tokens_total{model="demo",key="alice",kind="completion"} 15' in metrics
     assert 'ycdy_time_to_first_token_seconds_count{model="demo"}' in metrics
     assert "canary" not in metrics + capfd.readouterr().out
+    written = b"".join(path.read_bytes() for path in gateway.run.path.iterdir() if path.is_file())
+    assert not any(key.encode() in written for key in (ALICE, BOB, CAROL))
 
 
 def test_a_bucket_fills_evenly_and_pays_its_debts() -> None:

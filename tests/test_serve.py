@@ -159,20 +159,25 @@ def test_openais_client_streams_from_a_server_that_sigterm_ends_whole(
 
 
 @pytest.mark.slow
-def test_an_adapter_is_served_unmerged_and_answers_as_base_plus_adapter(
+def test_adapters_are_served_unmerged_by_name_and_answer_as_base_plus_adapter(
     toolbox_environ: dict[str, str], tmp_path: Path
 ) -> None:
-    adapter = _adapter(tmp_path / "adapter")
+    folders = {"甲": _adapter(tmp_path / "甲 一", 0), "乙": _adapter(tmp_path / "乙 二", 1)}
     texts = ["Who are you?", "你是谁？", "What is the capital of France?"]
-    expected = [_generated(adapter, text) for text in texts]
-    with foreground("--model", "demo", "--adapter", str(adapter), environ=toolbox_environ) as (_process, facts):
-        assert facts["model"] == "adapter"
-        answers = [ask(facts, text, temperature=0, max_tokens=24) for text in texts]
-    assert answers == expected
-    assert expected != [_generated(None, text) for text in texts]
+    expected = {name: [_generated(folder, text) for text in texts] for name, folder in folders.items()}
+    expected["demo"] = [_generated(None, text) for text in texts]
+    words = [f"{name}={folder}" for name, folder in folders.items()]
+    with foreground("--model", "demo", "--adapter", *words, environ=toolbox_environ) as (_process, facts):
+        assert facts["model"] == "甲"
+        told = {
+            name: [ask({**facts, "model": name}, text, temperature=0, max_tokens=24) for text in texts]
+            for name in expected
+        }
+    assert told == expected
+    assert len({tuple(answers) for answers in expected.values()}) == 3
 
 
-def _adapter(folder: Path) -> Path:
+def _adapter(folder: Path, seed: int) -> Path:
     """A LoRA that changes what the embedded model says: random, since only equality is asked for."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -180,7 +185,7 @@ def _adapter(folder: Path) -> Path:
     from toolbox import loading
     from toolbox.embedded import MODEL
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LoraConfig(r=8, lora_alpha=24, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
     get_peft_model(loading.base_model(MODEL, "float32", "cpu"), config).save_pretrained(folder)
     return folder

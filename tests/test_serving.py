@@ -5,7 +5,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,52 @@ def test_the_job_drains_and_ends_on_sigterm(tmp_path: Path) -> None:
     kept = {path.name for path in run.path.rglob("*") if path.is_file() and KEY in path.read_text(errors="replace")}
     assert kept == {"api_key"}
     assert (run.path / "api_key").stat().st_mode & 0o777 == 0o600
+
+
+OUTSIDER = """
+import encodings.idna, http.client, json, os, signal, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+files, pids, ports = json.loads(sys.argv[1])
+met = []
+def met_by(deed):
+    try:
+        deed()
+    except PermissionError:
+        met.append("refused")
+    else:
+        met.append("done")
+for path in files:
+    met_by(lambda: open(path).read())
+for pid in pids:
+    met_by(lambda: open(f"/proc/{pid}/environ", "rb").read())
+    met_by(lambda: os.kill(pid, signal.SIGTERM))
+for port in ports:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/v1/chat/completions", b"{}")
+    met.append(connection.getresponse().status)
+print(json.dumps(met))
+"""
+"""Somebody else's attempts to read, stop and call; what each met with."""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_another_user_of_the_machine_can_not_read_stop_or_call_a_server() -> None:
+    """Attack row 14."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        run = runs.create(Path(folder) / "runs", "serve", plan(standin_interpreter(Path(folder) / "python")))
+        job = run.start({"YCDY_API_KEY": KEY})
+        until(lambda: run.status().state == "ready")
+        words = json.loads((run.path / "engine" / "seen.json").read_text())["argv"]
+        listening = [int(run.result()["url"].rpartition(":")[2]), int(words[words.index("--port") + 1])]
+        files = [str(run.path / name) for name in ("api_key", "result.json", "log.txt")]
+        pids = [job, *inhabitants(run.path / "engine")]
+        command = [sys.executable, "-S", "-c", OUTSIDER, json.dumps([files, pids, listening])]
+        done = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, check=True)
+        assert json.loads(done.stdout) == ["refused"] * (len(files) + 2 * len(pids)) + [401, 401]
+        assert run.alive()
+        run.stop()
+        os.waitpid(job, 0)
 
 
 def test_a_key_is_made_on_loopback_and_demanded_elsewhere(tmp_path: Path) -> None:
