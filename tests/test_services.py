@@ -75,6 +75,7 @@ def test_a_compose_file_gives_the_server_what_it_needs_and_no_more(tmp_path: Pat
     made = services.write(
         "compose", planned(tmp_path, device=GPU, adapters=[*elsewhere.adapters, adapter]), odd_home, ""
     )
+    assert made.commands[0].startswith("docker build --target cuda -t localhost/yichuidingyin:cuda ")
     (service,) = yaml.safe_load(made.path.read_text().replace("$$", "$"))["services"].values()
     assert service["volumes"][0]["source"] == str(odd_home.path)
     assert service["command"] == [

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from toolbox import engines, environment
-from toolbox.config import Home
+from toolbox.config import Home, command_line
 from toolbox.errors import InputError, Interrupted, NotFoundError, ToolboxError
 from toolbox.i18n import _, language
 
@@ -124,15 +124,15 @@ def prepare(found: Interpreter, *words: str) -> None:
         script.wait()
         raise Interrupted(
             _("Stopped. {name} is as it was before.").format(name=found.name),
-            _("What was fetched is kept; go on with: {command}").format(command=f"serve --install {found.name}"),
+            _("What was fetched is kept; go on with: {command}").format(
+                command=command_line(found.folder.parents[1], "serve", "--install", found.name)
+            ),
         ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if status:
         kind = InputError if status == InputError.exit_status else ToolboxError
-        raise kind(
-            _("{name} was not installed; it is as it was before.").format(name=found.name), _("Why stands above.")
-        )
+        raise kind(_("{name} was not changed; it is as it was before.").format(name=found.name), _("Why stands above."))
 
 
 def _locks() -> Path:

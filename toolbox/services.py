@@ -11,6 +11,7 @@ import msgspec
 
 from toolbox import access, environment, files
 from toolbox.config import Home
+from toolbox.engines import ENGINES
 from toolbox.errors import InputError
 from toolbox.i18n import _
 from toolbox.limits import Limits
@@ -81,7 +82,7 @@ def write(kind: str, plan: ServePlan, home: Home, key: str) -> Service:
         commands = [f"systemctl --user enable --now {shlex.quote(str(path))}", "loginctl enable-linger"]
     else:
         path, text = folder / f"{name}.compose.yaml", compose(name, plan, home, secrets)
-        commands = [f"docker compose -f {shlex.quote(str(path))} up -d"]
+        commands = [_building(plan), f"docker compose -f {shlex.quote(str(path))} up -d"]
     files.write_text(path, text)
     return Service(name=name, path=path, secrets=secrets, commands=commands)
 
@@ -109,7 +110,7 @@ def compose(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
     published = "127.0.0.1" if access.is_loopback(plan.host) else plan.host
     port = plan.port or 8080
     service: dict[str, Any] = {
-        "image": f"{IMAGE}:{'cuda' if plan.device.kind == 'cuda' else 'cpu'}",
+        "image": _image(plan),
         "command": words,
         "env_file": [str(secrets)],
         "ports": [f"{published}:{port}:{port}"],
@@ -136,6 +137,17 @@ def compose(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
         service["deploy"] = {"resources": {"reservations": {"devices": [gpu]}}}
     text = yaml.safe_dump({"name": name, "services": {name: service}}, sort_keys=False, allow_unicode=True, width=120)
     return text.replace("$", "$$")  # a single one begins a variable
+
+
+def _image(plan: ServePlan) -> str:
+    return f"{IMAGE}:{'cuda' if plan.device.kind == 'cuda' else 'cpu'}"
+
+
+def _building(plan: ServePlan) -> str:
+    """The command that builds the image with the engine in it."""
+    target = _image(plan).rpartition(":")[2]
+    own = ["--build-arg", f"ENGINES={plan.engine}"] if ENGINES[plan.engine].own_interpreter else []
+    return shlex.join(["docker", "build", "--target", target, *own, "-t", _image(plan), str(environment.ROOT)])
 
 
 def _words(plan: ServePlan, home: Home, host: str, place: Callable[[Path], Path]) -> list[str]:
