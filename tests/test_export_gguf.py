@@ -1,6 +1,7 @@
 """Every architecture that `export --format gguf` takes, small and random: llama.cpp and transformers answer alike."""
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -10,14 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.plans import CPU
-from toolbox import datasets, embedded, exporting, models, plan, runs
-from toolbox.config import Home
+from toolbox import datasets, embedded, engines, exporting, models, plan, runs
+from toolbox.config import Home, find_home
 from toolbox.exports.gguf import ARCHITECTURES
 from toolbox.plan import ExportPlan
 
+ENGINES = os.environ.get("YCDY_ENGINES", "")
 COMMON: dict[str, Any] = {
     "vocab_size": 1800, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 2,
@@ -53,6 +56,13 @@ OWN: dict[str, dict[str, Any]] = {
 """What is not the class's default: every setting that is written into the file differs from what would be assumed."""
 
 
+@pytest.fixture(autouse=True)
+def _engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp from where whoever runs the tests has it."""
+    if ENGINES:
+        monkeypatch.setenv("YCDY_ENGINES", ENGINES)
+
+
 def random_model(folder: Path, name: str) -> None:
     """A model of the architecture whose every weight matters, with the embedded tokenizer."""
     import torch
@@ -82,13 +92,40 @@ def planned(model: Path, output: Path, kind: str) -> ExportPlan:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_architecture_answers_alike(name: str, tmp_path: Path) -> None:
     model = tmp_path / "random"
+    if not ARCHITECTURES[name].in_transformers and not engines.own_python("llamacpp", find_home()):
+        pytest.skip("llama.cpp is not installed here, and transformers does not read this one")
     random_model(model, name)
     result = exporting.run(planned(model, tmp_path / "out", "f32"))
-    if not result["readers"]:
-        pytest.skip("llama.cpp is not installed here, and transformers does not read this one")
     for reader in result["readers"]:
         assert reader["perplexity"] == pytest.approx(result["perplexity_before"], rel=1e-4), reader
         assert reader["answers_equal"] == result["prompts"], reader
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_an_adapter_alone_answers_alike(name: str, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    if not engines.own_python("llamacpp", find_home()):
+        pytest.skip("llama.cpp is not installed here")
+    model, adapter = tmp_path / "random", tmp_path / "adapter"
+    random_model(model, name)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", alpha_pattern={"k_proj": 20})
+    tuned = get_peft_model(base, config)
+    with torch.no_grad():
+        for label, weight in tuned.named_parameters():
+            if "lora_B" in label:
+                weight.normal_(0, 0.3)
+    tuned.save_pretrained(adapter)
+    alone = msgspec.structs.replace(planned(model, tmp_path / "out", "f32"), adapter=adapter, adapter_only=True)
+    result = exporting.run(alone)
+    (reader,) = result["readers"]
+    assert reader["perplexity"] == pytest.approx(result["perplexity_before"], rel=1e-4)
+    assert reader["answers_equal"] == result["prompts"]
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".gguf"]
 
 
 @pytest.mark.slow

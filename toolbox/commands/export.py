@@ -34,7 +34,7 @@ class ExportOptions(msgspec.Struct, kw_only=True):
         str, option(N_("Adapter folder, merged into the model first"), metavar="DIR", choices="adapters")
     ] = ""
     format: Annotated[
-        Literal["gguf"], option(N_("Format; see docs for what serves it"), ask=True, choices="formats")
+        Literal["gguf", "peft"], option(N_("Format; see docs for what serves it"), ask=True, choices="formats")
     ] = "gguf"
     type: Annotated[
         str, option(N_("How weights are stored, as q8_0; empty: the format's usual one"), ask=True, metavar="TYPE")
@@ -75,15 +75,16 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
 
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     differing.show(target.model.path, [target.adapter], session)
-    if options.adapter_only and not target.adapter:
+    best = devices.best(session)
+    format = exports.choose(options.format, best.kind == "cuda", session.home)
+    alone = options.adapter_only or format.adapter_only
+    if alone and not target.adapter:
         raise InputError(
             _("{name} has no adapter to export alone.").format(name=target.name),
             _("Name a run of finetune with --method lora, or an adapter with --adapter."),
         )
-    best = devices.best(session)
-    format = exports.choose(options.format, best.kind == "cuda", session.home)
-    kind = exports.chosen_type(format, options.type)
-    _refuse(format, target, options.adapter_only, session)
+    kind = exports.chosen_type(format, options.type or ("f32" if alone else ""))
+    _refuse(format, target, alone, session)
     origin = _origin(target, session)
     specs, held_out = _rows(options, origin, target, session)
     plan = ExportPlan(
@@ -92,10 +93,12 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
         device=best,
         format=format.name,
         type=kind,
-        output=_output(options.output, f"{_name(target)}-{kind}", session.home.models),
+        output=_output(
+            options.output, f"{_name(target)}-{'adapter-' + format.name if alone else kind}", session.home.models
+        ),
         python=format.python(session.home),
         adapter=target.adapter,
-        adapter_only=options.adapter_only,
+        adapter_only=alone,
         run=target.run,
         dtype=_dtype(target, origin),
         quantization=origin.quantization if origin and target.adapter else "none",
@@ -111,7 +114,9 @@ def _refuse(format: "Format", target: "Target", adapter_only: bool, session: Ses
     from toolbox import exports, methods
 
     exports.refuse(format, target.model, session.home)
-    if target.adapter and not adapter_only:
+    if target.adapter and adapter_only:
+        exports.refuse_adapter(format, target.adapter)
+    elif target.adapter:
         methods.refuse_unmergeable(target.adapter)
 
 
@@ -172,11 +177,11 @@ def _rows(
 
 
 def _look_for_room(plan: "ExportPlan", format: "Format") -> None:
-    """Raises DoesNotFitError where the export, with the merged weights it is made from, would not go onto the disk."""
+    """Raises DoesNotFitError where the export, and the weights it is made from or tried on, don't go onto the disk."""
     from toolbox import files, units
     from toolbox.errors import DoesNotFitError
 
-    merged = plan.model.parameters * BYTES[plan.dtype] if plan.adapter and not plan.adapter_only else 0
+    merged = plan.model.parameters * BYTES[plan.dtype] if plan.adapter else 0
     size = format.size_bytes(plan.model, plan.type) if not plan.adapter_only else files.size_of(plan.adapter or Path())
     needed, free = merged + size, files.free_bytes(plan.output)
     if needed > free:

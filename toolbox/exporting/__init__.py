@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolbox import files, merging
+from toolbox import exports, files, merging
 from toolbox.errors import Interrupted
 from toolbox.exporting import checking
 from toolbox.exporting.checking import Questions, Said
@@ -45,14 +45,14 @@ def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = No
             source, merged = _source(plan, folder, reporter)
             questions = checking.questions(plan, source)
             reporter.phase(_("Writing {format} {type}").format(format=plan.format, type=plan.type))
-            work = importlib.import_module(f"toolbox.exporting.{plan.format}")
+            work = importlib.import_module(f"toolbox.exporting.{_module(plan)}")
             notes = work.write(plan, source, folder, lambda done, total: _step(reporter, done, total))
             _add_licence(source, folder)
             reporter.phase(_("Loading the export again, and measuring"))
             checked = checking.check(plan, source, folder, questions, getattr(work, "ask", checking.ask))
             _stop_if_asked(reporter)
-            if source.is_relative_to(folder):
-                shutil.rmtree(source)
+            for scratch in (path for path in folder.iterdir() if path.name.startswith(".")):
+                shutil.rmtree(scratch)
             made = {"bytes": sum(path.stat().st_size for path in _weights(folder)), "hashes": _hashes(folder)}
     except FileExistsError as error:
         raise merging.exists(plan.output) from error
@@ -76,6 +76,10 @@ def _source(plan: ExportPlan, folder: Path, reporter: Reporter) -> tuple[Path, d
     proved = merging.run(merge, None, reporter)
     gc.collect()
     return output, {name: value for name, value in proved.items() if name not in ("output", "hashes")}
+
+
+def _module(plan: ExportPlan) -> str:
+    return exports.FORMATS[plan.format].adapter if plan.adapter_only else plan.format
 
 
 def _step(reporter: Reporter, done: int, total: int) -> None:

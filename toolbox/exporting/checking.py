@@ -74,7 +74,7 @@ def questions(plan: ExportPlan, source: Path) -> Questions:
         rows=ids,
         counted=marks if any(map(any, marks)) else [[True] * len(mark) for mark in marks],
         prompts=_prompts(tokenizer, rows) or [row[: len(row) // 2] for row in ids[:PROMPTS]],
-        ends=templates.stops(tokenizer, templates.ends_of(source)),
+        ends=templates.stops(tokenizer, templates.ends_of(alone(plan) or source) or templates.ends_of(source)),
     )
 
 
@@ -114,7 +114,7 @@ def check(plan: ExportPlan, source: Path, folder: Path, questions: Questions, as
 
     Raises ToolboxError where an export foresees the rows worse than its type excuses.
     """
-    before = ask_transformers(plan, source, questions)
+    before = ask_transformers(plan, source, questions, alone(plan))
     whole, worse = before.perplexity(questions), exports.FORMATS[plan.format].types[plan.type].worse
     readers = []
     for name, said in ask(plan, source, folder, questions).items():
@@ -135,7 +135,7 @@ def check(plan: ExportPlan, source: Path, folder: Path, questions: Questions, as
             _("Install what serves it: {command}").format(command=engines.preparing("llamacpp", find_home())),
         )
     return {
-        "bytes_before": sum(path.stat().st_size for path in source.glob("*.safetensors")),
+        "bytes_before": sum(path.stat().st_size for path in (alone(plan) or source).glob("*.safetensors")),
         "perplexity_before": whole, "rows": len(questions.rows), "prompts": len(questions.prompts),
         "tokens": sum(map(sum, questions.counted)), "readers": readers, "passed": True,
     }  # fmt: skip
@@ -146,10 +146,18 @@ def ask(plan: ExportPlan, source: Path, folder: Path, questions: Questions) -> d
     return {"transformers": ask_transformers(plan, folder, questions)}
 
 
-def ask_transformers(plan: ExportPlan, folder: Path, questions: Questions) -> Said:
-    """Load `folder` in transformers and ask."""
+def ask_transformers(plan: ExportPlan, folder: Path, questions: Questions, adapter: Path | None = None) -> Said:
+    """Load `folder` in transformers, with `adapter` on top, and ask."""
     device = loading.torch_device(plan.device.kind, plan.device.index)
-    return ask_model(loading.base_model(folder, dtype(plan), device), loading.tokenizer(folder), questions)
+    model = loading.base_model(folder, dtype(plan), device)
+    return ask_model(
+        loading.with_adapter(model, adapter) if adapter else model, loading.tokenizer(folder, adapter), questions
+    )
+
+
+def alone(plan: ExportPlan) -> Path | None:
+    """The adapter that is exported by itself."""
+    return plan.adapter if plan.adapter_only else None
 
 
 def ask_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", questions: Questions) -> Said:

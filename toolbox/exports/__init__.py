@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import engines
+from toolbox import engines, files
 from toolbox.config import Home
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
@@ -46,6 +46,10 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     """Whether it looks at rows to choose its numbers by."""
     rest_bits: float = 16
     """Bits of a weight of the embeddings and the head, which most formats leave alone."""
+    adapter: str = ""
+    """The module below exporting/ that writes an adapter alone; empty: the format has nothing for one."""
+    adapter_only: bool = False
+    """Whether it holds adapters and nothing else."""
     refuse: str = ""
     """`module:function` that raises InputError for a model that the format can't hold: takes ModelFacts and Home."""
 
@@ -71,7 +75,12 @@ FORMATS: dict[str, Format] = {
                 "q4_0": Type(4.5, 1.6), "bf16": Type(16, 1.02), "f16": Type(16, 1.02), "f32": Type(32, 1.005),
             },
             loaded_by=("llama.cpp", "transformers"), modules=("gguf",), requirement="gguf", rest_bits=8.5,
-            refuse="toolbox.exports.gguf:refuse",
+            refuse="toolbox.exports.gguf:refuse", adapter="gguf.adapter",
+        ),
+        Format(
+            name="peft", summary=N_("A LoRA adapter alone, as vLLM, SGLang and lmdeploy load it"),
+            types={"f32": Type(32, 1.005), "bf16": Type(16, 1.02), "f16": Type(16, 1.02)},
+            loaded_by=("peft",), adapter="peft", adapter_only=True,
         ),
     )
 }  # fmt: skip
@@ -113,6 +122,31 @@ def chosen_type(format: Format, wanted: str) -> str:
             _("It has: {names}.").format(names=", ".join(format.types)),
         )
     return kind
+
+
+def refuse_adapter(format: Format, folder: Path) -> None:
+    """Raise InputError where the adapter in `folder` can't be served alone in this format."""
+    if not format.adapter:
+        raise InputError(
+            _("{format} holds whole models only.").format(format=format.name),
+            _("Leave out --adapter-only: the adapter is merged first. Adapters alone: {names}.").format(
+                names=", ".join(one.name for one in FORMATS.values() if one.adapter)
+            ),
+        )
+    config: dict[str, Any] = files.read_json(folder / "adapter_config.json") or {}
+    plain = str(config.get("peft_type", "")).upper() == "LORA" and not config.get("use_dora")
+    more = [name for name in ("modules_to_save", "bias", "lora_bias", "alora_invocation_tokens") if _says(config, name)]
+    if not plain or more:
+        raise InputError(
+            _("{path} is more than LoRA ({what}), which engines don't load unmerged.").format(
+                path=folder, what=", ".join(more) or config.get("peft_type", "?")
+            ),
+            _("Leave out --adapter-only: the adapter is merged first."),
+        )
+
+
+def _says(config: dict[str, Any], name: str) -> bool:
+    return config.get(name) not in (None, False, "none", [], {})
 
 
 def refuse(format: Format, model: ModelFacts, home: Home) -> None:

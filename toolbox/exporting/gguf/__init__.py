@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gguf
 import numpy as np
@@ -32,35 +32,37 @@ FILE_TYPES = {"f32": "ALL_F32"}
 
 def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[str]:
     """Write NAME-TYPE.gguf into `folder`, a tensor at a time. Returns what llama.cpp does otherwise."""
-    config = settings.config_of(source)
-    architecture = ARCHITECTURES[plan.model.model_type]
     path = folder / f"{plan.output.name.removesuffix('-' + plan.type)}-{plan.type.upper()}.gguf"
-    writer = GGUFWriter(path, architecture.name)
-    try:
-        _add_general(writer, plan)
-        notes = settings.add(writer, config)
-        notes += vocabulary.add(writer, source, config.vocab_size, checking.questions(plan, source).texts)
-        _write_tensors(writer, source, config, plan, step)
-    finally:
-        writer.close()
+    notes = write_model(plan, source, path, plan.type, step)
     for name in BESIDE:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     return notes
 
 
-def _add_general(writer: GGUFWriter, plan: ExportPlan) -> None:
-    writer.add_type("model")
-    writer.add_name(plan.run or Path(plan.model.id).name)
-    writer.add_file_type(LlamaFileType[FILE_TYPES.get(plan.type, f"MOSTLY_{plan.type.upper()}")])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+def write_model(plan: ExportPlan, source: Path, path: Path, kind: str, step: "Step") -> list[str]:
+    """Write the model in `source` to `path`, in the type `kind`."""
+    config = settings.config_of(source)
+    writer = GGUFWriter(path, ARCHITECTURES[plan.model.model_type].name)
+    try:
+        writer.add_type("model")
+        writer.add_name(plan.run or Path(plan.model.id).name)
+        writer.add_file_type(LlamaFileType[FILE_TYPES.get(kind, f"MOSTLY_{kind.upper()}")])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        notes = settings.add(writer, config)
+        notes += vocabulary.add(writer, source, config.vocab_size, checking.questions(plan, source).texts)
+        store = tensors.Store(source)
+        made = tensors.targets(store, config, ARCHITECTURES[plan.model.model_type], kind)
+        _write_tensors(writer, store, made, tensors.rope(config), step)
+    finally:
+        writer.close()
+    return notes
 
 
-def _write_tensors(writer: GGUFWriter, source: Path, config: Any, plan: ExportPlan, step: "Step") -> None:
+def _write_tensors(
+    writer: GGUFWriter, store: tensors.Store, made: list[tensors.Target], small: dict[str, np.ndarray], step: "Step"
+) -> None:
     """First what there will be, then the numbers, as they are read."""
-    store = tensors.Store(source)
-    made = tensors.targets(store, config, ARCHITECTURES[plan.model.model_type], plan.type)
-    small = tensors.rope(config)
     for name, values in small.items():
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
     for target in made:

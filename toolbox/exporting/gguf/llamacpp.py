@@ -15,8 +15,8 @@ FLOAT32 = 0
 """ggml's number of that type."""
 
 
-def ask(python: Path, path: Path, questions: "Questions") -> "Said":
-    """Load `path` in llama.cpp and ask. Raises ToolboxError where it does not load."""
+def ask(python: Path, path: Path, questions: "Questions", lora: Path | None = None) -> "Said":
+    """Load `path` in llama.cpp, with the adapter `lora` on top, and ask. Raises ToolboxError where it does not load."""
     import msgspec
 
     from toolbox import engines
@@ -24,8 +24,9 @@ def ask(python: Path, path: Path, questions: "Questions") -> "Said":
     from toolbox.exporting.checking import Said
     from toolbox.i18n import _
 
+    files = [str(path), *([str(lora)] if lora else [])]
     done = subprocess.run(
-        [str(python), "-I", __file__, str(path)], input=msgspec.json.encode(questions), capture_output=True,
+        [str(python), "-I", __file__, *files], input=msgspec.json.encode(questions), capture_output=True,
         env=engines.environment(path.parent / ".cache", "cpu", 0, ""), check=False,
     )  # fmt: skip
     if done.returncode:
@@ -37,7 +38,7 @@ def ask(python: Path, path: Path, questions: "Questions") -> "Said":
     return msgspec.json.decode(done.stdout, type=Said)
 
 
-def _said(path: str, questions: dict[str, Any]) -> dict[str, Any]:
+def _said(questions: dict[str, Any], path: str, lora: str | None = None) -> dict[str, Any]:
     """`Said` as plain data."""
     from llama_cpp import Llama
 
@@ -45,8 +46,9 @@ def _said(path: str, questions: dict[str, Any]) -> dict[str, Any]:
     longest = max(map(len, [*rows, *prompts])) + NEW_TOKENS
     # Keys and values in float32, as the other side keeps them, so that only the file differs.
     model = Llama(
-        model_path=path, n_ctx=longest, n_batch=longest, logits_all=True, verbose=False, type_k=FLOAT32, type_v=FLOAT32
-    )
+        model_path=path, lora_path=lora, n_ctx=longest, n_batch=longest, logits_all=True, verbose=False,
+        type_k=FLOAT32, type_v=FLOAT32,
+    )  # fmt: skip
     return {
         "log_likelihoods": [_log_likelihoods(model, row) for row in rows],
         "answers": [_answer(model, prompt, set(questions["ends"])) for prompt in prompts],
@@ -77,4 +79,4 @@ def _answer(model: Any, prompt: list[int], ends: set[int]) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_said(sys.argv[1], json.load(sys.stdin))))
+    sys.stdout.write(json.dumps(_said(json.load(sys.stdin), *sys.argv[1:])))

@@ -110,8 +110,8 @@ def _parts(name: str, config: Any, architecture: Architecture) -> Iterator[tuple
         yield f"{match['block']}mlp.experts.up_proj.weight", lambda tensor: tensor.chunk(2, dim=1)[1]
     elif match:
         yield f"{match['block']}mlp.experts.down_proj.weight", _as_it_is
-    elif architecture.permuted and (heads := _heads(name, config)):
-        yield name, lambda tensor: interleaved(tensor, heads)
+    elif architecture.permuted and (count := heads(name, config)):
+        yield name, lambda tensor: interleaved(tensor, count)
     elif architecture.norm_plus_one and name.endswith("norm.weight"):
         yield name, lambda tensor: tensor.float() + 1
     else:
@@ -122,7 +122,7 @@ def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _heads(name: str, config: Any) -> int:
+def heads(name: str, config: Any) -> int:
     """How many heads the rows of a query's or key's projection are; 0 for every other tensor."""
     if name.rpartition(".")[0].endswith("q_proj"):
         return int(config.num_attention_heads)
