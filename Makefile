@@ -53,3 +53,4 @@ locks:
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
 	$(COMPILE) $(LINUX_2_31) --group vllm -o locks/vllm.txt
 	$(COMPILE) $(LINUX_2_34) --group sglang -o locks/sglang.txt
+	$(COMPILE) --no-binary llama-cpp-python $(LINUX) --group llamacpp -o locks/llamacpp.txt

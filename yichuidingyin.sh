@@ -159,7 +159,7 @@ explain_pip() { # LOG
 
 install() { # ENV LOCK
   holds "$1" "$2" && return
-  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off
+  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off source wheels pip
   [ ! -t 2 ] || bar=on
   [ -d "$1/locks" ] || fresh=yes
   count=$(grep -c '==' "$lock_file")
@@ -170,9 +170,17 @@ install() { # ENV LOCK
   index=$(lock=$2 cpu_index "$1")
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
-  if ! "$1/bin/python" -m pip install --require-hashes --no-deps --only-binary :all: --no-input \
-    --disable-pip-version-check --progress-bar "$bar" --log "$log" \
-    ${index:+--extra-index-url "$index"} -r "$lock_file" >&2; then
+  # But for what has no wheels: that is compiled by packages of the same lock, which are installed before it.
+  source=$(sed -n 's/^\(llama-cpp-python\)==.*/\1/p' "$lock_file")
+  wheels=$lock_file
+  if [ -n "$source" ]; then
+    wheels=$1/wheels.txt
+    awk -v name="$source==" '/^[^ ]/ { skip = index($0, name) == 1 } !skip' "$lock_file" >"$wheels"
+  fi
+  pip=("$1/bin/python" -m pip install --require-hashes --no-deps --no-input --disable-pip-version-check
+    --progress-bar "$bar" --log "$log" ${index:+--extra-index-url "$index"} --only-binary :all:)
+  if ! "${pip[@]}" -r "$wheels" >&2 || { [ -n "$source" ] &&
+    ! PATH=$1/bin:$PATH nice "${pip[@]}" --no-binary "$source" --no-build-isolation -r "$lock_file" >&2; }; then
     # pip takes back a failed change, so what was there before still holds.
     [ -n "$fresh" ] || rm -rf "$1/preparing" "$1.kept"
     [ -z "$interrupted" ] || exit 130
@@ -183,7 +191,7 @@ install() { # ENV LOCK
   cp "$lock_file" "$1/locks/.$2.$$"
   mv "$1/locks/.$2.$$" "$1/locks/$2.txt"
   record "$1" "$2"
-  rm -f "$1/preparing" "$log"
+  rm -f "$1/preparing" "$1/wheels.txt" "$log"
 }
 
 # A line for each change: when, which lock and its SHA-256, and for which version of the toolbox.
