@@ -17,7 +17,7 @@ import pytest
 from conftest import Cli
 from serving_help import inhabitants, plan, server, standin_interpreter, until
 
-from toolbox import runs
+from toolbox import again, runs
 from toolbox.commands.serve import show_ready
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
@@ -103,6 +103,21 @@ def test_adapters_are_served_under_the_names_they_are_given(home: Path, tmp_path
     (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(NotFoundError, match="elsewhere"):
         serving("", [str(run), str(mine)], "", Home(home))
+
+
+def test_a_report_says_the_command_that_serves_the_same_again(toolbox_cli: Cli, tmp_path: Path) -> None:
+    keys, adapter = tmp_path / "keys.yaml", tmp_path / "甲 一"
+    keys.write_text("- {name: alice, key: sk-12345678}")
+    keys.chmod(0o600)
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    asked = ["--model", "demo", "--adapter", f"甲={adapter}", "--port", "0", "--host", "127.0.0.2",
+             "--api-keys", str(keys), "--limit", "answer_s=30", "--log-contents"]  # fmt: skip
+    made = toolbox_cli("serve", *asked, "--dry-run", "--json").done().json["plan"]
+    second = toolbox_cli(*again.words("serve", made), "--dry-run", "--json").done().json["plan"]
+    assert {**second, "device": "", "engine_why": ""} == {**made, "device": "", "engine_why": ""}
+    assert (made["limits"]["answer_s"], made["host"], made["log_contents"]) == (30, "127.0.0.2", True)
 
 
 HOSTILE = [

@@ -4,6 +4,11 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from toolbox.limits import Limits
+from toolbox.ports import LOOPBACK
+
 
 def line(verb: str, *words: str) -> str:
     """A command line of this program."""
@@ -18,8 +23,18 @@ def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list
     said += ["--suite", *map(str, plan["suites"])] if verb == "evaluate" and plan.get("suites") else []
     said += ["--format", str(plan.get("format")), "--type", str(plan.get("type"))] if verb == "export" else []
     said += ["--output", str(plan["output"])] if verb in ("merge", "export") and "output" in plan else []
-    said += ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))] if verb == "serve" else []
-    return said
+    return said + _server(plan) if verb == "serve" else said
+
+
+def _server(plan: dict[str, Any]) -> list[str]:
+    """Where it listens, and what it allows."""
+    usual = msgspec.to_builtins(Limits())
+    changed = [f"{name}={value}" for name, value in (plan.get("limits") or {}).items() if value != usual.get(name)]
+    said = ["--engine", str(plan.get("engine")), "--port", str(plan.get("port"))]
+    said += ["--host", str(plan["host"])] if plan.get("host", LOOPBACK) != LOOPBACK else []
+    said += ["--api-keys", str(plan["api_keys"])] if plan.get("api_keys") else []
+    said += ["--limit", *changed] if changed else []
+    return [*said, "--log-contents"] if plan.get("log_contents") else said
 
 
 def _subject(verb: str, plan: dict[str, Any]) -> list[str]:
