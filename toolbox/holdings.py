@@ -25,7 +25,7 @@ KINDS: dict[Kind, str] = {
     "run": N_("run"),
     "engine": N_("engine"),
     "partial": N_("cut-off download or merge"),
-    "scratch": N_("an ended server's cache"),
+    "scratch": N_("cache, made again when needed"),
     "other": N_("notes and settings"),
 }
 """What there is, in the order in which it is listed."""
@@ -62,7 +62,8 @@ def every(home: Home) -> list[Holding]:
     found = [*_copies(home), *_runs(home), *_leftovers(home)]
     found += [_one("rows", path.stem, path) for path in (home.datasets / ".made").glob("*.jsonl")]
     found += [_one("engine", path.name, path) for path in _folders(home.engines)]
-    known = {home.models, home.datasets, home.runs, home.engines}
+    found += [_one("scratch", path.name, path) for path in _folders(home.path / "cache")]
+    known = {home.models, home.datasets, home.runs, home.engines, home.path / "cache"}
     found += [_one("other", path.name, path) for path in _entries(home.path) if path not in known]
     order = {kind: place for place, kind in enumerate(KINDS)}
     return sorted(found, key=lambda holding: (order[holding.kind], holding.name))

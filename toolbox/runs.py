@@ -203,11 +203,15 @@ class Run:
                 child = subprocess.Popen(
                     [sys.executable, "-P", "-m", "toolbox.job", str(self.path)],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], start_new_session=True,
-                    env={**os.environ, **job_environ(), **(environ or {})},
+                    env={**os.environ, **job_environ(), **self._caches(), **(environ or {})},
                 )  # fmt: skip
         finally:
             os.close(lock)
         return child.pid
+
+    def _caches(self) -> dict[str, str]:
+        """Where torch's compiler keeps its pickles: by default a name in /tmp that another user may have taken."""
+        return {"TORCHINDUCTOR_CACHE_DIR": str(self.path.parents[1] / "cache" / "inductor")}
 
     def begun(self) -> Status:
         """The status of a run that is started now, for the first time or again."""

@@ -44,7 +44,7 @@ class CleanOptions(Filter, kw_only=True):
     names: Annotated[
         list[str],
         option(
-            N_("What to delete, by name; nothing named or filtered: cut-off downloads and ended servers' caches"),
+            N_("What to delete, by name; nothing named or filtered: cut-off downloads, and caches"),
             ask=True,
             positional=True,
             metavar="NAME",
@@ -271,7 +271,7 @@ def _remedy(one: "Holding") -> str:
 
 
 def _columns() -> tuple[str, ...]:
-    return _("Name"), _("Kind"), _("Size"), _("Last used"), _("From")
+    return _("Name"), _("Kind"), _("Size"), _("Last used"), _("Source")
 
 
 def _row(one: "Holding") -> tuple[str, ...]:
