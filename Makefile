@@ -51,6 +51,8 @@ locks:
 	$(COMPILE) $(LINUX) -c locks/cpu.txt $(addprefix --find-links ,$(LINKS)) --no-emit-package torch --no-emit-package pynvml --group dev -o locks/dev.txt
 	$(COMPILE) $(LINUX) -c locks/cuda.txt --no-emit-package pynvml --group trackers -o locks/trackers.txt
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
+	$(COMPILE) $(LINUX) --group llmcompressor -o locks/llmcompressor.txt
+	$(COMPILE) $(LINUX) -c locks/llmcompressor.txt $(addprefix --find-links ,$(LINKS)) --group llmcompressor -o locks/llmcompressor-cpu.txt
 	$(COMPILE) $(LINUX_2_31) --group vllm -o locks/vllm.txt
 	$(COMPILE) $(LINUX_2_34) --group sglang -o locks/sglang.txt
 	$(COMPILE) --no-binary llama-cpp-python $(LINUX) --group llamacpp -o locks/llamacpp.txt
