@@ -226,7 +226,7 @@ def _quantises(work: plan.AnyPlan) -> bool:
     """Whether the work may need bitsandbytes, whose import takes a second: nobody knows what plugins need."""
     stored, loaded = work.model.quantization, getattr(work, "quantization", "none")
     rounded = bool(stored) or loaded != "none" or "8bit" in str(getattr(work, "training", ""))
-    rounded = rounded or getattr(work, "allow_4bit", False)
+    rounded = rounded or getattr(work, "allow_4bit", False) or getattr(work, "format", "") == "bnb"
     return rounded or bool(work.plugins or plugins.packages())
 
 

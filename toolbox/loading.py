@@ -79,11 +79,16 @@ def base_model(
     _prepared(path)
     if device == "meta":
         return _shapes(path, dtype, quantization, scores)
-    quantized = None
+    quantized: Any = None
     if quantization:
         from transformers import BitsAndBytesConfig
 
         quantized = BitsAndBytesConfig(**quantization)
+    elif models.stored_as(path) == "compressed-tensors":
+        from transformers import CompressedTensorsConfig
+
+        # Without it, 5.23 finds no place for zero points (a mismatch of shapes), and rounds activations on a processor.
+        quantized = CompressedTensorsConfig(dequantize=True)
     kind, config = kind_of(path, scores)
     try:
         model: PreTrainedModel = kind.from_pretrained(

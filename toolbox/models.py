@@ -394,6 +394,12 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(model_files.json_object(path).get("chat_template"))
 
 
+def stored_as(folder: Path) -> str:
+    """The `quant_method` of the model in `folder`, as its config.json says; empty for none."""
+    config = files.read_json(folder / "config.json")
+    return _quantization(config) if isinstance(config, dict) else ""
+
+
 def _quantization(config: dict[str, Any]) -> str:
     quantization = config.get("quantization_config")
     return str(quantization.get("quant_method", "")) if isinstance(quantization, dict) else ""

@@ -34,7 +34,8 @@ class ExportOptions(msgspec.Struct, kw_only=True):
         str, option(N_("Adapter folder, merged into the model first"), metavar="DIR", choices="adapters")
     ] = ""
     format: Annotated[
-        Literal["gguf", "peft"], option(N_("Format; see docs for what serves it"), ask=True, choices="formats")
+        Literal["gguf", "bnb", "gptq", "awq", "fp8", "peft"],
+        option(N_("Format; see docs for what serves it"), ask=True, choices="formats"),
     ] = "gguf"
     type: Annotated[
         str, option(N_("How weights are stored, as q8_0; empty: the format's usual one"), ask=True, metavar="TYPE")
@@ -47,6 +48,13 @@ class ExportOptions(msgspec.Struct, kw_only=True):
         list[str],
         option(N_("Rows that before and after are measured with; default: those the run held out"), choices="datasets"),
     ] = msgspec.field(default_factory=list)
+    calibration: Annotated[
+        list[str],
+        option(N_("gptq, awq: rows to choose numbers by; default: those of the training"), choices="datasets"),
+    ] = msgspec.field(default_factory=list)
+    calibration_rows: Annotated[
+        int, option(N_("gptq, awq: how many of them, of 512 tokens at most"), ge=1, le=4096)
+    ] = 128
 
 
 def run(options: ExportOptions, session: Session) -> dict[str, Any]:
@@ -83,20 +91,19 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
             _("{name} has no adapter to export alone.").format(name=target.name),
             _("Name a run of finetune with --method lora, or an adapter with --adapter."),
         )
-    kind = exports.chosen_type(format, options.type or ("f32" if alone else ""))
+    kind = exports.chosen_type(format, options.type or ("f32" if alone and "f32" in format.types else ""))
     _refuse(format, target, alone, session)
     origin = _origin(target, session)
     specs, held_out = _rows(options, origin, target, session)
+    calibration = _calibration(options, origin, session) if format.calibrated else []
     plan = ExportPlan(
         entry="toolbox.exporting:run",
         model=target.model,
         device=best,
         format=format.name,
         type=kind,
-        output=_output(
-            options.output, f"{_name(target)}-{'adapter-' + format.name if alone else kind}", session.home.models
-        ),
-        python=format.python(session.home),
+        output=_output(options.output, f"{_name(target)}-{_suffix(format.name, kind, alone)}", session.home.models),
+        python=format.python(session.home, best.kind == "cuda"),
         adapter=target.adapter,
         adapter_only=alone,
         run=target.run,
@@ -105,8 +112,11 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
         BitsAndBytesConfig=origin.BitsAndBytesConfig if origin and target.adapter else {},
         datasets=specs,
         held_out=held_out,
+        calibration=calibration,
+        settings=format.settings_for(target.model, kind, options.calibration_rows),
     )
     _look_for_room(plan, format)
+    _look_for_memory(plan)
     return plan
 
 
@@ -141,6 +151,11 @@ def _name(target: "Target") -> str:
     return runs.undated(target.run) if target.run else Path(target.name).name
 
 
+def _suffix(format: str, kind: str, alone: bool) -> str:
+    """What tells an export from others of the same name; a type of GGUF says by itself what it is."""
+    return f"adapter-{format}" if alone else kind if format == "gguf" else f"{format}-{kind}"
+
+
 def _output(chosen: str, name: str, models: Path) -> Path:
     from toolbox.errors import InputError
 
@@ -167,13 +182,28 @@ def _rows(
     if options.dataset:
         return [datasets.resolve(name, session.home) for name in options.dataset], {}
     known = (origin.eval_datasets or origin.datasets) if origin else []
-    there = [spec for spec in known if spec.path.is_file() and files.sha256(spec.path) == spec.sha256]
+    there = _unchanged(known)
     if not origin or not there:
         return [datasets.resolve(name, session.home) for name in FALLBACK], {}
     folder = target.adapter.parent if target.adapter else session.home.runs / target.run
     drawn = files.read_json(folder / "held_out.json") if not origin.eval_datasets else None
     held_out = {spec.name: drawn[spec.name] for spec in there if isinstance(drawn, dict) and drawn.get(spec.name)}
     return [spec for spec in there if spec.name in held_out] or there, held_out
+
+
+def _calibration(options: ExportOptions, origin: "FinetunePlan | None", session: Session) -> "list[DatasetSpec]":
+    """Data sets whose rows a format chooses its numbers by: those named, the training's, or the embedded ones."""
+    from toolbox import datasets
+
+    named = options.calibration or ([] if origin and _unchanged(origin.datasets) else FALLBACK)
+    return [datasets.resolve(name, session.home) for name in named] or _unchanged(origin.datasets if origin else [])
+
+
+def _unchanged(specs: "list[DatasetSpec]") -> "list[DatasetSpec]":
+    """Those that still lie where they lay."""
+    from toolbox import files
+
+    return [spec for spec in specs if spec.path.is_file() and files.sha256(spec.path) == spec.sha256]
 
 
 def _look_for_room(plan: "ExportPlan", format: "Format") -> None:
@@ -193,18 +223,37 @@ def _look_for_room(plan: "ExportPlan", format: "Format") -> None:
         )
 
 
+def _look_for_memory(plan: "ExportPlan") -> None:
+    """Raises DoesNotFitError where writing the weights takes more RAM than is free."""
+    from toolbox import exports, processor, units
+    from toolbox.errors import DoesNotFitError
+
+    needed = exports.FORMATS[plan.format].memory_bytes(plan.model, plan.dtype, plan.settings)
+    free = processor.memory(Path("/"))[1]
+    if needed > free:
+        raise DoesNotFitError(
+            _("An export to {format} takes {needed} of memory, and {free} are free.").format(
+                format=plan.format, needed=units.size(needed), free=units.size(free)
+            ),
+            _("Free some, calibrate with fewer rows (--calibration-rows), or take gguf, which needs little."),
+        )
+
+
 def _show_plan(plan: "ExportPlan", session: Session) -> None:
     from toolbox import exports, units
 
     format = exports.FORMATS[plan.format]
+    memory = format.memory_bytes(plan.model, plan.dtype, plan.settings)
     size = "" if plan.adapter_only else "≈ " + units.size(format.size_bytes(plan.model, plan.type))
     rows = [
         (_("Model"), plan.model.id),
         (_("Adapter"), str(plan.adapter or "")),
         (_("Format"), f"{plan.format} {plan.type}"),
         (_("Size"), size),
+        (_("Memory"), "≈ " + units.size(memory) if memory else ""),
         (_("Output"), str(plan.output)),
         (_("Loaded again by"), ", ".join(format.loaded_by)),
+        (_("Calibrated with"), ", ".join(spec.name for spec in plan.calibration)),
         (_("Measured with"), ", ".join(spec.name for spec in plan.datasets)),
     ]
     session.table(_("Plan"), (_("What"), _("Which")), [row for row in rows if row[1]])

@@ -87,9 +87,8 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
             raise InputError(_("The engine {name} is not installed.").format(name=planned.engine))
         planned.python = python
     if isinstance(planned, plan.ExportPlan):
-        planned.python = exports.choose(planned.format, planned.device.kind == "cuda", session.home).python(
-            session.home
-        )
+        cuda = planned.device.kind == "cuda"
+        planned.python = exports.choose(planned.format, cuda, session.home).python(session.home, cuda)
     return planned
 
 

@@ -16,7 +16,7 @@ from toolbox.plan import ExportPlan, MergePlan
 from toolbox.runs import Reporter, Run, Silent
 
 Step = Callable[[int, int], None]
-"""Told (done, all) while weights are written; stops the work by raising."""
+"""Told (done, all) while weights are written, (0, 0) while nobody knows; stops the work by raising."""
 
 
 class Work(Protocol):
@@ -46,7 +46,7 @@ def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = No
             questions = checking.questions(plan, source)
             reporter.phase(_("Writing {format} {type}").format(format=plan.format, type=plan.type))
             work = importlib.import_module(f"toolbox.exporting.{_module(plan)}")
-            notes = work.write(plan, source, folder, lambda done, total: _step(reporter, done, total))
+            notes = work.write(plan, source, folder, _steps(reporter))
             _add_licence(source, folder)
             reporter.phase(_("Loading the export again, and measuring"))
             checked = checking.check(plan, source, folder, questions, getattr(work, "ask", checking.ask))
@@ -79,12 +79,22 @@ def _source(plan: ExportPlan, folder: Path, reporter: Reporter) -> tuple[Path, d
 
 
 def _module(plan: ExportPlan) -> str:
-    return exports.FORMATS[plan.format].adapter if plan.adapter_only else plan.format
+    format = exports.FORMATS[plan.format]
+    return format.adapter if plan.adapter_only else format.work or format.name
 
 
-def _step(reporter: Reporter, done: int, total: int) -> None:
-    _stop_if_asked(reporter)
-    reporter.progress(done, total)
+def _steps(reporter: Reporter) -> Step:
+    """Tells a step once, however often it is told, so that work can be asked to stop while it waits."""
+    told = (0, 0)
+
+    def step(done: int, total: int) -> None:
+        nonlocal told
+        _stop_if_asked(reporter)
+        if (done, total) != told:
+            reporter.progress(done, total)
+        told = done, total
+
+    return step
 
 
 def _stop_if_asked(reporter: Reporter) -> None:

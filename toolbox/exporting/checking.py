@@ -65,7 +65,7 @@ def questions(plan: ExportPlan, source: Path) -> Questions:
     tokenizer = loading.tokenizer(source, plan.adapter)
     shares = [islice(_rows(plan, spec), -(-ROWS // len(plan.datasets))) for spec in plan.datasets]
     rows = [row for share in shares for row in share]
-    texts = [_rendered(tokenizer, row) for row in rows]
+    texts = [rendered(tokenizer, row) for row in rows]
     marked = [_marked(tokenizer, row, text) for row, text in zip(rows, texts, strict=True)]
     usable = [place for place, (ids, _marks) in enumerate(marked) if len(ids) > 1]
     ids, marks = [marked[place][0][:TOKENS] for place in usable], [marked[place][1][1:TOKENS] for place in usable]
@@ -101,7 +101,7 @@ def _rows(plan: ExportPlan, spec: DatasetSpec) -> Iterator[datasets.Row]:
     return (row for row in datasets.stream(spec) if not wanted or row.number in wanted)
 
 
-def _rendered(tokenizer: "PreTrainedTokenizerBase", row: datasets.Row) -> str:
+def rendered(tokenizer: "PreTrainedTokenizerBase", row: datasets.Row) -> str:
     if isinstance(row, Text):
         return row.text
     if tokenizer.chat_template is None:

@@ -27,9 +27,10 @@ class Type(msgspec.Struct, frozen=True):
 
 
 class Format(msgspec.Struct, kw_only=True, frozen=True):
-    """What can be chosen with `--format`; its work is `toolbox/exporting/NAME.py`."""
+    """What can be chosen with `--format`; its work is `toolbox/exporting/NAME.py`, or that of `work`."""
 
     name: str
+    work: str = ""
     summary: str
     types: dict[str, Type]
     """By the names that the field has for them; the first is the default."""
@@ -41,7 +42,8 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     requirement: str = ""
     """What brings those, as pip is told."""
     interpreter: str = ""
-    """The environment of its own below HOME/engines that it works in; empty: this one."""
+    """The environment of its own below HOME/engines that it works in; empty: this one. Its lock for machines without
+    an NVIDIA GPU has "-cpu" behind that name."""
     calibrated: bool = False
     """Whether it looks at rows to choose its numbers by."""
     rest_bits: float = 16
@@ -52,10 +54,24 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     """Whether it holds adapters and nothing else."""
     refuse: str = ""
     """`module:function` that raises InputError for a model that the format can't hold: takes ModelFacts and Home."""
+    settings: str = ""
+    """`module:function` that gives plan.settings for (model, type, rows to calibrate with)."""
+    memory: str = ""
+    """`module:function` that gives the RAM in bytes that writing takes for (name, model, dtype, plan.settings)."""
 
-    def python(self, home: Home) -> Path | None:
-        """The interpreter of its own environment; None where it has none, or needs none."""
-        return engines.own_python(self.interpreter, home) if self.interpreter else None
+    def python(self, home: Home, cuda: bool) -> Path | None:
+        """The interpreter of its own environment; None where it is not installed, or needs none."""
+        names = [self.interpreter] if cuda else [f"{self.interpreter}-cpu", self.interpreter]
+        found = [engines.own_python(name, home) for name in names if self.interpreter]
+        return next(filter(None, found), None)
+
+    def settings_for(self, model: ModelFacts, kind: str, rows: int) -> dict[str, Any]:
+        """What goes into plan.settings."""
+        return dict(_function(self.settings)(model, kind, rows)) if self.settings else {}
+
+    def memory_bytes(self, model: ModelFacts, dtype: str, settings: dict[str, Any]) -> int:
+        """The RAM that writing the weights takes; 0: no more than measuring them does."""
+        return int(_function(self.memory)(self.name, model, dtype, settings)) if self.memory else 0
 
     def size_bytes(self, model: ModelFacts, kind: str) -> int:
         """About how large the export is."""
@@ -64,6 +80,14 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
         bits = self.types[kind].bits
         return int(((model.parameters - rest) * bits + rest * max(bits, self.rest_bits)) / 8)
 
+
+_COMPRESSED = "toolbox.exports.compressed"
+_COMPRESSES: dict[str, Any] = {
+    "work": "compressed", "interpreter": "llmcompressor", "modules": ("compressed_tensors",),
+    "requirement": "compressed-tensors", "memory": f"{_COMPRESSED}:memory_bytes",
+    "loaded_by": ("transformers", "vLLM", "SGLang", "lmdeploy"),
+}  # fmt: skip
+"""What the formats that llmcompressor writes have in common."""
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -81,6 +105,27 @@ FORMATS: dict[str, Format] = {
             name="peft", summary=N_("A LoRA adapter alone, as vLLM, SGLang and lmdeploy load it"),
             types={"f32": Type(32, 1.005), "bf16": Type(16, 1.02), "f16": Type(16, 1.02)},
             loaded_by=("peft",), adapter="peft", adapter_only=True,
+        ),
+        Format(
+            name="bnb", summary=N_("bitsandbytes, for transformers, vLLM and SGLang; needs no rows"),
+            types={"nf4": Type(4.13, 1.6), "int8": Type(8.05, 1.05)},
+            loaded_by=("transformers", "vLLM", "SGLang"), modules=("bitsandbytes",), requirement="bitsandbytes",
+        ),
+        Format(
+            name="gptq", summary=N_("4 or 8 bits chosen by rows (GPTQ), for vLLM, SGLang and lmdeploy"),
+            types={"w4a16": Type(4.13, 1.6), "w8a16": Type(8.13, 1.05), "w4a16_asym": Type(4.16, 1.6)},
+            calibrated=True, refuse=f"{_COMPRESSED}:refuse_ungrouped", settings=f"{_COMPRESSED}:settings",
+            **_COMPRESSES,
+        ),
+        Format(
+            name="awq", summary=N_("4 bits, scaled by what rows activate (AWQ), for vLLM, SGLang and lmdeploy"),
+            types={"w4a16": Type(4.13, 1.6), "w4a16_asym": Type(4.16, 1.6)},
+            calibrated=True, refuse=f"{_COMPRESSED}:refuse_ungrouped", settings=f"{_COMPRESSED}:settings",
+            **_COMPRESSES,
+        ),
+        Format(
+            name="fp8", summary=N_("8-bit floats, for vLLM and SGLang on newer GPUs; needs no rows"),
+            types={"fp8_dynamic": Type(8.05, 1.1)}, refuse=f"{_COMPRESSED}:refuse", **_COMPRESSES,
         ),
     )
 }  # fmt: skip
@@ -103,12 +148,13 @@ def choose(name: str, cuda: bool, home: Home) -> Format:
                 command=f'{sys.executable} -m pip install "{format.requirement}"'
             ),
         )
-    if format.interpreter and format.python(home) is None:
+    if format.interpreter and format.python(home, cuda) is None:
+        environment = format.interpreter if cuda else f"{format.interpreter}-cpu"
         raise InputError(
             _("An export to {name} works in an environment of its own, {environment}, which is not there.").format(
-                name=name, environment=format.interpreter
+                name=name, environment=environment
             ),
-            _("Make it: {command}").format(command=engines.preparing(format.interpreter, home)),
+            _("Make it: {command}").format(command=engines.preparing(environment, home)),
         )
     return format
 
@@ -159,6 +205,10 @@ def refuse(format: Format, model: ModelFacts, home: Home) -> None:
             _("Name the 16-bit model it was made from with --model."),
         )
     if format.refuse:
-        module, _colon, function = format.refuse.partition(":")
-        check: Callable[[ModelFacts, Home], Any] = getattr(importlib.import_module(module), function)
-        check(model, home)
+        _function(format.refuse)(model, home)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _colon, function = name.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
