@@ -213,7 +213,6 @@ def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: P
     links = {path.name: path.resolve() for path in (tmp_path / "one" / "served").iterdir()}
     assert set(links) == {
         "config.json", "model.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors",
-        "generation_config.json",
     }  # fmt: skip
     assert links["tokenizer.json"] == adapter / "tokenizer.json"
     assert links["config.json"] == model / "config.json"
@@ -226,12 +225,6 @@ def test_an_engine_sees_weights_and_texts_and_nothing_that_could_run(tmp_path: P
     ("config", "temperature"),
     [({}, 0), ({"do_sample": True}, 1), ({"do_sample": True, "temperature": 0.7}, 0.7), ({"temperature": 0.7}, 0)],
 )
-def test_the_models_own_temperature_is_read_before_it_is_made_to_heed_requests(
-    tmp_path: Path, config: dict[str, Any], temperature: float
-) -> None:
+def test_the_models_own_temperature_is_read(tmp_path: Path, config: dict[str, Any], temperature: float) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
     assert view.default_temperature(tmp_path) == temperature
-    view.make(tmp_path / "view", tmp_path, [], ENGINES["transformers"])
-    written = json.loads((tmp_path / "view" / "served" / "generation_config.json").read_text())
-    assert written == config | {"do_sample": True}
-    assert json.loads((tmp_path / "generation_config.json").read_text()) == config

@@ -263,7 +263,9 @@ ENGINES: dict[str, Engine] = {
         Engine(
             name="llamacpp", requirement="llama-cpp-python[server]==0.3.36", needs_cuda=False, own_interpreter=True,
             health="/v1/models", arguments=_llamacpp, keyed="--api_key", only="gguf", context=8192,
-            ignores=frozenset({"n", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format"}),
+            ignores=frozenset({
+                "n", "logprobs", "top_logprobs", "tools", "tool_choice", "response_format", "repetition_penalty",
+            }),
         ),
     )
 }  # fmt: skip

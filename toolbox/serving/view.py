@@ -46,7 +46,6 @@ def make(folder: Path, model: Path, adapters: Sequence[Path], engine: Engine) ->
     _link(folder / SERVED, linked)
     if engine.adds_bos:
         _leave_bos_to_the_tokenizer(folder / SERVED)
-    _let_requests_sample(folder / SERVED / "generation_config.json")
     return names
 
 
@@ -75,16 +74,6 @@ def _link(folder: Path, targets: dict[str, Path]) -> None:
         old.unlink()
     for name, target in targets.items():
         (folder / name).symlink_to(target)
-
-
-def _let_requests_sample(path: Path) -> None:
-    """Let a request's temperature count: `transformers serve` heeds it only where the model's own file says do_sample.
-
-    The gateway gives every request without a temperature the model's own one (`default_temperature`).
-    """
-    config = files.read_json(path) or {}
-    path.unlink(missing_ok=True)
-    files.write_json(path, config | {"do_sample": True})
 
 
 def _leave_bos_to_the_tokenizer(served: Path) -> None:

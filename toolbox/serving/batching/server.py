@@ -25,7 +25,17 @@ from toolbox.serving.protocol import ChatRequest, CompletionRequest, EmbeddingRe
 SILENT_S = 300.0
 """A step that takes longer counts as hung."""
 DEFAULT_TOKENS = 1024
-OWN = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "seed")
+OWN = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "seed",
+)
 """Fields of a request that are settings under the same name."""
 
 
