@@ -1,6 +1,5 @@
 """What keeps a planned server up: a systemd user unit, or a compose file, in HOME/services (`serve --unit`)."""
 
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -102,10 +101,10 @@ def unit(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
 
 
 def compose(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
-    """A compose file: read-only but for HOME and /tmp, without capabilities, as the person who wrote it."""
+    """A compose file: read-only but for HOME and /tmp, without capabilities, as the owner of HOME."""
     import yaml
 
-    mounts = {home.path: INSIDE}
+    mounts, owner = {home.path: INSIDE}, home.path.stat()
     words = _words(plan, home, "0.0.0.0", lambda path: _inside(path, mounts))
     published = "127.0.0.1" if access.is_loopback(plan.host) else plan.host
     port = plan.port or 8080
@@ -118,7 +117,7 @@ def compose(name: str, plan: ServePlan, home: Home, secrets: Path) -> str:
             {"type": "bind", "source": str(source), "target": str(target), "read_only": target != INSIDE}
             for source, target in mounts.items()
         ],
-        "user": f"{os.getuid()}:{os.getgid()}",
+        "user": f"{owner.st_uid}:{owner.st_gid}",  # without capabilities root may not write for another
         "read_only": True,
         "tmpfs": ["/tmp:exec,mode=1777"],  # what is compiled there is also run
         "shm_size": "2g",
