@@ -37,9 +37,9 @@ class Fault:
     """Only requests for a range that starts here or later are hit."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """A request as it came in."""
+    """A request as it came in, and how much of a body it has got so far."""
 
     method: str
     path: str
@@ -213,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         offset, stop = int(first or 0), min(int(last) + 1, len(content)) if last else len(content)
         fault = self.server.hub.fault(path, offset) if self.command == "GET" else Fault()
         if fault.status:
-            self._saw(path, 0)
+            self._saw(path)
             self._json({"Code": fault.status, "Message": "no"}, fault.status)
             return
         if fault.corrupt:
@@ -237,29 +237,26 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        sent = 0
+        seen = self._saw(path)
         end = len(rest) if fault.drop_at is None else min(fault.drop_at, len(rest))
-        try:
-            while sent < end:
-                piece = rest[sent : min(sent + self.server.hub.piece, end)]
-                self.server.hub.sent += len(piece)  # first: a client that has it all may look at once
-                self.wfile.write(piece)
-                sent += len(piece)
-                if self.server.hub.rate:
-                    time.sleep(len(piece) / self.server.hub.rate)
-                if fault.stall_s and sent < end:
-                    self.wfile.flush()
-                    time.sleep(fault.stall_s)
-        finally:
-            self._saw(path, sent)
-        if sent < len(rest):
+        while seen.sent < end:
+            piece = rest[seen.sent : min(seen.sent + self.server.hub.piece, end)]
+            self.server.hub.sent += len(piece)  # first: a client that has it all may look at once
+            seen.sent += len(piece)
+            self.wfile.write(piece)
+            if self.server.hub.rate:
+                time.sleep(len(piece) / self.server.hub.rate)
+            if fault.stall_s and seen.sent < end:
+                self.wfile.flush()
+                time.sleep(fault.stall_s)
+        if end < len(rest):
             self.wfile.flush()
             self.close_connection = True
 
-    def _saw(self, path: str, sent: int) -> None:
-        self.server.hub.seen.append(
-            Seen(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""), sent)
-        )
+    def _saw(self, path: str) -> Seen:
+        seen = Seen(self.command, path, self.headers.get("Range", ""), self.headers.get("Authorization", ""))
+        self.server.hub.seen.append(seen)
+        return seen
 
     def _json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         data = json.dumps(value).encode()

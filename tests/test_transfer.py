@@ -20,7 +20,7 @@ from test_hub import FILES, ID, WEIGHTS, ask, content, hub, small_disk  # noqa: 
 
 from toolbox import units
 from toolbox.config import Settings
-from toolbox.errors import DoesNotFitError, InputError, NotFoundError
+from toolbox.errors import DoesNotFitError, HubError, InputError, NotFoundError
 from toolbox.hub import fetching, names, partial, routing, store
 from toolbox.hub.partial import Partial
 from toolbox.hub.sources import Entry
@@ -150,6 +150,18 @@ def test_hubs_that_both_keep_failing_are_asked_while_they_bring_something(hub: L
         settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=other.url)
         assert content(fetching.fetch(ask(hub, home, settings=settings, connections=1)).path) == FILES
         assert hub.sent + other.sent <= TOTAL + 8 * PART
+
+
+def test_where_all_stay_away_after_a_beginning_there_is_a_wait_and_then_an_end(hub: LoopbackHub, home: Path) -> None:
+    hub.faults["model.safetensors"] = [Fault(status=500, after_offset=PART * 8)] * 999
+    said: list[str] = []
+    with pytest.raises(HubError, match="HTTP 500"):
+        fetching.fetch(ask(hub, home, say=said.append, pause_s=0.01))
+    assert sum("Trying again in 0 s" in text for text in said) >= 2
+    del hub.faults["model.safetensors"]
+    assert content(fetching.fetch(ask(hub, home, say=said.append)).path) == FILES
+    assert "are here already" in said[-1]
+    assert hub.sent <= TOTAL + 8 * PART
 
 
 def test_a_hub_that_wants_a_token_gives_way_to_one_that_does_not(hub: LoopbackHub, home: Path) -> None:

@@ -71,6 +71,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     connections: int = CONNECTIONS
     limit_rate: float = 0.0
     """Bytes a second over all connections; 0: no limit."""
+    pause_s: float = 10.0
+    """The first wait where no hub brings anything any more; a tenth of it for a single range. A parameter for tests."""
     free_bytes: Callable[[Path], int] = files.free_bytes
     wait_s: float = store.LOCK_WAIT_S
 
@@ -137,7 +139,12 @@ def _insist(request: Request) -> Fetched:
             raise
         except (HubError, CorruptError, InputError) as error:
             turns.fail(error, brought=staging.received > before)
-            if turns.hub and turns.hub is not hub:
+            if pause_s := turns.pause * request.pause_s:
+                request.say(
+                    _("{problem} Trying again in {seconds:.0f} s.").format(problem=error.message, seconds=pause_s)
+                )
+                time.sleep(pause_s)
+            elif turns.hub and turns.hub is not hub:
                 request.say(_("{problem} Trying {hub}.").format(problem=error.message, hub=turns.hub.title))
     raise turns.why
 
@@ -156,7 +163,8 @@ def _tried_out(request: Request) -> list[routing.Answer]:
     )
     if speeds := routing.told(answers):
         request.say(_("Fetching from {hub}; measured: {speeds}.").format(hub=answers[0].hub.title, speeds=speeds))
-    return answers + [routing.Answer(place) for place in folder.caches(os.environ)]
+    places = folder.caches(os.environ)
+    return answers + [routing.Answer(place) for place in places if place.has(request.kind, request.id)]
 
 
 def _hubs(request: Request) -> list[Source]:
@@ -195,10 +203,12 @@ def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Sele
     wrong: list[str] = []
     if missing:
         _look_for_room(request, to_come)
+        if (here := sum(entry.size for entry in selection.wanted) - to_come) and not staging.received:
+            request.say(_("{size} of {id} are here already.").format(size=units.size(here), id=request.id))
         missing = _from_caches(request, staging, missing)
         to_come = sum(partial.entry.size - partial.look() for partial in missing)
     if missing:
-        manner = Manner(request.connections, tries, pace=Pace(request.limit_rate))
+        manner = Manner(request.connections, tries, request.pause_s / 10, Pace(request.limit_rate))
         try:
             with hub.reading(request.on(hub, listing.revision)) as read:
                 wrong = staging.fetch(read, missing, manner, request.progress(request.id, to_come))

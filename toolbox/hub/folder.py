@@ -8,7 +8,7 @@ from toolbox import files
 from toolbox.errors import NotFoundError
 from toolbox.hub import store
 from toolbox.hub.sources import PARTIAL, PARTS, BrokenOffError, Entry, Listing, Read, Repo
-from toolbox.hub.store import KINDS
+from toolbox.hub.store import KINDS, Kind
 from toolbox.i18n import _
 
 SHA256_DIGITS = 64
@@ -48,6 +48,9 @@ class Folder:
             yield _pieces(place / entry.path, start, stop)
 
         return nullcontext(read)
+
+    def has(self, kind: Kind, repo_id: str) -> bool:
+        return self._find(Repo(kind, repo_id, "")) is not None
 
     @staticmethod
     def may_be(mine: Entry | None, entry: Entry) -> bool:

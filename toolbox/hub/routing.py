@@ -29,6 +29,8 @@ NO_RANGES = 1e5
 """Taken for the bytes a second of a hub that sends whole files only: it comes last."""
 ROUNDS = 3
 """How often in a row a hub may bring nothing new, or a wrong hash, before it is given up."""
+LONGER = 5
+"""By how much each wait for hubs that all failed is longer than the one before."""
 NEAR, NEAR_S = 1.25, 0.5
 """A hub whose estimate is that close to the best one's is as good; then the order decides, ModelScope first."""
 
@@ -77,6 +79,12 @@ class Turns:
             self._hubs.popleft()
         elif isinstance(error, HubError):
             self._hubs.rotate(-1)
+
+    @property
+    def pause(self) -> int:
+        """How long to wait before the next turn, in some unit: 0 while there is a hub that did not just fail."""
+        fewest = min((self._strikes.get(hub, 0) for hub in self._hubs), default=0)
+        return LONGER ** (fewest - 1) if fewest and isinstance(self._failures[-1], HubError) else 0
 
     @property
     def why(self) -> ToolboxError:
