@@ -48,7 +48,7 @@ def source(request: pytest.FixtureRequest) -> str:
 
 def ask(hub: LoopbackHub, home: Path, **more: Any) -> fetching.Request:
     settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=hub.url)
-    return fetching.Request(**{"id": ID, "home": Home(home), "settings": settings, **more})
+    return fetching.Request(**{"id": ID, "home": Home(home), "settings": settings, "pause_s": 0.0, **more})
 
 
 def content(folder: Path) -> dict[str, bytes]:

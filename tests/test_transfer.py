@@ -176,10 +176,14 @@ def test_a_hub_that_wants_a_token_gives_way_to_one_that_does_not(hub: LoopbackHu
 
 
 @pytest.mark.parametrize("kind", ["hf", "ms"])
-def test_a_mirror_is_named_by_its_address_and_gets_no_token(hub: LoopbackHub, toolbox_cli: Cli, kind: str) -> None:
-    secrets = {"HF_TOKEN": "hf_Canary", "MODELSCOPE_API_TOKEN": "ms-canary", "HF_HUB_OFFLINE": "0"}
-    answer = toolbox_cli("download", f"{kind}::{hub.url}/{ID}", "--json", env=secrets).done().json
-    assert (answer["source"], answer["verified"]) == (f"{kind}::{hub.url}", True)
+def test_a_mirror_is_named_by_its_address_and_gets_no_token(
+    hub: LoopbackHub, home: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_Canary")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-canary")
+    address = names.address(f"{kind}::{hub.url}/{ID}")
+    fetched = fetching.fetch(ask(hub, home, id=address.id, source=address.source))
+    assert (content(fetched.path), fetched.source, fetched.verified) == (FILES, f"{kind}::{hub.url}", True)
     assert not any("anary" in seen.authorization for seen in hub.seen)
 
 
@@ -340,12 +344,16 @@ def test_a_proxy_is_used_for_hugging_face_and_never_for_modelscope(
     hub.add("Qwen/other", FILES)
     url = f"http://127.0.0.1:{proxy.server_port}"
     environ = {"http_proxy": url, "HTTPS_PROXY": url, "ALL_PROXY": "socks5://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
-    environ |= {"MODELSCOPE_ENDPOINT": hub.url, "HF_ENDPOINT": hub.url, "no_proxy": "example.com"}
-    toolbox_cli("download", f"ms::{ID}", env=environ).done()
-    assert proxy.RequestHandlerClass.asked == []
-    toolbox_cli("download", "hf::Qwen/other", env=environ).done()
+    environ |= {
+        "MODELSCOPE_ENDPOINT": hub.url,
+        "HF_ENDPOINT": hub.url.replace("127.0.0.1", "localhost"),
+        "no_proxy": "example.com",
+    }
+    toolbox_cli("download", f"ms::{ID}", "hf::Qwen/other", env=environ).done()
     asked = [urllib.parse.unquote(path) for path in proxy.RequestHandlerClass.asked]
     assert all(any(name in path for path in asked) for name in FILES)
+    assert not [path for path in asked if ID in path]
+    assert len(hub.transfers("model.safetensors")) == 2
 
 
 def test_the_order_of_hubs_follows_what_was_measured() -> None:

@@ -229,8 +229,8 @@ def _from_caches(request: Request, staging: Staging, missing: list[Partial]) -> 
     repo = Repo(request.kind, request.id, "")
     for place in folder.caches(os.environ):
         try:
-            listing = place.listing(repo)
-            there = [partial for partial in missing if place.may_be(listing.entry(partial.entry.path), partial.entry)]
+            held = {entry.path: entry for entry in place.listing(repo).entries}
+            there = [partial for partial in missing if place.may_be(held.get(partial.entry.path), partial.entry)]
             with place.reading(repo) as read:
                 staging.fetch(read, there, Manner(), lambda size: None)
         except (NotFoundError, BrokenOffError):

@@ -57,9 +57,6 @@ class Listing(msgspec.Struct, frozen=True):
     revision: str
     entries: list[Entry]
 
-    def entry(self, path: str) -> Entry | None:
-        return next((entry for entry in self.entries if entry.path == path), None)
-
 
 class BrokenOffError(Exception):
     """A range did not come, or not whole; its `__cause__` says why. Asked again it may, after `wait_s` seconds."""
