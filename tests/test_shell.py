@@ -198,6 +198,7 @@ def history(checkout: Checkout) -> list[list[str]]:
     return [line.split("\t")[1:] for line in (checkout.env / "history.tsv").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_change_is_taken_back_at_once_offline_and_stays_taken_back(checkout: Checkout) -> None:
     assert checkout.start("--rollback").status == 2
     checkout.start().done()
@@ -228,6 +229,7 @@ def test_a_pinned_environment_stays_as_it_is(checkout: Checkout) -> None:
     assert checkout.start(PIP_FIND_LINKS="").done().json[0] == "1.0"
 
 
+@pytest.mark.slow
 def test_a_change_that_was_cut_off_begins_again_from_what_was_there(checkout: Checkout) -> None:
     checkout.start().done()
     shutil.copytree(checkout.env, checkout.env.with_name(".venv.kept"), symlinks=True)  # as the killed start left it
