@@ -8,7 +8,7 @@ that are slow, vanish in the middle or never read, bodies that are huge, broken 
 - Right: greedy answers equal what was answered alone at the start, by every way of asking.
 - Stuck: what has no end within a minute, counted where the client stands.
 - Flat: resident memory of the gateway, sampled every two seconds; the slope is of the least squares line after the
-  first quarter. The engine's is that of its longest life.
+  first quarter. The engine's is that of its longest life: it is killed in the first half only.
 - Afterwards nothing is in flight, the server ends by SIGTERM with status 0, and leaves no process behind.
 
 Prints one JSON line; exit status 1 where an answer was wrong, a request stuck, or memory grew by over 1 MB a minute.
@@ -257,7 +257,7 @@ class Watch:
         return None
 
     def follow(self, began: float, seconds: float, kills: int) -> None:
-        due = [began + seconds * (number + 1) / (kills + 1) for number in range(kills)]
+        due = [began + seconds / 2 * (number + 1) / kills for number in range(kills)]
         while (now := time.monotonic()) < began + seconds:
             self.samples.append((now - began, self.gateway.memory_info().rss / 1e6))
             engine = self.engine()

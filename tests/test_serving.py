@@ -76,6 +76,27 @@ def test_an_engine_is_restarted_a_bounded_number_of_times(tmp_path: Path, dies_a
     until(lambda: inhabitants(tmp_path) == [])
 
 
+STOPS_ITSELF = """
+    import http.server, os, signal, sys
+    class Handler(http.server.BaseHTTPRequestHandler):
+        asked = 0
+        def do_GET(self):
+            Handler.asked += 1
+            if Handler.asked == 2: os.kill(os.getpid(), signal.SIGSTOP)
+            self.send_response(200); self.end_headers()
+    http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_lives_and_answers_nothing_is_ended(tmp_path: Path) -> None:
+    patience = Patience(start_s=30, watch_every_s=0.1, answer_s=0.3, restarts=0, end_s=10)
+    process = engine(tmp_path, STOPS_ITSELF, patience)
+    with pytest.raises(EngineError, match="died 1 times"):
+        asyncio.run(process.keep())
+    until(lambda: inhabitants(tmp_path) == [])
+
+
 def test_the_engine_ends_with_a_job_that_is_killed(tmp_path: Path) -> None:
     run = runs.create(tmp_path / "runs", "serve", plan(standin_interpreter(tmp_path / "python")))
     job = run.start()
