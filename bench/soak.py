@@ -7,8 +7,8 @@ that are slow, vanish in the middle or never read, bodies that are huge, broken 
 
 - Right: greedy answers equal what was answered alone at the start, by every way of asking.
 - Stuck: what has no end within a minute, counted where the client stands.
-- Flat: resident memory of the gateway, sampled every two seconds; the slope is of the least squares line after the
-  first quarter. The engine's is that of its longest life: it is killed in the first half only.
+- Flat: resident memory, sampled every two seconds; the slope is of the least squares line through the second half. The
+  engine's is that of its longest life, which begins with loading: it is killed in the first half only.
 - Afterwards nothing is in flight, the server ends by SIGTERM with status 0, and leaves no process behind.
 
 Prints one JSON line; exit status 1 where an answer was wrong, a request stuck, or memory grew by over 1 MB a minute.
@@ -272,8 +272,8 @@ class Watch:
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
-    """MB a minute, of the least squares line after the first quarter."""
-    kept = [sample for sample in samples if sample[0] >= samples[0][0] + (samples[-1][0] - samples[0][0]) / 4]
+    """MB a minute, of the least squares line through the second half."""
+    kept = [sample for sample in samples if sample[0] >= (samples[0][0] + samples[-1][0]) / 2]
     if len(kept) < 3:
         return 0.0
     at, sizes = sum(t for t, _ in kept) / len(kept), sum(size for _, size in kept) / len(kept)
