@@ -103,9 +103,13 @@ def test_everything_is_listed_by_kind_with_its_size(home: Path, merged: Path, tu
     assert {item["kind"] for item in cache(capsys, "list", "--kind", "run")["items"]} == {"run"}
 
 
-def test_what_a_run_needs_stays_unless_it_is_named(home: Path, base: Path, tuned: Run, capsys: Any) -> None:
+def test_what_a_run_needs_stays_unless_it_is_named(
+    home: Path, base: Path, tuned: Run, merged: Path, capsys: Any
+) -> None:
     os.utime(base / store.MANIFEST, (LONG_AGO, LONG_AGO))
-    assert cache(capsys, "list", "--unused", "--kind", "model")["items"] == []
+    failed = runs.create(home / "runs", "failed", finetune_plan(home))
+    _is(failed, "failed")
+    assert {item["id"] for item in cache(capsys, "list", "--unused")["items"]} == {failed.id}
     answer = cache(capsys, "clean", "--older-than", "30d", "--yes")
     assert answer["kept"] == [{"name": "owner/base", "needed_by": tuned.id}]
     assert base.is_dir()

@@ -151,11 +151,18 @@ def needed_by(holding: Holding, known: Iterable[Need]) -> list[Need]:
 
 
 def unused(holding: Holding, known: Iterable[Need]) -> bool:
-    """Whether nothing would miss it: no run needs it, and a run itself has left nothing that could be used."""
-    if holding.live or holding.kind in ("engine", "other", "rows") or needed_by(holding, known):
+    """Whether nothing would miss it: a download or something left over that no run needs, or a run that left nothing.
+
+    What was made here is a result, whoever uses it; so is what a finished merge, export or evaluation tells.
+    """
+    if holding.live or holding.kind in ("engine", "other", "rows", "made") or needed_by(holding, known):
         return False
+    if holding.kind != "run":
+        return True
     run = Run(holding.path)
-    return holding.kind != "run" or not (run.adapter.is_dir() or (run.path / "model").is_dir() or run.has_checkpoint())
+    if run.adapter.is_dir() or (run.path / "model").is_dir() or run.has_checkpoint():
+        return False
+    return run.status().state != "done" or run.status().verb in ("serve", "plan")
 
 
 def problems(holding: Holding, home: Home, progress: Callable[[int], None] = lambda size: None) -> list[Problem] | None:

@@ -26,7 +26,7 @@ class Filter(msgspec.Struct, kw_only=True):
 
     kind: Annotated[AnyKind, option(N_("Only this kind"))] = ""
     older_than: Annotated[str, option(N_("Only what was not used for so long, as 12h, 30d or 4w"), metavar="AGE")] = ""
-    unused: Annotated[bool, option(N_("Only what no run needs, and runs that left nothing"))] = False
+    unused: Annotated[bool, option(N_("Only downloads that no run needs, and runs that left nothing"))] = False
 
 
 class VerifyOptions(msgspec.Struct, kw_only=True):
@@ -96,9 +96,10 @@ def verify(options: VerifyOptions, session: Session) -> dict[str, Any]:
 def _problems(one: "Holding", session: Session) -> "list[Problem] | None":
     """What is wrong, one line a file; noted in a download's manifest, so that nobody uses it until it is mended."""
     from toolbox import holdings
-    from toolbox.hub import store
+    from toolbox.hub import staging, store
 
-    found = holdings.problems(one, session.home, session.transfer(one.name, one.bytes))
+    shown = one.bytes >= staging.SLOW_TO_HASH
+    found = holdings.problems(one, session.home, session.transfer(one.name, one.bytes) if shown else lambda size: None)
     manifest = store.read_manifest(one.path) if one.kind in ("model", "dataset") else None
     damaged = [problem.file for problem in found or []]
     if manifest and set(damaged) != set(manifest.damaged):
