@@ -25,7 +25,8 @@ class ExportOptions(msgspec.Struct, kw_only=True):
     """What `export` takes: a run, a model, or an adapter (with the model it belongs to); and the format."""
 
     run: Annotated[
-        str, option(N_("What a finetune or merge run made; its adapter is merged first"), ask=True, choices="tuned")
+        str,
+        option(N_("What a finetune or merge run made; its adapter is merged first"), ask=True, choices="exportable"),
     ] = ""
     model: Annotated[
         str, option(N_("Model: demo, a folder, or OWNER/NAME"), ask=True, choices="models", unless="run")
@@ -265,6 +266,8 @@ def show_check(result: dict[str, Any], session: Session) -> None:
 
     header, rows = results.exported(result)
     session.table(_("Before and after"), header, rows)
+    if merged := result.get("merge"):
+        session.say(_("The adapter was merged first, into {base}.").format(base=merged["base"]))
     for note in result.get("notes", []):
         session.say(note)
 

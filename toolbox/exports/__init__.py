@@ -107,9 +107,9 @@ FORMATS: dict[str, Format] = {
             loaded_by=("peft",), adapter="peft", adapter_only=True,
         ),
         Format(
-            name="bnb", summary=N_("bitsandbytes, for transformers, vLLM and SGLang; needs no rows"),
+            name="bnb", summary=N_("bitsandbytes, for transformers and SGLang; needs no rows"),
             types={"nf4": Type(4.13, 1.6), "int8": Type(8.05, 1.05)},
-            loaded_by=("transformers", "vLLM", "SGLang"), modules=("bitsandbytes",), requirement="bitsandbytes",
+            loaded_by=("transformers", "SGLang"), modules=("bitsandbytes",), requirement="bitsandbytes",
         ),
         Format(
             name="gptq", summary=N_("4 or 8 bits chosen by rows (GPTQ), for vLLM, SGLang and lmdeploy"),

@@ -101,6 +101,7 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "active": _runs(Run.alive),
     "resumable": _runs(lambda run: not why_not_resumable(run, run.status())),
     "tuned": _runs(_made_a_model),
+    "exportable": _runs(lambda run: _made_a_model(run) and run.status().verb != "export"),
     "adapted": _runs(_made_an_adapter),
     "adapters": _adapters,
     "suites": _suites,

@@ -90,7 +90,7 @@ class Questions:
         entries = self._entries(field, last)
         values = [entry.value for entry in entries]
         default = last or _text(field.default)
-        at = values.index(default) if default in values and field.choices != "tuned" else 0
+        at = values.index(default) if default in values and field.choices not in ("tuned", "exportable") else 0
         free = OTHER in values
         chosen = self._prompts.choose(_question(field), entries, at, _("0 back · q quit"), free=free)
         if chosen == CATALOGUE:
