@@ -62,7 +62,7 @@ def compare(facts: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     engine_s, gateway_s, events = 0.0, 0.0, 0
     for number in range(given.rounds + 1):
-        for name, (url, key, model) in sides.items():
+        for name, (url, key, model) in sorted(sides.items(), reverse=bool(number % 2)):
             began, before = time.monotonic(), (cpu_s(engine), cpu_s(watch.gateway))
             count = asyncio.run(load(url, key, model, given.clients, given.tokens))
             if number == 0:  # warms up
