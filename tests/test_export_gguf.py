@@ -1,6 +1,7 @@
 """Every architecture that `export --format gguf` takes, small and random: llama.cpp and transformers answer alike."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from tests.plans import CPU
-from toolbox import datasets, embedded, engines, exporting, models, plan, runs
+from toolbox import datasets, embedded, engines, exporting, files, models, plan, runs
 from toolbox.config import Home, find_home
 from toolbox.exports.gguf import ARCHITECTURES
 from toolbox.plan import ExportPlan
@@ -99,6 +100,37 @@ def test_an_architecture_answers_alike(name: str, tmp_path: Path) -> None:
     for reader in result["readers"]:
         assert reader["perplexity"] == pytest.approx(result["perplexity_before"], rel=1e-4), reader
         assert reader["answers_equal"] == result["prompts"], reader
+
+
+def sentencepiece_like(folder: Path) -> None:
+    """A BPE tokenizer of SentencePiece's kind, as Llama 2's tokenizer.json: blanks are ▁, unknown characters bytes."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=1700, special_tokens=special, show_progress=False, limit_alphabet=600)
+    lines = [line for path in embedded.DATASETS.values() for line in path.read_text("utf-8").splitlines()]
+    tokenizer.train_from_iterator([line.replace(" ", "▁") for line in lines[:500]], trainer)
+    file = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None, "decoder": None}
+    file["added_tokens"] = file["added_tokens"][:3]
+    files.write_json(folder / "tokenizer.json", file)
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    files.write_json(folder / "tokenizer_config.json", kind)
+    (folder / "chat_template.jinja").unlink()
+
+
+@pytest.mark.slow
+def test_sentencepieces_tokens_come_back_alike(tmp_path: Path) -> None:
+    if not engines.own_python("llamacpp", find_home()):
+        pytest.skip("llama.cpp is not installed here")
+    model = tmp_path / "random"
+    random_model(model, "llama")
+    sentencepiece_like(model)
+    result = exporting.run(planned(model, tmp_path / "out", "f32"))
+    assert {reader.get("rows_tokenised_otherwise", 0) for reader in result["readers"]} == {0}
+    assert result["readers"][0]["answers_equal"] == result["prompts"]
 
 
 @pytest.mark.slow

@@ -41,8 +41,9 @@ def _runs(keep: Callable[[Run], object]) -> Callable[[Home], list[Choice]]:
 
 
 def _made_a_model(run: Run) -> bool:
-    result = run.result()
-    return run.status().stage != "rm" and bool(result.get("adapter") or result.get("output"))
+    result, status = run.result(), run.status()
+    # What was exported stands among the models; not every verb takes it, and some of it is an adapter.
+    return status.stage != "rm" and status.verb != "export" and bool(result.get("adapter") or result.get("output"))
 
 
 def _made_an_adapter(run: Run) -> bool:
