@@ -113,7 +113,7 @@ choose_lock() {
 
 check_disk() { # FOLDER
   local need_gb=4 free_kb
-  case $lock in cpu | macos) ;; *) need_gb=12 ;; esac
+  case $lock in cpu | macos | llamacpp | *-cpu) ;; *) need_gb=12 ;; esac
   free_kb=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
   [ "${free_kb:-0}" -ge $((need_gb * 1024 * 1024)) ] || complain 2 \
     "磁盘空间不足：$1 剩余 $((free_kb / 1024)) MB，准备环境需要 $need_gb GB。" "请清理磁盘，或用 YCDY_ENV 把环境放到别的磁盘。" \
