@@ -185,9 +185,9 @@ def against_the_sdks(measure: str, hub: Hub, options: argparse.Namespace, **fact
 
 def kills(hub: Hub, options: argparse.Namespace) -> None:
     """The killed process is a fork that calls what the command calls, so that 200 of them take minutes."""
-    size = 96_000_000
+    size = 32_000_000
     expected = hub.ask("hold", size)
-    hub.ask("rate", 12e6)
+    hub.ask("rate", 8e6)
     dice = random.Random(5)
     from toolbox.config import Home, Settings
     from toolbox.hub import fetching, modelscope, store

@@ -55,9 +55,10 @@ def _adapters(home: Home) -> list[Choice]:
 
 
 def _hubs(home: Home) -> list[Choice]:
-    mirrors = filter(None, (mirror.strip() for mirror in home.load_settings().mirrors.split(",")))
-    return [("auto", _("the one that brings it soonest")), ("modelscope", ""), ("huggingface", ""),
-            *((mirror, "") for mirror in mirrors)]  # fmt: skip
+    settings = home.load_settings()
+    mirrors = filter(None, (mirror.strip() for mirror in settings.mirrors.split(",")))
+    hubs = [("", _("as set: {source}").format(source=settings.source)), ("auto", _("the one that brings it soonest"))]
+    return [*hubs, ("modelscope", ""), ("huggingface", ""), *((mirror, "") for mirror in mirrors)]
 
 
 def _suites(home: Home) -> list[Choice]:

@@ -58,7 +58,13 @@ class Questions:
             choices = [(value, notes.get(value, "")) for value in field.values]
         elif field.choices:
             choices = self._offered(field, last)
-        nothing = _("default") if field.values else _("leave empty") if field.many else _("none")
+        nothing = (
+            _("default")
+            if field.values or field.choices == "sources"
+            else _("leave empty")
+            if field.many
+            else _("none")
+        )
         titles = {"": nothing, OTHER: _("something else: type it"), CATALOGUE: _("the catalogue of models")}
         if field.kind is bool:
             titles |= {"yes": _("yes"), "no": _("no")}
@@ -82,7 +88,8 @@ class Questions:
         choices = self._known(field)
         if last and last not in [value for value, _note in choices]:
             choices.insert(0, (last, _("last answer")))
-        if not field.required and not field.unless and field.default in NO_DEFAULT:
+        offered = [value for value, _note in choices]
+        if not field.required and not field.unless and field.default in NO_DEFAULT and "" not in offered:
             choices.append(("", ""))
         return [*choices, (OTHER, _("several: with commas between them") if field.many else "")]
 
