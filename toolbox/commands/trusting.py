@@ -59,10 +59,10 @@ def trust(options: TrustOptions, session: Session) -> dict[str, Any]:
 
 def _folder(name: str, session: Session) -> tuple[Path, str]:
     """(the model's folder, what is to be typed for it: OWNER/NAME, or the folder's own name)."""
-    from toolbox import models
+    from toolbox import embedded, models
     from toolbox.errors import NotFoundError
 
-    path = Path(name).expanduser()
+    path = embedded.MODEL if name == embedded.NAME else Path(name).expanduser()
     if models.HUB_ID.fullmatch(name) and (session.home.models / name).is_dir():
         return session.home.models / name, name
     if path.is_dir():
