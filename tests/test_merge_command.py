@@ -9,8 +9,9 @@ import torch
 from conftest import Cli
 from peft import LoraConfig, get_peft_model
 from plans import demo_facts, finetune_run
+from safetensors.torch import load_file, save_file
 
-from toolbox import embedded, files, loading
+from toolbox import again, embedded, files, loading, plan
 from toolbox.commands.merge import MergeOptions, make_plan
 from toolbox.config import Home, Settings
 from toolbox.errors import DoesNotFitError, InputError
@@ -49,7 +50,7 @@ def test_a_run_brings_base_adapter_precision_and_rows(tuned: Run, home: Path) ->
 def test_an_adapter_trained_on_four_bits_brings_them(home: Path, tuned: Run) -> None:
     quantised = finetune_run(home, method="qlora")
     tuned.adapter.rename(quantised.adapter)
-    for options in (MergeOptions(run=quantised.id), MergeOptions(model="demo", adapter=str(quantised.adapter))):
+    for options in (MergeOptions(run=quantised.id), MergeOptions(model="demo", adapter=[str(quantised.adapter)])):
         plan = make_plan(options, session(home))
         assert plan.quantization == "nf4"
         assert plan.BitsAndBytesConfig["load_in_4bit"]
@@ -65,11 +66,50 @@ def test_rows_that_are_gone_give_way_to_the_embedded_ones(home: Path, tuned: Run
     assert [spec.name for spec in make_plan(MergeOptions(run=run.id), session(home)).datasets] == ["demo-persona"]
 
 
-@pytest.mark.parametrize("options", [MergeOptions(), MergeOptions(model="demo"), MergeOptions(adapter="/nowhere")])
+@pytest.mark.parametrize("options", [MergeOptions(), MergeOptions(model="demo"), MergeOptions(adapter=["/nowhere"])])
 def test_without_an_adapter_there_is_nothing_to_merge(home: Path, options: MergeOptions) -> None:
     with pytest.raises(InputError) as caught:
         make_plan(options, session(home))
     assert caught.value.remedy
+
+
+def test_an_adapter_for_another_base_is_refused_before_anything_starts(home: Path, tuned: Run, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "adapter_config.json").write_bytes((tuned.adapter / "adapter_config.json").read_bytes())
+    tensors = load_file(tuned.adapter / "adapter_model.safetensors")
+    for name in tensors:
+        if name.endswith("lora_A.weight"):
+            tensors[name] = torch.zeros(4, 999)
+    save_file(tensors, foreign / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"was not made for demo.*999"):
+        make_plan(MergeOptions(model="demo", adapter=[str(foreign)]), session(home))
+    deeper = {name.replace(".layers.0.", ".layers.77."): torch.zeros(1) for name in tensors}
+    save_file(deeper, foreign / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="layer 77"):
+        make_plan(MergeOptions(model="demo", adapter=[str(foreign)]), session(home))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"weights": [1.0]}, "2 adapters and 1 weights"),
+        ({"combination": "ties"}, "nobody said which"),
+    ],
+)
+def test_a_mixture_that_is_not_stated_is_refused(home: Path, tuned: Run, given: dict[str, Any], said: str) -> None:
+    two = [str(tuned.adapter)] * 2
+    with pytest.raises(InputError, match=said):
+        make_plan(MergeOptions(model="demo", adapter=two, **given), session(home))
+
+
+def test_a_mixture_is_merged_and_can_be_typed_again(tuned: Run, toolbox_cli: Cli, tmp_path: Path) -> None:
+    mixed = f"--adapter {tuned.adapter} {tuned.adapter} --weights 0.7 0.3 --combination ties --density 0.5"
+    words = f"merge --model demo {mixed} --output {tmp_path / 'merged'}"
+    result = toolbox_cli(*words.split(), "--json").done().json
+    assert result["passed"]
+    made = plan.load(tuned.path.parent / result["run"] / "plan.yaml")
+    assert " ".join(again.words("merge", msgspec.to_builtins(made, enc_hook=str))) == words
 
 
 def test_a_quantised_base_is_refused(home: Path, tuned: Run, tmp_path: Path) -> None:
@@ -80,7 +120,7 @@ def test_a_quantised_base_is_refused(home: Path, tuned: Run, tmp_path: Path) -> 
     config = files.read_json(base / "config.json")
     files.write_json(base / "config.json", {**config, "quantization_config": {"quant_method": "awq", "bits": 4}})
     with pytest.raises(InputError, match="awq"):
-        make_plan(MergeOptions(model=str(base), adapter=str(tuned.adapter)), session(home))
+        make_plan(MergeOptions(model=str(base), adapter=[str(tuned.adapter)]), session(home))
 
 
 def test_a_disk_too_small_is_told_with_both_figures(home: Path, tuned: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
 """Merging: bit for bit what peft computes, proved before it is delivered, whole or absent."""
 
+import errno
 import os
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from toolbox import embedded, files, loading, merging, models
 from toolbox.errors import InputError, Interrupted, ToolboxError
-from toolbox.merging import base, lora, proof, weights
-from toolbox.plan import MergePlan
+from toolbox.merging import base, lora, mixing, proof, tensors, weights
+from toolbox.plan import MergePlan, Mixture
 from toolbox.runs import Silent
 
-KILLS = 25
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -204,9 +203,9 @@ def test_the_adapters_own_template_goes_with_it(adapter: Callable[..., Path], tm
 
 def test_a_broken_adapter_is_named(adapter: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter()
-    tensors = load_file(folder / "adapter_model.safetensors")
-    next(iter(tensors.values())).fill_(float("nan"))
-    save_file(tensors, folder / "adapter_model.safetensors")
+    held = load_file(folder / "adapter_model.safetensors")
+    next(iter(held.values())).fill_(float("nan"))
+    save_file(held, folder / "adapter_model.safetensors")
     with pytest.raises(ToolboxError, match="NaN"):
         merging.run(plan(folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -242,35 +241,139 @@ def test_stopping_leaves_nothing(adapter: Callable[..., Path], tmp_path: Path, m
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "combination", ["linear", "cat", "svd", "ties", "ties_svd", "magnitude_prune", "dare_linear", "dare_ties"]
+)
+def test_mixtures_are_what_peft_makes_of_them(
+    adapter: Callable[..., Path], tmp_path: Path, combination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What DARE draws is drawn by each module's own seed here, so it is compared with the same draws."""
+    first, second = adapter(target_modules=["q_proj", "v_proj"]), adapter(target_modules=["q_proj", "up_proj"])
+    other = load_file(second / "adapter_model.safetensors")
+    save_file({name: 1.5 * tensor.flip(0) for name, tensor in other.items()}, second / "adapter_model.safetensors")
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    density = None if combination in ("linear", "cat", "svd") else 0.5
+    mixture = Mixture(adapters=[first, second], weights=[0.7, -0.3], combination=combination, density=density)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed, seeded=torch.manual_seed: seeded(7))
+    mixing.mix(mixture, 42, folder)
+    model: Any = PeftModel.from_pretrained(loading.base_model(embedded.MODEL, "float32", "cpu"), first, "first")
+    model.load_adapter(second, "second")
+    per_module = type(model.base_model)._generalized_task_arithmetic_weighted_adapter
+
+    def seeded(*given: Any) -> Any:
+        torch.manual_seed(7)
+        return per_module(*given)
+
+    monkeypatch.setattr(type(model.base_model), "_generalized_task_arithmetic_weighted_adapter", seeded)
+    model.add_weighted_adapter(["first", "second"], [0.7, -0.3], "mixed", combination, density=density)
+    found = load_file(folder / "adapter_model.safetensors")
+    layers = {
+        name: part for name, part in model.base_model.model.named_modules() if "mixed" in getattr(part, "lora_A", ())
+    }
+    assert len(found) == 2 * len(layers)
+    for name, layer in layers.items():
+        a, b = (found[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB")
+        if not combination.endswith("svd"):
+            assert torch.equal(a, layer.lora_A["mixed"].weight[: len(a)])
+            assert torch.equal(b, layer.lora_B["mixed"].weight)
+        torch.testing.assert_close(b @ a, layer.get_delta_weight("mixed"), rtol=1e-4, atol=1e-6)
+
+
+def test_adapters_of_different_ranks_are_mixed_by_cat_only(adapter: Callable[..., Path], tmp_path: Path) -> None:
+    mixture = Mixture(adapters=[adapter(r=4), adapter(r=2)], weights=[1, 1], combination="linear")
+    with pytest.raises(InputError, match="different ranks"):
+        mixing.mix(mixture, 42, tmp_path)
+    mixture.combination = "cat"
+    result = merging.run(plan(mixture.adapters[0], tmp_path / "out", mixture=mixture))
+    assert result["passed"]
+    assert len(result["hashes"]["adapter"]) == 2
+
+
+def test_qlora_onto_the_original_is_measured_beside_the_dequantised(
+    adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = adapter(NF4)
+    result = merging.run(plan(folder, tmp_path / "out", nf4=True, onto="original"))
+    assert result["passed"]
+    assert "before nf4" in result["base"]
+    trained, dequantised, original = result["bases"]
+    assert [row["base"] for row in result["bases"] if row["chosen"]] == ["original"]
+    assert trained["max_abs_diff"] == 0 <= dequantised["max_abs_diff"] < original["max_abs_diff"]
+    assert dequantised["perplexity"] == pytest.approx(trained["perplexity"], rel=1e-3)
+    expected = by_peft(folder)
+    merged = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in merged.items())
+
+
+WRITES = (
+    (os, "write"), (os, "ftruncate"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "mkdir"), (os, "open"),
+    (os, "unlink"), (os, "rmdir"), (shutil, "copyfile"),
+)  # fmt: skip
+
+
+def _dies_at(moment: int, work: Callable[[], object]) -> bool:
+    """Do `work` in a process that is killed at its `moment`th write, half of that done; whether it came to its end."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1] == 0
+    counted = iter(range(1 << 30))
+
+    def deadly(function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if next(counted) == moment:
+            if function is real_write:
+                function(given[0], given[1][: len(given[1]) // 2 // 4096 * 4096])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*given, **named)
+
+    real_write = os.write
+    for module, name in WRITES:
+        setattr(module, name, partial(deadly, getattr(module, name)))
+    try:
+        work()
+        os._exit(0)
+    finally:  # whatever happens, this process is no second pytest
+        os._exit(1)
+
+
 @pytest.mark.slow
-def test_kills_at_random_moments_leave_a_whole_model_or_none(
+def test_a_kill_at_every_write_leaves_a_whole_model_or_none(
     adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the writing is killed: the proof, which writes nothing, is left out."""
     monkeypatch.setattr(proof, "prove", lambda plan, folder: proof.Proof(0, 0, 0, 0, True, ()))
+    monkeypatch.setattr(tensors, "BLOCK", 1 << 20)
     output = tmp_path / "models" / "out"
     made = plan(adapter(), output)
-    begun = time.monotonic()
     merging.run(made)
-    took, whole = time.monotonic() - begun, load_file(output / "model.safetensors")
-    output.rename(tmp_path / "whole")
-    moments, delivered = random.Random(0), 0
-    for _kill in range(KILLS):
-        child = os.fork()
-        if child == 0:
-            try:
-                merging.run(made)
-            finally:  # whatever happens, this process is no second pytest
-                os._exit(0)
-        time.sleep(moments.uniform(0, 1.2 * took))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    whole = {path.name: files.sha256(path) for path in output.iterdir()}
+    shutil.rmtree(output)
+    delivered = []
+    for moment in range(1000):
+        ended = _dies_at(moment, lambda: merging.run(made))
+        delivered.append(output.exists())
         if output.exists():
-            delivered += 1
-            merged = load_file(output / "model.safetensors")
-            assert all(torch.equal(merged[name], tensor) for name, tensor in whole.items())
-            assert {path.name for path in output.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+            assert {path.name: files.sha256(path) for path in output.iterdir()} == whole
             shutil.rmtree(output)
+        if ended:
+            break
+    assert ended
+    assert len(delivered) > 20
+    assert not any(delivered[:20])
+    assert delivered[-1]
     merging.run(made)
     assert [path.name for path in output.parent.iterdir()] == ["out"]
-    assert delivered < KILLS
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    adapter: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tensors.os, "write", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        merging.run(plan(adapter(), tmp_path / "out"))
+    assert files.is_full(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)

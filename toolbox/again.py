@@ -15,6 +15,16 @@ def line(verb: str, *words: str) -> str:
     return " ".join(["bash yichuidingyin.sh", verb, *map(shlex.quote, words)])
 
 
+def _mixed(plan: dict[str, Any]) -> list[str]:
+    """What a merge says of several adapters, and of a base in 4 bits."""
+    said = ["--onto", str(plan["onto"])] if plan.get("onto", "dequantized") != "dequantized" else []
+    mixture = plan.get("mixture")
+    if not isinstance(mixture, dict):
+        return said
+    said += ["--weights", *(f"{share:g}" for share in mixture["weights"]), "--combination", mixture["combination"]]
+    return said + (["--density", f"{mixture['density']:g}"] if mixture.get("density") else [])
+
+
 def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list[str]:
     """The verb and its options; what a plan (as plain data) does not say is decided anew. `settings`: more `--set`."""
     said = [verb, *_subject(verb, plan)]
@@ -22,6 +32,7 @@ def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list
         said += _training(plan, settings)
     said += ["--suite", *map(str, plan["suites"])] if verb == "evaluate" and plan.get("suites") else []
     said += ["--format", str(plan.get("format")), "--type", str(plan.get("type"))] if verb == "export" else []
+    said += _mixed(plan) if verb == "merge" else []
     said += ["--output", str(plan["output"])] if verb in ("merge", "export") and "output" in plan else []
     return said + _server(plan) if verb == "serve" else said
 
@@ -45,6 +56,8 @@ def _subject(verb: str, plan: dict[str, Any]) -> list[str]:
     said = ["--model", str(model.get("id", "") if isinstance(model, dict) else "")]
     adapters = [f"{each['name']}={each['path']}" for each in plan.get("adapters") or []]
     adapters = [str(plan["adapter"])] if plan.get("adapter") else adapters
+    mixture = plan.get("mixture")
+    adapters = [str(path) for path in mixture["adapters"]] if isinstance(mixture, dict) else adapters
     return [*said, "--adapter", *adapters] if adapters else said
 
 

@@ -80,8 +80,20 @@ class ExactPlan(FinetunePlan, kw_only=True, tag="plan"):
     """The values of config.json of a model that is not here."""
 
 
+class Mixture(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Adapters made into one before the merge, in the words of peft's `add_weighted_adapter`."""
+
+    adapters: list[Path]
+    weights: list[float]
+    combination: str
+    density: float | None = None
+    """The share of an adapter's numbers that is kept; None: nothing is pruned."""
+
+
 class MergePlan(Plan, kw_only=True, tag="merge"):
     adapter: Path
+    """Of a mixture the first one, whose tokenizer and template are taken."""
+    mixture: Mixture | None = None
     output: Path
     dtype: Literal["float32", "bfloat16", "float16"]
     quantization: Literal["none", "nf4"] = "none"

@@ -12,23 +12,40 @@ from toolbox.options import option
 if TYPE_CHECKING:
     from toolbox.datasets import DatasetSpec
     from toolbox.models import ModelFacts
-    from toolbox.plan import FinetunePlan, MergePlan
+    from toolbox.plan import FinetunePlan, MergePlan, Mixture
+    from toolbox.targets import Target
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes a parameter takes in the merged model, by its dtype."""
 
 
 class MergeOptions(msgspec.Struct, kw_only=True):
-    """What `merge` takes: a finetune run, or a model and an adapter."""
+    """What `merge` takes: a finetune run, or a model and an adapter, or several."""
 
     run: Annotated[str, option(N_("The finetune run whose adapter is merged"), ask=True, choices="adapted")] = ""
     model: Annotated[
         str, option(N_("Base model: demo, a folder, or OWNER/NAME; default: the adapter's own"), choices="models")
     ] = ""
     adapter: Annotated[
-        str,
-        option(N_("Adapter folder, instead of --run"), metavar="DIR", ask=True, choices="adapters", unless="run"),
-    ] = ""
+        list[str],
+        option(
+            N_("Adapter folder, instead of --run; of several a mixture is merged"),
+            metavar="DIR", ask=True, choices="adapters", unless="run",
+        ),
+    ] = msgspec.field(default_factory=list)  # fmt: skip
+    weights: Annotated[
+        list[float], option(N_("How much of each adapter is in the mixture; default: equal shares"), metavar="SHARE")
+    ] = msgspec.field(default_factory=list)
+    combination: Annotated[
+        Literal[
+            "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
+            "magnitude_prune", "magnitude_prune_svd",
+        ],
+        option(N_("How adapters are mixed, by peft's names")),
+    ] = "linear"  # fmt: skip
+    density: Annotated[
+        float, option(N_("Share of each adapter's numbers that ties, dare and magnitude_prune keep"), ge=0, le=1)
+    ] = 0.0
     output: Annotated[
         str,
         option(N_("New folder for the merged model; empty: HOME/models/merged/RUN"), ask=True, metavar="DIR"),
@@ -37,6 +54,11 @@ class MergeOptions(msgspec.Struct, kw_only=True):
         Literal["auto", "float32", "bfloat16", "float16"],
         option(N_("Precision of the merged weights; auto: that of the training")),
     ] = "auto"
+    onto: Annotated[
+        Literal["dequantized", "original"],
+        option(N_("What an adapter trained on 4 bits is merged onto: those, dequantised, or the 16 bits before them")),
+    ] = "dequantized"
+    seed: Annotated[int, option(N_("Decides what DARE draws"), ge=0)] = 42
 
 
 def run(options: MergeOptions, session: Session) -> dict[str, Any]:
@@ -52,6 +74,7 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     session.follow(job)
     result = {"run": job.id, **job.result()}
     show_proof(result["proof"], session)
+    show_bases(result.get("bases") or [], session)
     session.say(_("The merged model lies in {output}.").format(output=plan.output))
     if not methods.scores(plan.adapter):
         session.say(_("Next: {command}").format(command=job.command("serve", "--run")))
@@ -60,34 +83,82 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
-    from toolbox import methods, targets
+    from toolbox import targets
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
-    target = targets.resolve(options.model, options.adapter, options.run, session.home, with_adapter=True)
+    first = options.adapter[0] if options.adapter else ""
+    target = targets.resolve(options.model, first, options.run, session.home, with_adapter=True)
     if target.adapter is None:
         raise InputError(
             _("{name} has no adapter to merge.").format(name=target.name),
             _("Name a run of finetune with --method lora or qlora, or an adapter with --adapter."),
         )
-    methods.refuse_unmergeable(target.adapter)
-    differing.show(target.model.path, [target.adapter], session)
+    adapters = _adapters(options, target, session)
+    differing.show(target.model.path, adapters, session)
     _refuse_quantised(target.model)
     origin = _origin(target.adapter)
     plan = MergePlan(
         entry="toolbox.merging:run",
         model=target.model,
         device=devices.best(session),
+        seed=options.seed,
         adapter=target.adapter,
-        output=_output(options.output, target.run or _made_name(target.adapter), session.home.models),
+        mixture=_mixture(options, adapters),
+        output=_output(options.output, target.run or "-".join(map(_made_name, adapters)), session.home.models),
         dtype=_dtype(options.dtype, target.model, origin),
         quantization=origin.quantization if origin else "none",
         BitsAndBytesConfig=origin.BitsAndBytesConfig if origin else {},
+        onto=options.onto,
         run=target.run,
         datasets=_rows(origin, session),
     )
     _look_for_room(plan)
     return plan
+
+
+def _adapters(options: MergeOptions, target: "Target", session: Session) -> list[Path]:
+    """The target's adapter, and the others that were named, each checked to fit the base."""
+    from toolbox import methods, pairing, targets
+
+    base = str(target.model.path)
+    others = [targets.resolve(base, other, "", session.home, with_adapter=True) for other in options.adapter[1:]]
+    found = [each.adapter for each in (target, *others) if each.adapter]
+    for adapter in found:
+        methods.refuse_unmergeable(adapter)
+        pairing.refuse_foreign(adapter, target.model)
+    return found
+
+
+def _mixture(options: MergeOptions, adapters: list[Path]) -> "Mixture | None":
+    """How several adapters become one. Raises InputError where shares don't match, or bits, or density is missing."""
+    from toolbox.errors import InputError
+    from toolbox.plan import Mixture
+
+    shares = options.weights or [1 / len(adapters)] * len(adapters)
+    if len(shares) != len(adapters):
+        raise InputError(
+            _("There are {adapters} adapters and {shares} weights.").format(adapters=len(adapters), shares=len(shares)),
+            _("Give each adapter its own with --weights, in the same order."),
+        )
+    if len(adapters) == 1 and shares == [1]:
+        return None
+    trained_on = {origin.quantization for adapter in adapters if (origin := _origin(adapter))}
+    if len(trained_on) > 1:
+        raise InputError(
+            _("These adapters were trained on different bits ({kinds}).").format(kinds=", ".join(sorted(trained_on))),
+            _("Merge those of one kind first, or train them alike."),
+        )
+    prunes = options.combination.removesuffix("_svd") not in ("linear", "cat", "svd")
+    if prunes and not options.density:
+        raise InputError(
+            _("{combination} keeps a part of each adapter, and nobody said which.").format(
+                combination=options.combination
+            ),
+            _("Name a share with --density: TIES' authors keep 0.2, DARE's down to 0.1."),
+        )
+    density = options.density if prunes else None
+    return Mixture(adapters=adapters, weights=shares, combination=options.combination, density=density)
 
 
 def _refuse_quantised(model: "ModelFacts") -> None:
@@ -163,10 +234,14 @@ def _look_for_room(plan: "MergePlan") -> None:
 def _show_plan(plan: "MergePlan", session: Session) -> None:
     from toolbox import units
 
-    base = f"{plan.model.id} ({plan.quantization} → {plan.dtype})" if plan.quantization != "none" else plan.model.id
+    base = f"{plan.model.id} ({plan.quantization} → {plan.dtype})" if plan.dequantizes else plan.model.id
+    mixed = plan.mixture
+    shares = zip(mixed.weights, mixed.adapters, strict=True) if mixed else ()
+    adapters = [f"{share:.3g} × {path}" for share, path in shares]
     rows = [
         (_("Base model"), base),
-        (_("Adapter"), str(plan.adapter)),
+        *((_("Adapter"), adapter) for adapter in adapters or [str(plan.adapter)]),
+        *([(_("Mixed by"), _mixed_by(mixed))] if mixed else []),
         (_("Output"), str(plan.output)),
         (_("Precision"), plan.dtype),
         (_("Size"), units.size(plan.model.parameters * BYTES[plan.dtype])),
@@ -175,10 +250,22 @@ def _show_plan(plan: "MergePlan", session: Session) -> None:
     session.table(_("Plan"), (_("What"), _("Which")), rows)
 
 
+def _mixed_by(mixture: "Mixture") -> str:
+    return mixture.combination + (f", density {mixture.density:g}" if mixture.density else "")
+
+
 def show_proof(proof: list[dict[str, Any]], session: Session) -> None:
     """A line a check."""
     rows = [("✓" if check["passed"] else "✗", check["name"], check["detail"]) for check in proof]
     session.table(_("Proof"), ("", _("Check"), _("Detail")), rows)
+
+
+def show_bases(bases: list[dict[str, Any]], session: Session) -> None:
+    """What an adapter trained on 4 bits would be merged onto, and how far either is from the model as trained."""
+    from toolbox.report import results
+
+    if bases:
+        session.table(_("Onto which base"), results.onto_header(), results.onto_rows(bases))
 
 
 COMMANDS = (Command("merge", N_("Merge an adapter into its base model, with proof"), MergeOptions, run),)

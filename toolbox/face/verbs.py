@@ -23,7 +23,9 @@ def merge(
     Raises InputError for what can't be merged, ToolboxError where the proof fails.
     """
     session = open_session(home, silent)
-    options = built(merging.MergeOptions, "merge", {**_named(model, home), "output": output or "", "dtype": dtype})
+    named: dict[str, Any] = _named(model, home)
+    named |= {"adapter": [named["adapter"]]} if named.get("adapter") else {}
+    options = built(merging.MergeOptions, "merge", {**named, "output": output or "", "dtype": dtype})
     plan = merging.make_plan(options, session)
     run = runs.create(session.home.runs, f"merge-{Path(plan.model.id).name}", plan)
     result = carry_out_here(run, silent)

@@ -1,8 +1,13 @@
 """Merging an adapter into its base model, with proof (`merge`)."""
 
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from toolbox import files, methods, own_code, templates
 from toolbox.errors import InputError, Interrupted, ToolboxError
@@ -41,15 +46,37 @@ def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = Non
         )
     methods.refuse_unmergeable(plan.adapter)
     try:
-        with files.whole_folder(plan.output) as folder:
+        with files.whole_folder(plan.output) as folder, _mixed(plan, run, reporter) as plan:
             reporter.phase(_("Merging"))
             hashes = weights.merge(plan, folder, lambda step, steps: _step(reporter, step, steps))
             _add_files(plan, folder)
             proved = _prove(plan, folder, reporter)
     except FileExistsError as error:
         raise exists(plan.output) from error
-    sums = {"base": hashes.base, "adapter": {ADAPTER: files.sha256(plan.adapter / ADAPTER)}, "output": hashes.output}
+    adapters = plan.mixture.adapters if plan.mixture else [plan.adapter]
+    sums = {
+        "base": hashes.base,
+        "adapter": {
+            (f"{folder.name}/{ADAPTER}" if plan.mixture else ADAPTER): files.sha256(folder / ADAPTER)
+            for folder in adapters
+        },
+        "output": hashes.output,
+    }
     return {"output": str(plan.output), "base": weights.base_name(plan), "hashes": sums, **proved.as_dict()}
+
+
+@contextmanager
+def _mixed(plan: MergePlan, run: Run | None, reporter: Reporter) -> Iterator[MergePlan]:
+    """The plan with one adapter in the place of several, for as long as this lasts."""
+    if plan.mixture is None:
+        yield plan
+        return
+    from toolbox.merging import mixing
+
+    reporter.phase(_("Mixing adapters"))
+    with tempfile.TemporaryDirectory(prefix=".mixture.", suffix=".part", dir=run.path if run else None) as folder:
+        mixing.mix(plan.mixture, plan.seed, Path(folder))
+        yield msgspec.structs.replace(plan, adapter=Path(folder))
 
 
 def _prove(plan: MergePlan, folder: Path, reporter: Reporter) -> "proof.Proof":

@@ -154,7 +154,6 @@ class Writer:
 
     def close(self) -> None:
         os.close(self._descriptor)
-        self._block.close()
 
 
 def _new_file(path: Path) -> int:

@@ -16,6 +16,12 @@ from toolbox.suites import METRICS
 TITLES = {"base": N_("base"), "tuned": N_("tuned"), "difference": N_("Difference")}
 ROLES = {"base": N_("Base model"), "adapter": N_("Adapter"), "output": N_("Output")}
 """What the columns of an evaluation and the weights of a merge are called."""
+BASES = {
+    "trained": N_("the base in 4 bits, as in training"),
+    "dequantized": N_("the same, dequantised"),
+    "original": N_("the original in 16 bits"),
+}
+"""The bases of an adapter that was trained on 4 bits."""
 
 
 def results(facts: Facts) -> str:
@@ -158,7 +164,26 @@ def _merge(facts: Facts) -> list[str]:
     ]
     table = markdown.table((_("Proof"), "", _("Detail")), rows) if rows else ""
     where = _("The merged model lies in {output}.").format(output=code(result.get("output", "?")))
-    return [where, table, _hashes(result.get("hashes"))]
+    onto = [row for row in result.get("bases") or [] if isinstance(row, dict)]
+    bases = markdown.table(onto_header(), [tuple(map(plain, row)) for row in onto_rows(onto)]) if onto else ""
+    return [where, table, bases, _hashes(result.get("hashes"))]
+
+
+def onto_header() -> tuple[str, ...]:
+    return ("", _("Adapter on"), _("Logits differ from training by up to"), _("Perplexity of the rows"))
+
+
+def onto_rows(bases: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A line for the model as it was trained, and one for each base that the adapter could be merged onto."""
+    return [
+        (
+            "✓" if row.get("chosen") else "",
+            _(BASES.get(str(row.get("base")), str(row.get("base")))),
+            f"{row.get('max_abs_diff', 0):.3g}",
+            f"{row.get('perplexity', 0):.4g}",
+        )
+        for row in bases
+    ]
 
 
 def _export(facts: Facts) -> list[str]:
