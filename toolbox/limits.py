@@ -49,4 +49,6 @@ def parse(words: Sequence[str]) -> Limits:
     try:
         return msgspec.convert(given, Limits, strict=False)
     except msgspec.ValidationError as error:
-        raise InputError(_("--limit: {reason}.").format(reason=error), _("As in: --limit answer_s=300")) from error
+        raise InputError(
+            _("--limit is not understood: {reason}.").format(reason=error), _("As in: --limit answer_s=300")
+        ) from error
