@@ -16,7 +16,7 @@ from toolbox.serving.log import log
 
 STALL_S = 0.25
 """Prompts are read in pieces, so that rows being written wait about this long at most."""
-LEAST_CHUNK, MOST_CHUNK = 32, 2048
+LEAST_CHUNK, MOST_CHUNK = 64, 2048
 FAILURES = 3
 """Failed steps in a row after which the engine gives itself up, to be started anew."""
 WORTH_WAITING = 16
@@ -47,7 +47,9 @@ class Scheduler:
         self._waiting: deque[Row] = deque()
         self._active: list[Row] = []
         self._wake = threading.Condition()
-        self._chunk = LEAST_CHUNK * 4
+        self._chunk = LEAST_CHUNK * 2
+        self._token_s = 0.0
+        """What a step without prompts took last."""
         self._failures = 0
         self.began: float | None = None
         """When the step began that is being computed (`time.monotonic`); None between steps."""
@@ -156,7 +158,8 @@ class Scheduler:
     def _parts(self) -> list[tuple[Row, list[int]]]:
         """The tokens of each row that this step computes, an adapter's rows side by side: all that are being written
         take one, and prompts share what a step may take."""
-        left, parts = self._chunk, []
+        left = self._chunk if any(row.count for row in self._active) else 4 * self._chunk  # nobody to keep waiting
+        parts = []
         for row in self._active:
             assert row.region is not None
             unread = row.ids[len(row.region.ids) :] if row.count == 0 else row.ids[-1:]
@@ -168,7 +171,9 @@ class Scheduler:
         return sorted(parts, key=lambda part: part[0].adapter)
 
     def _pace(self, tokens: int, rows: int, seconds: float) -> None:
-        """Let prompts have as many tokens a step as keep it about STALL_S long."""
-        if tokens >= rows + LEAST_CHUNK // 2:
-            fitting = int(self._chunk * STALL_S / max(seconds, 1e-3)) if tokens >= self._chunk // 2 else self._chunk
+        """Let prompts have as many tokens a step as keep it about STALL_S long, or four times one without them."""
+        if tokens == rows:
+            self._token_s = seconds
+        elif tokens >= self._chunk // 2:
+            fitting = int(self._chunk * max(STALL_S, 4 * self._token_s) / max(seconds, 1e-3))
             self._chunk = min(max((self._chunk + fitting) // 2, LEAST_CHUNK), MOST_CHUNK)
