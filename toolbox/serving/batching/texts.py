@@ -4,6 +4,8 @@ from typing import Any
 
 UNFINISHED = "\ufffd"
 """What a decoder makes of a character's first bytes."""
+MOST_UNFINISHED = 3
+"""Bytes of a character that lacks its last; whatever was before them will never be one."""
 
 
 class Text:
@@ -14,6 +16,8 @@ class Text:
         self._ids: list[int] = []
         self._begin = self._told = 0
         """Tokens from `_begin` are decoded again with each new one; the text of those before `_told` has been given."""
+        self._ahead = 0
+        """Characters given beyond those: of tokens that end within one."""
         self._held = ""
         self.stopped = False
 
@@ -21,18 +25,23 @@ class Text:
         """The text that is certain now."""
         self._ids.append(token)
         known, whole = self._decode(self._begin, self._told), self._decode(self._begin, len(self._ids))
-        if len(whole) <= len(known) or whole.endswith(UNFINISHED):
-            return ""
-        self._begin, self._told = self._told, len(self._ids)
-        return self._past_stops(whole[len(known) :])
+        held = 0
+        while held < MOST_UNFINISHED and whole[: len(whole) - held].endswith(UNFINISHED):
+            held += 1
+        text = whole[len(known) + self._ahead : len(whole) - held]
+        if held:
+            self._ahead += len(text)
+        elif len(whole) > len(known):
+            self._begin, self._told, self._ahead = self._told, len(self._ids), 0
+        return self._past_stops(text)
 
     def rest(self) -> str:
         """What was held back, once no token follows."""
         if self.stopped:
             return ""
         known, whole = self._decode(self._begin, self._told), self._decode(self._begin, len(self._ids))
-        self._told = len(self._ids)
-        text = self._past_stops(whole[len(known) :])
+        text = self._past_stops(whole[len(known) + self._ahead :])
+        self._told, self._ahead = len(self._ids), 0
         held, self._held = self._held, ""
         return text if self.stopped else text + held
 
