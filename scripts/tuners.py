@@ -160,16 +160,17 @@ def _reloaded(made: Any, adapter: Path | None, model: Path) -> Any:
 
 
 def _as_engine(made: Any, adapter: Path, view: Path, expected: Any) -> tuple[float | None, str]:
-    """(difference, "") of the model as an engine of transformers loads it, or (None, why it does not)."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    """(difference, "") of the model as our own engine loads it with its adapter, or (None, why it does not)."""
+    from toolbox import loading
+    from toolbox.engines import ENGINES, SERVED
     from toolbox.serving import view as views
+    from toolbox.serving.batching.adapters import Adapters
 
-    served, _tuned = views.make(view, made.model.path, adapter, apart=False)
+    (tuned,) = views.make(view, made.model.path, [adapter], ENGINES["transformers"])
     try:
-        model = AutoModelForCausalLM.from_pretrained(view / served, dtype=torch.float32)
-        return difference(logits(model), expected), ""
+        adapters = Adapters(loading.base_model(view / SERVED, "float32", "cpu"), {tuned: view / tuned})
+        with adapters.over([(tuned, expected.shape[1])]):
+            return difference(logits(adapters.base), expected), ""
     except Exception as error:  # whatever a library says is the result
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
 
