@@ -40,7 +40,7 @@ class Figures(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A stopped and resumed run leaves the very weights of a straight one."""
     merge_diff: float | None = None
     engine_diff: float | None = None
-    """As `transformers serve` loads it, unmerged."""
+    """As the engine that comes along serves it, unmerged."""
     engine_error: str = ""
 
 

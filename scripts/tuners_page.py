@@ -41,7 +41,7 @@ EN = Words(
     measured=f"""
 Each was trained for {tuners.STEPS} steps on the embedded model through the toolbox's own job, in float32 on a
 processor; figures are largest differences of logits. *Resumed*: stopped after half of the steps and resumed,
-it left the very bytes of a straight run. *Served*: loaded unmerged as `transformers serve` loads it.
+it left the very bytes of a straight run. *Served*: loaded unmerged by the engine that comes along.
 """,
     columns="`--method` | what | paper | settings | weights | resumed | reload | merge | served | 4 bits",
     unmergeable="`{method}` does not merge: {reason}.",
@@ -56,9 +56,8 @@ and is held to the reference; the value head of `ppo` is trained too, and is no 
 """,
     whole="a model", no="no", equal="equal", all_stages="all", four_bits="4 bits",
     notes="""
-Where *served* says no, `serve` and `chat` refuse the adapter: transformers would load it otherwise than it was
-trained, or not at all. Merged, it is served as any model; `evaluate` takes every adapter as it is. lmdeploy takes
-plain LoRA only. `pissa` and `olora` change the base while they train; what they leave is a plain LoRA of twice the
+Where *served* says no, `serve` and `chat` refuse the adapter. Merged, it is served as any model; `evaluate` takes
+every adapter as it is. vLLM, SGLang and lmdeploy take plain LoRA only. `pissa` and `olora` change the base while they train; what they leave is a plain LoRA of twice the
 rank for the untouched base, so it is served and merged as LoRA.
 
 `--quantization nf4` trains any method that has a figure in the last column (*reload*) over a base in 4 bits.
@@ -77,7 +76,7 @@ ZH = Words(
     title="微调方法",
     measured=f"""
 每种方法都用工具箱自己的任务在内置模型上训练 {tuners.STEPS} 步（float32，处理器）；数字是 logits 的最大差。
-*续训*：训练到一半停下再继续，留下的文件与一次跑完逐字节相同。*直接上线*：不合并，按 `transformers serve` 的方式加载。
+*续训*：训练到一半停下再继续，留下的文件与一次跑完逐字节相同。*直接上线*：不合并，由自带的引擎加载。
 """,
     columns="`--method` | 是什么 | 论文 | 设置 | 训练的参数 | 续训 | 重新加载 | 合并 | 直接上线 | 4 比特",
     unmergeable="`{method}` 不能合并：{reason}。",
@@ -91,8 +90,8 @@ ZH = Words(
 """,
     whole="完整模型", no="否", equal="相同", all_stages="全部", four_bits="4 比特",
     notes="""
-*直接上线* 写“否”的，`serve` 和 `chat` 会拒绝这个适配器：transformers 加载出来的和训练时不一样，或者根本加载不了。
-合并之后就和普通模型一样上线；`evaluate` 接受任何适配器。lmdeploy 只接受普通 LoRA。`pissa` 和 `olora` 训练时会改动底座，
+*直接上线* 写“否”的，`serve` 和 `chat` 会拒绝这个适配器。
+合并之后就和普通模型一样上线；`evaluate` 接受任何适配器。vLLM、SGLang、lmdeploy 只接受普通 LoRA。`pissa` 和 `olora` 训练时会改动底座，
 但留下的是针对原底座、秩为两倍的普通 LoRA，所以上线和合并都与 LoRA 相同。
 
 最后一列有数字（*重新加载*）的方法可以加 `--quantization nf4`，在 4 比特底座上训练。`--method full` 可以用

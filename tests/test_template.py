@@ -23,6 +23,8 @@ from toolbox.merging.proof import _stops
 from toolbox.plan import MergePlan, ServedAdapter
 from toolbox.runs import Silent
 from toolbox.serving import view
+from toolbox.serving.batching.prompts import chat_ids
+from toolbox.serving.protocol import ChatRequest
 from toolbox.training import rows
 from toolbox.training import run as train
 from toolbox.ui import Terminal
@@ -93,17 +95,10 @@ def dressed(base: Path, folder: Path, style: str) -> Path:
     return folder
 
 
-def served_ids(folder: Path, turns: list[dict[str, Any]], **more: Any) -> list[int]:
-    """The prompt as `transformers serve` makes it of a request, by its own code."""
-    from transformers.cli.serving.model_manager import Modality
-    from transformers.cli.serving.utils import BaseHandler
-
-    tokenizer = loading.tokenizer(folder)
-    messages = BaseHandler.get_processor_inputs_from_messages(turns, Modality.LLM)
-    out: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, **more
-    )
-    return list(out["input_ids"])
+def served_ids(folder: Path, turns: list[dict[str, Any]]) -> list[int]:
+    """The prompt as the engine that comes along makes it of a request, by its own code."""
+    asked = msgspec.convert({"messages": turns}, ChatRequest)
+    return chat_ids(loading.tokenizer(folder), asked)
 
 
 def lmdeploy_ids(folder: Path, turns: list[dict[str, Any]]) -> list[int]:
@@ -125,7 +120,7 @@ def test_what_was_trained_is_what_chat_sends_and_what_engines_apply(base: Path, 
     for number, begin in enumerate(answers):
         asked = TURNS[: 2 * number + 2]
         prompt = sample.input_ids[:begin]
-        assert served_ids(folder, asked) == prompt, "transformers serve"
+        assert served_ids(folder, asked) == prompt, "the engine that comes along"
         sent = inference.prompt_ids(tokenizer, asked)
         assert (sent[: len(prompt)] if style == "thinking" else sent) == prompt, "evaluate"
         if number or style != "thinking":

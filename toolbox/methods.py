@@ -99,7 +99,7 @@ class Method(msgspec.Struct, kw_only=True, frozen=True):
     unmergeable: str = ""
     """Why it can't be merged; empty where it can."""
     served: bool = True
-    """Whether `transformers serve` answers with it, unmerged, as it was trained."""
+    """Whether the engine that comes along answers with it, unmerged, as it was trained."""
     nf4: bool = False
     """Whether it trains on a base in 4 bits."""
     common: bool = False
@@ -120,7 +120,7 @@ METHODS = (
     Method(name="qlora", summary=N_("LoRA over a base in 4 bits"), paper="arXiv:2305.14314", nf4=True, common=True),
     Method(name="full", summary=N_("All weights"), paper="", kind="weights", block="", rate=0.05, common=True),
     Method(name="dora", summary=N_("LoRA that learns direction and length apart"), paper="arXiv:2402.09353",
-           settings={"use_dora": True}, served=False, nf4=True, common=True),
+           settings={"use_dora": True}, nf4=True, common=True),
     Method(name="rslora", summary=N_("LoRA scaled by the root of its rank, for large ranks"), paper="arXiv:2312.03732",
            settings={"use_rslora": True}, rate=0.5, nf4=True, common=True),
     Method(name="lora+", summary=N_("LoRA whose B learns faster than its A"), paper="arXiv:2402.12354",
@@ -132,14 +132,14 @@ METHODS = (
     Method(name="lora-fa", summary=N_("LoRA with A frozen: fewer activations are kept"), paper="arXiv:2308.03303",
            rate=2, nf4=True),
     Method(name="adalora", summary=N_("LoRA that gives rank to the weights that need it"), paper="arXiv:2303.10512",
-           block="AdaLoraConfig", settings={**ALL, "init_r": 12, "target_r": 8}, rate=5, served=False,
+           block="AdaLoraConfig", settings={**ALL, "init_r": 12, "target_r": 8}, rate=5,
            nf4=True, common=True),
     Method(name="oft", summary=N_("Weights turned by blocks of a rotation"), paper="arXiv:2306.07280",
            block="OFTConfig", settings={**ALL, "oft_block_size": 32}, nf4=True, common=True),
     Method(name="boft", summary=N_("Weights turned by butterfly factors"), paper="arXiv:2311.06243",
            block="BOFTConfig", settings={**ALL, "boft_block_size": 8, "boft_n_butterfly_factor": 1}, rate=2),
     Method(name="vera", summary=N_("Vectors that scale two random matrices shared by all layers"),
-           paper="arXiv:2310.11454", block="VeraConfig", settings={**ALL, "r": 256}, rate=10, served=False, nf4=True),
+           paper="arXiv:2310.11454", block="VeraConfig", settings={**ALL, "r": 256}, rate=10, nf4=True),
     Method(name="ia3", summary=N_("Vectors that scale keys, values, inner activations"), paper="arXiv:2205.05638",
            block="IA3Config", settings={"task_type": "CAUSAL_LM"}, rate=10, nf4=True, common=True),
     Method(name="loha", summary=N_("Hadamard product of two low-rank matrices"), paper="arXiv:2108.06098",
@@ -161,7 +161,7 @@ METHODS = (
     Method(name="hira", summary=N_("LoRA multiplied with the weight itself"), paper="OpenReview TwJrTz9cRS",
            block="HiraConfig", settings={**ALL, "r": 32}, rate=5, nf4=True),
     Method(name="vblora", summary=N_("LoRA put together from one bank of vectors"), paper="arXiv:2405.15179",
-           block="VBLoRAConfig", settings={**ALL, "num_vectors": 90, "vector_length": 64}, rate=5, served=False),
+           block="VBLoRAConfig", settings={**ALL, "num_vectors": 90, "vector_length": 64}, rate=5),
     Method(name="c3a", summary=N_("Circular convolutions by blocks"), paper="arXiv:2407.19342",
            block="C3AConfig", settings={**ALL, "block_size": 64}, rate=10),
     Method(name="road", summary=N_("Pairs of outputs turned and scaled"), paper="arXiv:2409.00119",
