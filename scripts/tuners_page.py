@@ -57,8 +57,9 @@ and is held to the reference; the value head of `ppo` is trained too, and is no 
     whole="a model", no="no", equal="equal", all_stages="all", four_bits="4 bits",
     notes="""
 Where *served* says no, `serve` and `chat` refuse the adapter. Merged, it is served as any model; `evaluate` takes
-every adapter as it is. vLLM, SGLang and lmdeploy take plain LoRA only. `pissa` and `olora` change the base while they train; what they leave is a plain LoRA of twice the
-rank for the untouched base, so it is served and merged as LoRA.
+every adapter as it is. vLLM, SGLang and lmdeploy take plain LoRA only.
+`pissa` and `olora` change the base while they train; what they leave is a plain LoRA of twice the rank
+for the untouched base, so it is served and merged as LoRA.
 
 `--quantization nf4` trains any method that has a figure in the last column (*reload*) over a base in 4 bits.
 `--method full` takes `--set optim=adamw_8bit`, on processors too; `galore` and `apollo` are optimizers of our own:
@@ -91,8 +92,8 @@ ZH = Words(
     whole="完整模型", no="否", equal="相同", all_stages="全部", four_bits="4 比特",
     notes="""
 *直接上线* 写“否”的，`serve` 和 `chat` 会拒绝这个适配器。
-合并之后就和普通模型一样上线；`evaluate` 接受任何适配器。vLLM、SGLang、lmdeploy 只接受普通 LoRA。`pissa` 和 `olora` 训练时会改动底座，
-但留下的是针对原底座、秩为两倍的普通 LoRA，所以上线和合并都与 LoRA 相同。
+合并之后就和普通模型一样上线；`evaluate` 接受任何适配器。vLLM、SGLang、lmdeploy 只接受普通 LoRA。
+`pissa` 和 `olora` 训练时会改动底座，但留下的是针对原底座、秩为两倍的普通 LoRA，所以上线和合并都与 LoRA 相同。
 
 最后一列有数字（*重新加载*）的方法可以加 `--quantization nf4`，在 4 比特底座上训练。`--method full` 可以用
 `--set optim=adamw_8bit`，在处理器上也行；`galore` 和 `apollo` 是我们自己写的优化器：galore-torch 和 apollo-torch
