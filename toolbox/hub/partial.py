@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from toolbox import files
@@ -52,11 +53,14 @@ class Partial:
         """Begin, or go on with what is there. Raises OSError."""
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self.look()
-        self._file = open(self.path, "r+b" if sum(self._come) else "w+b", buffering=0)  # noqa: SIM115
-        if self.parts > 1:
-            counts = b"".join(map(_COUNT.pack, self._come))
-            files.write_bytes(self.table, self._mark + counts)
-            self._table = open(self.table, "r+b", buffering=0)  # noqa: SIM115
+        with ExitStack() as opened:
+            manner = "r+b" if sum(self._come) else "w+b"
+            self._file = opened.enter_context(open(self.path, manner, buffering=0))
+            if self.parts > 1:
+                counts = b"".join(map(_COUNT.pack, self._come))
+                files.write_bytes(self.table, self._mark + counts)
+                self._table = opened.enter_context(open(self.table, "r+b", buffering=0))
+            self._opened = opened.pop_all()
 
     def missing(self) -> Iterator[int]:
         """The parts of which something is missing; none for a file that is complete."""
@@ -112,9 +116,7 @@ class Partial:
 
     def close(self) -> None:
         """Nothing may be written any more: the number of a closed file may soon be another's."""
-        self._file.close()
-        if self.parts > 1:
-            self._table.close()
+        self._opened.close()
 
     def finish(self) -> FileRecord | None:
         """Let the complete file take its name; None where its hash is not the listed one, and it is thrown away."""
