@@ -19,10 +19,17 @@ BY_PEFT = [
 
 
 def made(
-    folder: Path, block: str, settings: dict[str, Any], base: Path = embedded.MODEL, dtype: str = "float32"
+    folder: Path,
+    block: str,
+    settings: dict[str, Any],
+    base: Path = embedded.MODEL,
+    dtype: str = "float32",
+    more: int = 0,
 ) -> Path:
-    """An adapter on `base` whose every weight was moved, as if trained."""
+    """An adapter on `base`, which got `more` tokens before, whose every weight was moved, as if trained."""
     model = loading.base_model(base, dtype, "cpu")
+    if more:
+        model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + more, mean_resizing=False)
     torch.manual_seed(1)
     tuned: Any = peft.get_peft_model(model, getattr(peft, block)(**settings))
     with torch.no_grad():

@@ -192,7 +192,8 @@ def adapter_keys(adapter: Path) -> dict[str, tuple[int, ...]]:
 
 def make_room(model: "PreTrainedModel", adapter: Path) -> None:
     """Give `model` as many embeddings as an adapter brings that was trained with tokens added."""
-    own = (shape for name, shape in adapter_keys(adapter).items() if name.endswith(EMBEDDINGS) and len(shape) == 2)
+    keys = {name.replace(".base_layer.", "."): shape for name, shape in adapter_keys(adapter).items()}
+    own = (shape for name, shape in keys.items() if name.endswith(EMBEDDINGS) and len(shape) == 2)
     embeddings: Any = model.get_input_embeddings()
     rows, held = next(own, (0,))[0], embeddings.weight.shape[0]
     if rows > held:

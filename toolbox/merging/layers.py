@@ -62,7 +62,11 @@ class LayerChanges:
         self._units = self._united()
         changed = {part for unit in self._units for part in unit.parts}
         new = {name for name in self._empty if name not in made and self._tied.get(name, "") not in made}
-        untied = {head for head, source in self._tied.items() if {_owner(head), _owner(source), source} & changed}
+        untied = {
+            head
+            for head, source in self._tied.items()
+            if {_owner(head), _owner(source), source} & changed and _owner(head) not in self._adapted.following
+        }
         self._new = {name: Entry(self._empty[name].dtype, tuple(self._empty[name].shape)) for name in new | untied}
         self._ready: dict[str, torch.Tensor] = {}
 
@@ -182,7 +186,8 @@ class _Adapted:
 
     def __init__(self, plan: MergePlan) -> None:
         model = _shapes(plan)
-        whole = [match["name"] for key in loading.adapter_keys(plan.adapter) if (match := WHOLE_KEY.fullmatch(key))]
+        keys = loading.adapter_keys(plan.adapter)
+        whole = [match["name"].replace(".base_layer.", ".") for key in keys if (match := WHOLE_KEY.fullmatch(key))]
         self._owners: dict[str, tuple[torch.nn.Module, str]] = {}
         for path, module in model.named_modules():
             for attribute, parameter in list(module._parameters.items()):
@@ -195,11 +200,26 @@ class _Adapted:
         self._modules = dict(_outermost(inner))
         inside = tuple(f"{name}." for name in self._modules)
         self._whole = {name for name in whole if name in self._owners and not name.startswith(inside)}
+        self._given = {
+            key.removeprefix("base_model.model.").replace(".base_layer.", ".") for key in keys if ".base_layer." in key
+        }
+        """What the adapter holds of adapted modules' own parameters: trained biases, embeddings with new rows."""
 
     @property
     def parts(self) -> list[str]:
         """The names of adapted modules, and of parameters that the adapter brings whole."""
         return [*self._modules, *sorted(self._whole)]
+
+    @property
+    def following(self) -> set[str]:
+        """Heads that are still the embeddings afterwards, which were trained as one with them, whole or some tokens.
+
+        Of two LoRAs that are one (ensure_weight_tying), peft 0.21 loads two: such a head gets a tensor of its own.
+        """
+        as_one = getattr(self._model.peft_config["default"], "ensure_weight_tying", False)
+        wrapped = {name: part for name, part in self._modules.items() if isinstance(part, AuxiliaryTrainingWrapper)}
+        tokens = {name: getattr(part, "token_adapter", None) for name, part in wrapped.items()}
+        return {name for name in wrapped if as_one or getattr(tokens[name], "tied_adapter", None) is not None}
 
     def merge(self, parts: set[str], values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`values`, the parameters of the base, as peft's merge_and_unload leaves them. They are changed in place."""
@@ -210,7 +230,8 @@ class _Adapted:
         for part in parts - self._whole:
             below = [name for name in values if name.startswith(f"{part}.")]
             for name in below:
-                self._put(name, values[name].clone())
+                if name not in self._given:
+                    self._put(name, values[name].clone())
             for name, tensor in _unloaded(self._modules[part]).state_dict().items():
                 merged[f"{part}.{name}"] = tensor
             for name in below:

@@ -41,7 +41,7 @@ class Delta(msgspec.Struct, frozen=True):
     transposed: bool
 
     def add_to(self, weight: torch.Tensor, room: torch.Tensor) -> bool:
-        """In place, each sum in float32 and rounded once, to the weight's own type; whether all of it is finite.
+        """In place, each sum in float32 and rounded to the weight's own type; whether all of it is finite.
 
         `room`: numbers to compute in, 2 · PIECE or 2 · LEAST_ROWS rows.
         """
@@ -53,7 +53,8 @@ class Delta(msgspec.Struct, frozen=True):
         for left, part in zip(b.tensor_split(pieces), weight.tensor_split(pieces), strict=True):
             product = room[: part.numel()].view(part.shape)
             torch.matmul(left, a, out=product)
-            part.add_(product.mul_(self.scaling))
+            product.mul_(self.scaling)
+            part.add_(product.to(part.dtype) if self.transposed else product)  # as peft rounds an embedding's
             least, most = torch.aminmax(part)
             finite = finite and math.isfinite(least) and math.isfinite(most)
         return finite
@@ -82,11 +83,21 @@ class LoraChanges:
         }
         self._room = torch.empty(0)
         self.embedding = next((name for name in entries if name.endswith(EMBEDDINGS)), "")
+        if HEAD not in entries and self._tied_whole():
+            del self.replaced[HEAD]
         self.added = {HEAD: self.entry(HEAD, entries[self.embedding])} if self._unties(entries) else {}
         """The head, where the base has its embeddings for one and the adapter changes only one of them."""
         whole = len(self.deltas) == len(pairs) and self.names <= {*entries, *self.added}
         self.complete = whole and all(self._fits(name, {**entries, **self.added}[name]) for name in self.deltas)
         """Whether each part of the adapter is known, and each weight of the base can take what is added to it."""
+
+    def _tied_whole(self) -> bool:
+        """Whether the adapter brings embeddings and head, as peft saves those of a resized model, and they are one."""
+        held = [self.replaced.get(name) for name in (HEAD, self.embedding)]
+        if not all(held) or {HEAD, self.embedding} & set(self.deltas):
+            return False
+        head, embedding = (self._reader.get(name) for name in held if name)
+        return torch.equal(head, embedding)
 
     def _unties(self, entries: Mapping[str, Entry]) -> bool:
         """Where tokens were added, a head that the adapter says nothing of is still its new embeddings."""
