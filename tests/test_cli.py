@@ -192,6 +192,9 @@ def test_help_names_every_verb_and_number(toolbox_cli: Cli) -> None:
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_help_of_a_command_fits_and_aligns(toolbox_cli: Cli, language: str) -> None:
+    assert "(one of , " not in (listing := toolbox_cli("cache", "list", "--help", "--lang", language).done().out)
+    assert "model, dataset" in listing
+    assert "可选 ," not in listing
     text = toolbox_cli("runs", "tail", "--help", "--lang", language).done().out
     assert "--log" in text
     assert "YCDY_RUNS_TAIL_OPTION" in text

@@ -81,6 +81,8 @@ def test_an_environment_is_compared_with_its_lock(tmp_path: Path, stamp: Any, ok
     check = doctor.environment(tmp_path / "env", tmp_path / "locks")
     assert check.ok == ok
     assert word in check.detail
+    (tmp_path / "env" / "locks" / "dev.txt").write_text("old")
+    assert doctor.environment(tmp_path / "env", tmp_path / "locks").remedy.endswith("--prepare dev")
 
 
 def test_a_data_folder_that_can_not_be_made_is_required(tmp_path: Path) -> None:

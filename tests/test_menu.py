@@ -11,6 +11,7 @@ from conftest import Cli
 
 from toolbox import cli
 from toolbox.commands import VERBS, Command
+from toolbox.commands.export import ExportOptions
 from toolbox.config import Home
 from toolbox.menu.prompts import Back, Entry, Lines, Quit
 from toolbox.menu.questions import Questions, Texts, command_line, remembered
@@ -123,6 +124,16 @@ def test_choices_of_models_and_runs(tmp_path: Path) -> None:
     person = Scripted("3", "~/own", "1")
     texts = Questions(person, Home(tmp_path), print).ask(command, {})
     assert texts == {"model": str(Path("~/own").expanduser())}
+
+
+def test_the_types_offered_are_those_of_the_format(tmp_path: Path) -> None:
+    command = Command("export", "Export", ExportOptions, lambda options, session: {})
+    person = Scripted("demo", "bnb", "2", str(tmp_path / "new"))
+    texts = Questions(person, Home(tmp_path), print).ask(command, {"type": "q4_0"})
+    types = next(entries for question, entries, _at in person.offered if "q8_0" in question)
+    assert [entry.value for entry in types] == ["", "int8"]
+    assert texts["type"] == "int8"
+    assert remembered(command, texts).keys() == texts.keys() - {"output"}
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_an_address_gets_no_secrets_and_sends_no_more_than_is_taken(monkeypatch:
 
 def test_the_catalogue_leads_to_a_model_by_plain_lines(toolbox_cli: Cli) -> None:
     """Plan, the catalogue, text to chat with, below 1B, the first; then nothing more is said."""
-    searched = toolbox_cli(input="7\n2\nqwen2.5 7b\n0\n0\nq\n", env={"YCDY_LANG": "en"}).out
+    searched = toolbox_cli(input="7\n2\n/qwen2.5 7b\n0\n0\nq\n", env={"YCDY_LANG": "en"}).out
     assert "Models about 'qwen2.5 7b'" in searched
     assert "Qwen/Qwen2.5-7B-Instruct" in searched
     shown = toolbox_cli(input="7\n2\n1\n1\n1\n\n\n\n\n\n\n\n\n0\n", env={"YCDY_LANG": "en"}).out

@@ -1,5 +1,6 @@
 """`uninstall` says what goes and what stays, and deletes only that; always in a checkout and a home of its own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -46,6 +47,16 @@ class Installed:
 @pytest.fixture
 def installed(tmp_path: Path) -> Installed:
     return Installed(tmp_path)
+
+
+def test_what_an_environment_shares_with_the_one_before_counts_once(tmp_path: Path) -> None:
+    here = Installed(tmp_path)
+    now, before, *_others = here.goes
+    (now / "torch").write_bytes(bytes(5000))
+    (before / "torch").hardlink_to(now / "torch")
+    (before / "old").write_bytes(bytes(700))
+    going = json.loads(here.call("--dry-run", "--json").out.splitlines()[-1])["goes"]
+    assert [part["bytes"] for part in going if part["path"] in (str(now), str(before))] == [5000, 700]
 
 
 def test_what_can_be_installed_again_goes_and_what_was_made_stays(installed: Installed) -> None:

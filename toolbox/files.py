@@ -5,6 +5,7 @@ import fcntl
 import glob
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -160,6 +161,16 @@ def refuse_foreign(path: Path) -> None:
         )
 
 
+def taken(path: Path) -> InputError:
+    """What to say where something stands at a destination; with a name beside it that is free."""
+    return InputError(
+        _("{path} is there already, and nothing is overwritten.").format(path=path),
+        _("Take a free name, --output {free}, or delete that folder first.").format(
+            free=shlex.quote(str(free_path(path)))
+        ),
+    )
+
+
 def free_path(path: Path) -> Path:
     """`path`, or where something stands there already the first free one of path-2, path-3 …"""
     number = 1
@@ -170,8 +181,12 @@ def free_path(path: Path) -> Path:
     return free
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links are not followed."""
+def size_of(path: Path, counted: set[tuple[int, int]] | None = None) -> int:
+    """Bytes of a file, or of all files below a folder; links are not followed.
+
+    A file of several names counts once; `counted`: those that earlier calls counted, and that are added to.
+    """
+    counted = set() if counted is None else counted
     if not path.is_dir():
         return path.stat().st_size if path.is_file() else 0
     total, folders = 0, [os.fspath(path)]
@@ -181,7 +196,11 @@ def size_of(path: Path) -> int:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                 elif entry.is_file(follow_symlinks=False):
-                    total += entry.stat(follow_symlinks=False).st_size
+                    found = entry.stat(follow_symlinks=False)
+                    one = (found.st_dev, found.st_ino)
+                    total += 0 if one in counted else found.st_size
+                    if found.st_nlink > 1:
+                        counted.add(one)
     return total
 
 

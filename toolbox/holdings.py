@@ -61,7 +61,8 @@ def every(home: Home) -> list[Holding]:
     """All there is, by kind and name. Sizes of downloads are their manifests'; the rest is walked through once."""
     found = [*_copies(home), *_runs(home), *_leftovers(home)]
     found += [_one("rows", path.stem, path) for path in (home.datasets / ".made").glob("*.jsonl")]
-    found += [_one("engine", path.name, path) for path in _folders(home.engines)]
+    shared: set[tuple[int, int]] = set()  # What an engine was before its last change has most files in common with it.
+    found += [_one("engine", path.name, path, counted=shared) for path in _folders(home.engines)]
     found += [_one("scratch", path.name, path) for path in _folders(home.path / "cache")]
     known = {home.models, home.datasets, home.runs, home.engines, home.path / "cache"}
     found += [_one("other", path.name, path) for path in _entries(home.path) if path not in known]
@@ -93,8 +94,9 @@ def _leftovers(home: Home) -> Iterator[Holding]:
         yield _one("partial", str(kept), path, live=files.is_locked(path) or store.busy(store.owner_of(path)))
 
 
-def _one(kind: Kind, name: str, path: Path, live: bool = False) -> Holding:
-    return Holding(kind=kind, name=name, path=path, bytes=files.size_of(path), last_used=_last_used(path), live=live)
+def _one(kind: Kind, name: str, path: Path, live: bool = False, counted: set[tuple[int, int]] | None = None) -> Holding:
+    size = files.size_of(path, counted)
+    return Holding(kind=kind, name=name, path=path, bytes=size, last_used=_last_used(path), live=live)
 
 
 def _last_used(path: Path) -> float:

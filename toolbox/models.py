@@ -115,7 +115,7 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
     Without `weights` a config.json alone will do, as for planning. Raises NotFoundError where it is not on this
     machine, InputError where it is not a model this toolbox can take, CorruptError where a file is torn.
     """
-    if name == embedded.NAME:
+    if name in (embedded.NAME, str(embedded.MODEL)):
         return read(embedded.MODEL, id=name, source="embedded")
     folder = Path(name).expanduser()
     folder = folder.parent if folder.suffix == ".gguf" and folder.is_file() else folder
@@ -134,7 +134,7 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
             return read(home.models / name, id=name, source="local", weights=weights, home=home)
         if (home.models / name / hub.MANIFEST).exists():
             raise _damaged(name, home.models / name)
-    raise _unknown(name, home)
+    raise unknown(name, home)
 
 
 def known(home: Home) -> list[str]:
@@ -170,7 +170,8 @@ def _damaged(name: str, folder: Path) -> ToolboxError:
     )
 
 
-def _unknown(name: str, home: Home) -> NotFoundError:
+def unknown(name: str, home: Home) -> NotFoundError:
+    """What to say of a name that leads to no model here: what is nearly called so, or where to get it."""
     near = difflib.get_close_matches(name, known(home), n=1)
     if near:
         remedy = _("Did you mean {name}?").format(name=near[0])

@@ -22,6 +22,8 @@ TORCH_TIMEOUT_S = 120.0
 ROOM_BYTES = 10 << 30
 """Less than this is no room for a small model, its checkpoints and what is merged from it."""
 PREPARE = "bash yichuidingyin.sh --prepare"
+MAIN_LOCKS = ("cpu", "cuda", "macos")
+"""What --prepare installs by itself; locks on top of it have to be named."""
 COMPILER = "apt install g++ python3-dev"
 TORCH = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
 
@@ -85,6 +87,7 @@ def environment(prefix: Path, locks: Path) -> Check:
     """Whether the packages are those of the lock that the environment was made from; it keeps a copy of it."""
     stamps = sorted((prefix / "locks").glob("*.txt"))
     stale = [stamp.stem for stamp in stamps if not _same(stamp, locks / stamp.name)]
+    further = [name for name in stale if name not in MAIN_LOCKS]
     detail = ", ".join(stamp.stem for stamp in stamps) or _("made by hand, not from a lock")
     pinned = (prefix / "pinned").exists()
     if stale:
@@ -95,7 +98,7 @@ def environment(prefix: Path, locks: Path) -> Check:
         name=_("Environment"),
         ok=pinned or not stale,
         detail=f"{prefix} ({detail})",
-        remedy=_("Bring it up to date: {command}").format(command=PREPARE),
+        remedy=_("Bring it up to date: {command}").format(command=" ".join([PREPARE, *further])),
     )
 
 

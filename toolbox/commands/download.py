@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from toolbox.commands import Command, Session, differing, known
+from toolbox.config import command_line
+from toolbox.errors import Interrupted
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -115,7 +117,12 @@ def _repository(address: "Address", options: Options, session: Session) -> dict[
     )
     if session.dry_run:
         return _preview(fetching.look(request), request, session)
-    fetched = fetching.fetch(request)
+    try:
+        fetched = fetching.fetch(request)
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(
+            _("Interrupted. What has come stays."), _("Start the same download again: it goes on from there.")
+        ) from stopped
     session.say(
         _("{id}: {files} files, {size}, from {source}, in {path}.").format(
             id=fetched.id, files=fetched.files, size=units.size(fetched.bytes), source=fetched.source, path=fetched.path
@@ -125,6 +132,8 @@ def _repository(address: "Address", options: Options, session: Session) -> dict[
         differing.show(fetched.path, [], session)
     if fetched.unverified:
         session.say(_("The hub gave no hash for {files}.").format(files=", ".join(fetched.unverified[:5])))
+    if kind == "model" and not options.include:
+        session.say(_("Next: {command}").format(command=command_line(session.home.path, "chat", "--model", fetched.id)))
     return {**msgspec.to_builtins(fetched, enc_hook=str), "path": str(fetched.path)}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from toolbox.commands import Command, Session, devices, differing
+from toolbox.config import command_line
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -39,8 +40,12 @@ class ExportOptions(msgspec.Struct, kw_only=True):
         option(N_("Format; see docs for what serves it"), ask=True, choices="formats"),
     ] = "gguf"
     type: Annotated[
-        str, option(N_("How weights are stored, as q8_0; empty: the format's usual one"), ask=True, metavar="TYPE")
-    ] = ""
+        str,
+        option(
+            N_("How weights are stored, as q8_0; empty: the format's usual one"),
+            ask=True, metavar="TYPE", choices="types",
+        ),
+    ] = ""  # fmt: skip
     adapter_only: Annotated[bool, option(N_("Export the adapter alone, to be served on top of its base model"))] = False
     output: Annotated[str, option(N_("New folder; empty: HOME/models/exported/NAME-TYPE"), ask=True, metavar="DIR")] = (
         ""
@@ -73,6 +78,9 @@ def run(options: ExportOptions, session: Session) -> dict[str, Any]:
     result = {"run": job.id, **job.result()}
     show_check(result, session)
     session.say(_("The export lies in {output}.").format(output=result["output"]))
+    flag = "--adapter" if plan.adapter_only else "--model"
+    line = command_line(session.home.path, "serve", flag, str(result["output"]))
+    session.say(_("Next: {command}").format(command=line))
     return result
 
 
@@ -158,14 +166,11 @@ def _suffix(format: str, kind: str, alone: bool) -> str:
 
 
 def _output(chosen: str, name: str, models: Path) -> Path:
-    from toolbox.errors import InputError
+    from toolbox import files
 
     output = Path(chosen).expanduser().absolute() if chosen else models / "exported" / name
     if output.exists():
-        raise InputError(
-            _("{path} is there already, and nothing is overwritten.").format(path=output),
-            _("Name another folder with --output, or delete that one."),
-        )
+        raise files.taken(output)
     return output
 
 

@@ -188,7 +188,7 @@ def say_next(run: "Run", session: Session) -> None:
         return
     lines = [
         run.command(verb, "--run")
-        for verb in ("chat", "evaluate", "merge", "serve")
+        for verb in ("chat", "evaluate", "merge", "export", "serve")
         if verb != "merge" or run.adapter.is_dir()
     ]
     session.say(_("Done. What next:") + "".join(f"\n  {line}" for line in lines))

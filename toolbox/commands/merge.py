@@ -77,7 +77,8 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
     show_bases(result.get("bases") or [], session)
     session.say(_("The merged model lies in {output}.").format(output=plan.output))
     if not methods.scores(plan.adapter):
-        session.say(_("Next: {command}").format(command=job.command("serve", "--run")))
+        lines = [job.command(verb, "--run") for verb in ("chat", "evaluate", "export", "serve")]
+        session.say(_("What next:") + "".join(f"\n  {line}" for line in lines))
     return result
 
 
@@ -189,14 +190,11 @@ def _made_name(adapter: Path) -> str:
 
 
 def _output(chosen: str, name: str, models: Path) -> Path:
-    from toolbox.errors import InputError
+    from toolbox import files
 
     output = Path(chosen).expanduser().absolute() if chosen else models / "merged" / name
     if output.exists():
-        raise InputError(
-            _("{path} is there already, and nothing is overwritten.").format(path=output),
-            _("Name another folder with --output, or delete that one."),
-        )
+        raise files.taken(output)
     return output
 
 

@@ -57,7 +57,7 @@ class ServeOptions(TargetOptions, kw_only=True):
         option(N_("Serving engine; auto: the first of vllm, sglang, lmdeploy that is installed, else transformers")),
     ] = "auto"
     install: Annotated[
-        str, option(N_("Install this engine, and serve nothing: vllm, sglang, lmdeploy"), metavar="ENGINE")
+        str, option(N_("Install this engine, as `engines list` names it, and serve nothing"), metavar="ENGINE")
     ] = ""
     host: Annotated[str, option(N_("Address to listen on; any but 127.0.0.1 needs a key of your own"))] = "127.0.0.1"
     port: Annotated[
@@ -252,12 +252,15 @@ def show_ready(facts: dict[str, Any], plan: "ServePlan", session: Session) -> No
     url, key, name = facts["url"], facts["api_key"], facts["model"]
     port = url.rpartition(":")[2]
     body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": _("Hello")}]}).decode()
+    others = [each for each in (*(adapter.name for adapter in plan.adapters), plan.name) if each != name]
     session.say("\n".join([
-        "", _("Serving {model} at {url}").format(model=name, url=f"{url}/v1"), _("API key: {key}").format(key=key), "",
+        "", _("Serving {model} at {url}").format(model=name, url=f"{url}/v1"),
+        *([_("Other models of this server: {names}").format(names=", ".join(others))] if others else []),
+        _("API key: {key}").format(key=key), "",
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"  -H {shlex.quote(f'Authorization: Bearer {key}')} \\\n  -d {shlex.quote(body)}", "",
         "from openai import OpenAI\n"
-        f"client = OpenAI(base_url={url + '/v1'!r}, api_key={key!r})\n"
+        f"client = OpenAI(\n    base_url={url + '/v1'!r},\n    api_key={key!r},\n)\n"
         f"messages = [{{'role': 'user', 'content': {_('Hello')!r}}}]\n"
         f"answer = client.chat.completions.create(model={name!r}, messages=messages)\n"
         "print(answer.choices[0].message.content)", "",

@@ -60,17 +60,15 @@ def trust(options: TrustOptions, session: Session) -> dict[str, Any]:
 def _folder(name: str, session: Session) -> tuple[Path, str]:
     """(the model's folder, what is to be typed for it: OWNER/NAME, or the folder's own name)."""
     from toolbox import embedded, models
-    from toolbox.errors import NotFoundError
 
-    path = embedded.MODEL if name == embedded.NAME else Path(name).expanduser()
+    if name == embedded.NAME:
+        return embedded.MODEL, name
+    path = Path(name).expanduser()
     if models.HUB_ID.fullmatch(name) and (session.home.models / name).is_dir():
         return session.home.models / name, name
     if path.is_dir():
         return path.absolute(), path.absolute().name
-    raise NotFoundError(
-        _("There is no model {name!r} on this machine.").format(name=name),
-        _("Fetch it first: download {name}").format(name=name),
-    )
+    raise models.unknown(name, session.home)
 
 
 def _code(folder: Path, name: str) -> dict[str, str]:

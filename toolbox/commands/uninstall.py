@@ -74,15 +74,16 @@ def parts(home: "Home") -> Iterator[Part]:
     from toolbox import files
 
     own = [folder for stem in (_root() / ".venv", home.path / "env") for folder in _with_before(stem)]
+    shared: set[tuple[int, int]] = set()  # What is kept of before the last change has most files in common.
     for path in own:
         if (path / "locks").is_dir() or (path / "preparing").exists():
-            yield Part("environment", path, files.size_of(path))
+            yield Part("environment", path, files.size_of(path, shared))
     inside = sorted(home.path.iterdir()) if home.path.is_dir() else []
     for path in inside:
         if path in own:
             continue
         if path.name == "engines":
-            yield from (Part("engine", each, files.size_of(each)) for each in sorted(path.iterdir()))
+            yield from (Part("engine", each, files.size_of(each, shared)) for each in sorted(path.iterdir()))
         elif path.name == "services":
             yield from (Part("service", each, files.size_of(each)) for each in sorted(path.iterdir()))
         else:

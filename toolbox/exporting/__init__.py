@@ -55,7 +55,7 @@ def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = No
                 shutil.rmtree(scratch)
             made = {"bytes": sum(path.stat().st_size for path in _weights(folder)), "hashes": _hashes(folder)}
     except FileExistsError as error:
-        raise merging.exists(plan.output) from error
+        raise files.taken(plan.output) from error
     said = {"output": str(plan.output), "format": plan.format, "type": plan.type}
     return {**said, **checked, **made, **({"merge": merged} if merged else {}), "notes": notes}
 

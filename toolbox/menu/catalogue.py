@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -59,7 +60,7 @@ class Catalogue:
             try:
                 if chosen in kinds:
                     return self._of_kind(chosen, [line for line in lines if registry.kind(line.model) == chosen])
-                return chosen if "/" in chosen else self._searched(chosen)
+                return chosen if _is_name(chosen) else self._searched(chosen)
             except Back:
                 continue
 
@@ -77,7 +78,7 @@ class Catalogue:
                 if chosen.isdigit() and int(chosen) <= len(sized):
                     words, group = sized[int(chosen) - 1]
                     return self._page(f"{_(registry.KINDS[kind])}, {words}", group)
-                return chosen if "/" in chosen else self._searched(chosen, kind)
+                return chosen if _is_name(chosen) else self._searched(chosen, kind)
             except Back:
                 continue
 
@@ -87,6 +88,7 @@ class Catalogue:
             word = self._prompts.text(_("Part of a name, a size as 7b, a family or a licence"), "").strip()
         if word in ("", "0"):
             raise Back
+        word = word.removeprefix("/")
         if "/" in word and registry.find(word, self._home):
             return word
         lines = self._lines(Wanted(words=word.split(), kind=kind))
@@ -109,7 +111,7 @@ class Catalogue:
             chosen = self._choose(question, [*entries, _search()])
             if chosen in (NEXT, EARLIER):
                 at += 1 if chosen == NEXT else -1
-            elif "/" in chosen:
+            elif _is_name(chosen):
                 return chosen
             else:
                 return self._searched(chosen)
@@ -132,6 +134,11 @@ def _entry(number: int, line: _Line) -> Entry:
     mark = "✓ " if line.fit.methods else "  "
     return Entry(str(number), mark + line.model.name, line.model.name, note=" · ".join(filter(None, notes)),
                  faint=not line.fit.methods)  # fmt: skip
+
+
+def _is_name(typed: str) -> bool:
+    """Whether it names a model or a folder; a word after a slash that leads nowhere is searched for, as in a pager."""
+    return "/" in typed and (not typed.startswith("/") or Path(typed).exists())
 
 
 def _search() -> Entry:

@@ -1,6 +1,6 @@
 """What there is to choose from where an option names a source of choices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from toolbox import datasets as data
 from toolbox import embedded, exports, methods, models, plugins, recipe, registry, rewards, runs, stages
@@ -14,9 +14,9 @@ Choice = tuple[str, str]
 """(the value, a faint note beside it)"""
 
 
-def offered(source: str, home: Home) -> list[Choice]:
-    """The choices of a source that `options.option(choices=…)` names."""
-    return _SOURCES[source](home)
+def offered(source: str, home: Home, answered: Mapping[str, str | list[str]]) -> list[Choice]:
+    """The choices of a source that `options.option(choices=…)` names; some depend on what was `answered` before."""
+    return _types(answered) if source == "types" else _SOURCES[source](home)
 
 
 def _models(home: Home) -> list[Choice]:
@@ -76,7 +76,14 @@ def _methods(home: Home) -> list[Choice]:
 
 
 def _formats(home: Home) -> list[Choice]:
-    return [(name, f"{_(format.summary)}: {', '.join(format.types)}") for name, format in exports.FORMATS.items()]
+    return [(name, _(format.summary)) for name, format in exports.FORMATS.items()]
+
+
+def _types(answered: Mapping[str, str | list[str]]) -> list[Choice]:
+    """Those of the format that was chosen, its usual one first."""
+    format = exports.FORMATS[str(answered.get("format", "gguf"))]
+    usual, *others = ((name, _("{bits:g} bits a weight").format(bits=kind.bits)) for name, kind in format.types.items())
+    return [("", f"{usual[0]} · {usual[1]}"), *others]
 
 
 def _stages(home: Home) -> list[Choice]:

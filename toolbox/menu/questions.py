@@ -19,6 +19,10 @@ OTHER = "\0other"
 """The entry for what is in no list; no typed text can be it."""
 PATHS = ("models", "catalogue", "datasets", "adapters")
 """Choices among which a file or a folder may be typed."""
+NEWEST = ("tuned", "exportable", "adapted")
+"""Choices of which the newest, which stands first, is the likeliest wish, whatever was answered last."""
+NEW_EACH_TIME = {"output"}
+"""Options whose last answer is in the way of the next: nothing is overwritten."""
 NO_DEFAULT: tuple[object, ...] = (None, "", [], False)
 
 
@@ -29,6 +33,7 @@ class Questions:
         self._prompts = prompts
         self._home = home
         self._say = say
+        self._answered: Texts = {}
 
     def ask(self, command: Command, last: Mapping[str, str]) -> Texts:
         """The answers that differ from the defaults. Raises Back and Quit."""
@@ -36,6 +41,7 @@ class Questions:
         for field in _in_order(fields(command.options)):
             if field.unless in texts or not _is_called_for(field, texts):
                 continue
+            self._answered = texts
             if answer := self._field(field, last.get(field.name, "")):
                 texts[field.name] = answer
         return texts
@@ -60,7 +66,7 @@ class Questions:
             choices = self._offered(field, last)
         nothing = (
             _("default")
-            if field.values or field.choices == "sources"
+            if field.values or field.choices in ("sources", "types")
             else _("leave empty")
             if field.many
             else _("none")
@@ -82,10 +88,12 @@ class Questions:
     def _known(self, field: Field) -> list[tuple[str, str]]:
         from toolbox.menu.choices import offered
 
-        return offered(field.choices, self._home)
+        return offered(field.choices, self._home, self._answered)
 
     def _offered(self, field: Field, last: str) -> list[tuple[str, str]]:
         choices = self._known(field)
+        if field.choices == "types":
+            return choices
         if last and last not in [value for value, _note in choices]:
             choices.insert(0, (last, _("last answer")))
         offered = [value for value, _note in choices]
@@ -97,7 +105,7 @@ class Questions:
         entries = self._entries(field, last)
         values = [entry.value for entry in entries]
         default = last or _text(field.default)
-        at = values.index(default) if default in values and field.choices not in ("tuned", "exportable") else 0
+        at = values.index(default) if default in values and field.choices not in NEWEST else 0
         free = OTHER in values
         chosen = self._prompts.choose(_question(field), entries, at, _("0 back · q quit"), free=free)
         if chosen == CATALOGUE:
@@ -171,7 +179,9 @@ def remembered(command: Command, texts: Texts) -> dict[str, str]:
     """What may be offered next time; secrets never."""
     secret = {field.name for field in fields(command.options) if field.secret}
     return {
-        name: ",".join(text) if isinstance(text, list) else text for name, text in texts.items() if name not in secret
+        name: ",".join(text) if isinstance(text, list) else text
+        for name, text in texts.items()
+        if name not in secret | NEW_EACH_TIME
     }
 
 

@@ -52,7 +52,7 @@ def run(plan: MergePlan, run: Run | None = None, reporter: Reporter | None = Non
             _add_files(plan, folder)
             proved = _prove(plan, folder, reporter)
     except FileExistsError as error:
-        raise exists(plan.output) from error
+        raise files.taken(plan.output) from error
     adapters = plan.mixture.adapters if plan.mixture else [plan.adapter]
     sums = {
         "base": hashes.base,
@@ -90,14 +90,6 @@ def _prove(plan: MergePlan, folder: Path, reporter: Reporter) -> "proof.Proof":
     if not proved.passed:
         raise _failed(proved)
     return proved
-
-
-def exists(output: Path) -> InputError:
-    """What to say where something stands at the destination."""
-    return InputError(
-        _("{path} is there already, and nothing is overwritten.").format(path=output),
-        _("Name another folder with --output, or delete that one."),
-    )
 
 
 def _step(reporter: Reporter, step: int, steps: int) -> None:

@@ -64,7 +64,9 @@ def _row(field: Field) -> tuple[str, str]:
 
 
 def _help(field: Field) -> str:
-    notes = [_("one of {values}").format(values=", ".join(field.values))] if len(field.values) >= 5 else []
+    notes = (
+        [_("one of {values}").format(values=", ".join(filter(None, field.values)))] if len(field.values) >= 5 else []
+    )
     if field.required:
         notes.append(_("needed"))
     elif field.default is True:

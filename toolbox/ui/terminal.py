@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from toolbox.ui.progress import Transfers
 
+NARROW = 20
+"""Cells up to which a column of a table is never folded, as dates and sizes: where half a screen holds all of those."""
 PIPE_WIDTH = 200
 """Columns of a table that nobody looks at directly: wide enough that no cell is cut."""
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?(%| [KMGT]?i?B)?|\d+/\d+|")
@@ -130,9 +132,11 @@ class Terminal:
 
         self._settle()
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(columns))
+        widest = [max((cells(row[index]) for row in rows), default=0) for index in range(len(columns))]
+        narrow = sum(width for width in widest if width <= NARROW) <= self.console.width // 2
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-            whole = index == 0 and 2 * max((cells(row[0]) for row in rows), default=0) <= self.console.width
+            whole = (widest[index] <= NARROW and narrow) or (index == 0 and 2 * widest[0] <= self.console.width)
             justify: Literal["left", "right"] = "right" if numeric else "left"
             shown.add_column(Text(plain(column)), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
