@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hardware import QWEN_7B, write_model
 
-from toolbox import models
+from toolbox import embedded, models
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError
 from toolbox.hub import store
@@ -185,3 +185,8 @@ def test_a_download_that_is_torn_is_named_and_not_offered(tmp_path: Path, torn: 
     with pytest.raises(CorruptError, match=r"safetensors|not whole"):
         models.resolve("owner/name", home)
     assert models.known(home) == ["demo"]
+
+
+def test_the_embedded_model_is_demo_by_its_folder_too(tmp_path: Path) -> None:
+    """An adapter tuned on it names the folder; clients and plans name the model."""
+    assert models.resolve(str(embedded.MODEL), Home(tmp_path)).id == embedded.NAME

@@ -116,7 +116,7 @@ def resolve(name: str, home: Home, weights: bool = True) -> ModelFacts:
     machine, InputError where it is not a model this toolbox can take, CorruptError where a file is torn.
     """
     if name in (embedded.NAME, str(embedded.MODEL)):
-        return read(embedded.MODEL, id=name, source="embedded")
+        return read(embedded.MODEL, id=embedded.NAME, source="embedded")
     folder = Path(name).expanduser()
     folder = folder.parent if folder.suffix == ".gguf" and folder.is_file() else folder
     if _is_folder(name, folder):
