@@ -90,6 +90,18 @@ def test_an_adapter_for_another_base_is_refused_before_anything_starts(home: Pat
         make_plan(MergeOptions(model="demo", adapter=[str(foreign)]), session(home))
 
 
+def test_a_base_that_fits_but_is_not_the_one_the_adapter_names_is_told(tuned: Run, toolbox_cli: Cli) -> None:
+    """Before anything starts, in a dry run too; wherever the same base lay when it was trained, nothing is said."""
+    path = tuned.adapter / "adapter_config.json"
+    config = dict(files.read_json(path) or {})
+    told = {}
+    for base in ("Qwen/Qwen3-0.6B", "/elsewhere/Demo", "/hub/models--me--demo/snapshots/1234", str(embedded.MODEL)):
+        files.write_json(path, config | {"base_model_name_or_path": base})
+        done = toolbox_cli("merge", "--model", "demo", "--adapter", str(tuned.adapter), "--dry-run").done()
+        told[base] = "its base is" in " ".join((done.out + done.err).split())
+    assert list(told.values()) == [True, False, False, False]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -280,6 +280,37 @@ def test_mixtures_are_what_peft_makes_of_them(
         torch.testing.assert_close(b @ a, layer.get_delta_weight("mixed"), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("combination", ["cat", "svd"])
+def test_a_mixture_with_rslora_adds_what_each_adapter_does_by_its_own_scaling(
+    adapter: Callable[..., Path], tmp_path: Path, combination: str
+) -> None:
+    """W + Σ weight · scaling · B·A, where scaling is alpha / √r of the one and alpha / r of the other."""
+    ranked, plain = adapter(r=4, lora_alpha=8, use_rslora=True), adapter(r=2, lora_alpha=3)
+    mixture = Mixture(adapters=[ranked, plain], weights=[0.75, -0.5], combination=combination)
+    if combination == "svd":  # exact only where the sum's rank is the mixture's
+        mixture = Mixture(adapters=[ranked, ranked], weights=[0.75, -0.5], combination=combination)
+    shares = [(0.75, 8 / 4**0.5, ranked), (-0.5, 3 / 2, plain) if combination == "cat" else (-0.5, 8 / 2, ranked)]
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    mixing.mix(mixture, 42, folder)
+    found = load_file(folder / "adapter_model.safetensors")
+    config = lora.config_of(folder)
+    assert not config["use_rslora"]
+    for key in [key for key in found if "lora_A" in key]:
+        other = key.replace("lora_A", "lora_B")
+        update = found[other].double() @ found[key].double() * config["lora_alpha"] / config["r"]
+        held = [(weight * scaling, load_file(path / "adapter_model.safetensors")) for weight, scaling, path in shares]
+        expected = sum(share * (pair[other].double() @ pair[key].double()) for share, pair in held)
+        torch.testing.assert_close(update, expected, rtol=1e-5, atol=1e-7)
+    if combination == "svd":  # peft 0.21 keeps use_rslora beside alpha = r, and so adds √r times too much
+        model: Any = PeftModel.from_pretrained(loading.base_model(embedded.MODEL, "float32", "cpu"), ranked, "one")
+        model.load_adapter(ranked, "two")
+        model.add_weighted_adapter(["one", "two"], mixture.weights, "mixed", combination)
+        module = key.removeprefix("base_model.model.").partition(".lora_A")[0]
+        theirs = model.base_model.model.get_submodule(module).get_delta_weight("mixed")
+        torch.testing.assert_close(theirs.double(), 4**0.5 * update, rtol=1e-3, atol=1e-5)
+
+
 def test_adapters_of_different_ranks_are_mixed_by_cat_only(adapter: Callable[..., Path], tmp_path: Path) -> None:
     mixture = Mixture(adapters=[adapter(r=4), adapter(r=2)], weights=[1, 1], combination="linear")
     with pytest.raises(InputError, match="different ranks"):

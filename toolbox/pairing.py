@@ -34,6 +34,17 @@ def refuse_foreign(adapter: Path, model: ModelFacts) -> None:
                 raise _foreign(adapter, model, why)
 
 
+def names_another(adapter: Path, model: ModelFacts) -> str:
+    """The base that an adapter says it was made for, where that is not `model`; empty where it is, or none is said.
+
+    Folders move and owners copy, so it is the same where a part of that path has the model's name, a hub's cache too.
+    """
+    said = named_base(adapter)
+    parts = {part.rpartition("--")[2].replace("___", ".").lower() for part in Path(said).parts}
+    here = Path(said).is_dir() and Path(said).samefile(model.path)
+    return "" if here or parts & {Path(model.id).name.lower(), model.path.name.lower()} else said
+
+
 def named_base(adapter: Path) -> str:
     """The base that an adapter says it was made for; empty where it says nothing."""
     config = files.read_json(adapter / "adapter_config.json")

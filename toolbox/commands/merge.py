@@ -84,7 +84,7 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
-    from toolbox import targets
+    from toolbox import pairing, targets
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
@@ -97,6 +97,13 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
         )
     adapters = _adapters(options, target, session)
     differing.show(target.model.path, adapters, session)
+    for adapter in adapters:
+        if other := pairing.names_another(adapter, target.model):
+            session.say(
+                _(
+                    "Careful: {adapter} says that its base is {other}, not {model}. It fits, but that proves nothing."
+                ).format(adapter=adapter, other=other, model=target.model.id)
+            )
     _refuse_quantised(target.model)
     origin = _origin(target.adapter)
     plan = MergePlan(

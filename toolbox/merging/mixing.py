@@ -75,6 +75,8 @@ class Adapter:
 def mix(mixture: Mixture, seed: int, folder: Path) -> None:
     """Write the mixture of the adapters as an adapter into `folder`.
 
+    Each adapter counts by its own scaling, alpha / √r for rsLoRA, and the mixture has 1. peft 0.21 keeps use_rslora
+    beside alpha = r, and its mixtures of rsLoRA are √r times too strong.
     DARE draws each module's entries by the seed and the module's name, so no other module's presence changes them.
     Raises InputError where they are more than plain LoRA, or of ranks that this combination can't mix.
     """

@@ -70,6 +70,10 @@ class Reader:
             self._buffer = torch.empty(max(known.nbytes for known in self.entries.values()), dtype=torch.uint8)
         return self._read(name, self._buffer[: entry.nbytes], hashed=True)
 
+    def release(self) -> None:
+        """Give back the memory that `next` works in."""
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
     def get(self, name: str) -> torch.Tensor:
         """Any tensor at any time, in memory of its own."""
         return self._read(name, torch.empty(self.entries[name].nbytes, dtype=torch.uint8), hashed=False)

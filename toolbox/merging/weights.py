@@ -134,6 +134,7 @@ class _Written:
             self.hashes.output[shard] = writer.finish()
         finally:
             writer.close()
+            reader.release()
         self._where |= dict.fromkeys(entries, shard)
         self._bytes += writer.nbytes
         self.hashes.base[shard] = self._verified(shard, reader)
