@@ -36,7 +36,7 @@ print(mib("VmHWM:") - before)
 """
 SHAPE = {**QWEN, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "head_dim": 256}
 FEW = 10
-"""Times the largest tensor: read, kept, converted, in peft's layer, its update, that scaled, and DoRA's norms of all."""
+"""Times the largest tensor: read, kept, converted, in peft's layer, its update, that scaled, and DoRA's norms."""
 
 
 @pytest.fixture(scope="module")
