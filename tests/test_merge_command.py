@@ -98,7 +98,7 @@ def test_a_base_that_fits_but_is_not_the_one_the_adapter_names_is_told(tuned: Ru
     for base in ("Qwen/Qwen3-0.6B", "/elsewhere/Demo", "/hub/models--me--demo/snapshots/1234", str(embedded.MODEL)):
         files.write_json(path, config | {"base_model_name_or_path": base})
         done = toolbox_cli("merge", "--model", "demo", "--adapter", str(tuned.adapter), "--dry-run").done()
-        told[base] = "its base is" in " ".join((done.out + done.err).split())
+        told[base] = "says that its base is" in " ".join((done.out + done.err).split())
     assert list(told.values()) == [True, False, False, False]
 
 

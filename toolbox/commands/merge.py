@@ -99,11 +99,10 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     differing.show(target.model.path, adapters, session)
     for adapter in adapters:
         if other := pairing.names_another(adapter, target.model):
-            session.say(
-                _(
-                    "Careful: {adapter} says that its base is {other}, not {model}. It fits, but that proves nothing."
-                ).format(adapter=adapter, other=other, model=target.model.id)
+            careful = _(
+                "Careful: {adapter} says that its base is {other}, not {model}. That its shapes fit proves nothing."
             )
+            session.say(careful.format(adapter=adapter, other=other, model=target.model.id))
     _refuse_quantised(target.model)
     origin = _origin(target.adapter)
     plan = MergePlan(
