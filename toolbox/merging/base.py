@@ -60,7 +60,7 @@ class Base:
         turned, settings = self._rounded[name], self._plan.BitsAndBytesConfig
         return through_4_bits(tensor.T, settings).T if turned else through_4_bits(tensor, settings)
 
-    def write_config(self, folder: Path, untied: bool, rows: int) -> None:
+    def write_config(self, folder: Path, untied: bool, tokens: int) -> None:
         """config.json, with what differs after a merge: the type of the weights, the number of tokens, ties."""
         config = model_files.json_object(self._plan.model.path / "config.json")
         for key in ("quantization_config", "torch_dtype", "_name_or_path"):
@@ -69,8 +69,8 @@ class Base:
         config["dtype"] = self._plan.dtype
         if untied:
             config["tie_word_embeddings"] = inner["tie_word_embeddings"] = False
-        if rows and "vocab_size" in inner:
-            inner["vocab_size"] = rows
+        if tokens and "vocab_size" in inner:
+            inner["vocab_size"] = tokens
         files.write_json(folder / "config.json", config, mode=0o644)
 
 

@@ -64,6 +64,12 @@ class LayerChanges:
         base.parameter_of = {
             group.tensors[0]: group.parameters[0] for group in self._groups.values() if len(group.tensors) == 1
         }
+        self._alone = {
+            group.tensors[0]: group.parameters[0]
+            for group in self._groups.values()
+            if len(group.tensors) == len(group.parameters) == 1
+        }
+        """Tensors that are one parameter each, neither cut nor put together."""
         self._adapted = _Adapted(plan)
         self._units = self._united()
         changed = {part for unit in self._units for part in unit.parts}
@@ -92,7 +98,7 @@ class LayerChanges:
 
     def entry(self, name: str, entry: Entry) -> Entry:
         """What a tensor is afterwards: it has more rows where tokens were added."""
-        made = self._empty.get(self._base.parameter_of.get(name, ""))
+        made = self._empty.get(self._alone.get(name, ""))
         grown = made is not None and made.ndim == len(entry.shape) and made.shape[1:] == entry.shape[1:]
         return Entry(entry.dtype, tuple(made.shape)) if grown and made is not None else entry
 
@@ -169,8 +175,8 @@ class LayerChanges:
             self._model.config.architectures = [type(self._model).__name__]
             self._model.config.save_pretrained(folder)
             return
-        rows = self._model.get_input_embeddings().weight.shape[0]
-        self._base.write_config(folder, untied=bool(self._new), rows=rows)
+        tokens = getattr(self._model.config.get_text_config(), "vocab_size", 0)  # mllama's embeddings have 8 rows more
+        self._base.write_config(folder, untied=bool(self._new), tokens=tokens)
 
     def close(self) -> None:
         self._ready.clear()

@@ -139,8 +139,9 @@ class LoraChanges:
         return weight, bool(torch.isfinite(weight).all())
 
     def write_config(self, folder: Path) -> None:
-        grown = self.replaced.get(self.embedding)
-        self._base.write_config(folder, bool(self.added), self._reader.entries[grown].shape[0] if grown else 0)
+        before = self._base.entries.get(self.embedding)
+        after = self.entry(self.embedding, before) if before else None
+        self._base.write_config(folder, bool(self.added), after.shape[0] if after and after != before else 0)
 
     def close(self) -> None:
         self._reader.close()
