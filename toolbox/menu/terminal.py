@@ -121,7 +121,7 @@ class _List:
             (("down", "j", "c-n", "tab"), lambda event: self._move(1)),
             (("home", "pageup"), lambda event: self._move(-len(self._entries), wrap=False)),
             (("end", "pagedown"), lambda event: self._move(len(self._entries), wrap=False)),
-            (("enter", "right"), lambda event: self._leave(event, self._entries[self._at])),
+            (("enter", "c-j", "right"), lambda event: self._leave(event, self._entries[self._at])),
             (("escape", "left", "c-c", "c-d"), lambda event: self._leave(event, None)),
         ):
             for key in keys:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
+from peft.tuners.adalora.layer import AdaLoraLayer
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -79,7 +80,7 @@ def _changes(part: Any) -> bool:
 def _sums(model: Any) -> Iterator[tuple[str, tuple[Any, str]]]:
     """The parameters that a plain LoRA is added to, with its layer and the adapter's name."""
     for name, part in model.named_modules():
-        if not isinstance(part, LoraLayer):
+        if not isinstance(part, LoraLayer) or isinstance(part, AdaLoraLayer):
             continue
         adapter = part.active_adapters[0]
         attribute = part.parameter_name if isinstance(part, ParamWrapper) else "weight"
