@@ -172,7 +172,8 @@ def _as_engine(made: Any, adapter: Path, view: Path, expected: Any) -> tuple[flo
         with adapters.over([(tuned, expected.shape[1])]):
             return difference(logits(adapters.base), expected), ""
     except Exception as error:  # whatever a library says is the result
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        said = str(error).replace(f"{view}/", "").splitlines()[0][:120]
+        return None, f"{type(error).__name__}: {said}"
 
 
 def _merged(made: Any, adapter: Path, output: Path) -> float:
