@@ -9,7 +9,7 @@ import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,6 +64,11 @@ def sha256(path: Path, progress: Callable[[int], None] = lambda size: None) -> s
             digest.update(chunk)
             progress(len(chunk))
     return digest.hexdigest()
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, by its name."""
+    return {path.name: sha256(path) for path in sorted(paths)}
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +194,7 @@ def read(
         if (folder / name).is_file():
             model_files.json_object(folder / name)
     outer = model_files.json_object(folder / "config.json")
-    _refuse_kernels(folder, outer)
+    own_code.refuse_kernels(folder, outer)
     code = _agreed_code(folder, id, outer, home)
     if not weights and not model_files.any_weights(folder):
         facts = facts_of_config(outer, id=id, source=source, revision=revision, path=folder)
@@ -350,27 +350,6 @@ def _agreed_code(folder: Path, id: str, config: dict[str, Any], home: Home | Non
             ),
         )
     return code
-
-
-def _refuse_kernels(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a config that names attention of a hub: transformers would fetch it and run it, whatever trust was
-    given."""
-    if kernel := next(_kernels(config), ""):
-        raise InputError(
-            _("{path} names a program of others for its attention, {kernel}, which is never run here.").format(
-                path=folder / "config.json", kernel=repr(kernel)
-            ),
-            _("Delete that line of config.json: transformers has attention of its own."),
-        )
-
-
-def _kernels(config: Any) -> Iterator[str]:
-    """Kernels of a hub that a config asks for, at any depth: OWNER/NAME, run as it comes, whatever trust was given."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        named = value if isinstance(value, dict) else {"": value}
-        if "_implementation" in key:
-            yield from (name for name in named.values() if isinstance(name, str) and "/" in name)
-        yield from _kernels(value)
 
 
 def _native(model_type: str) -> bool:

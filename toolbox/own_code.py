@@ -124,3 +124,24 @@ def may_run(folder: Path) -> bool:
             _("Look at what changed, and agree to it anew: models trust"),
         )
     return True
+
+
+def refuse_kernels(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config that names attention of a hub: transformers would fetch it and run it, whatever trust was
+    given."""
+    if kernel := next(_kernels(config), ""):
+        raise InputError(
+            _("{path} names a program of others for its attention, {kernel}, which is never run here.").format(
+                path=folder / "config.json", kernel=repr(kernel)
+            ),
+            _("Delete that line of config.json: transformers has attention of its own."),
+        )
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """Kernels of a hub that a config asks for, at any depth: OWNER/NAME, run as it comes, whatever trust was given."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        named = value if isinstance(value, dict) else {"": value}
+        if "_implementation" in key:
+            yield from (name for name in named.values() if isinstance(name, str) and "/" in name)
+        yield from _kernels(value)

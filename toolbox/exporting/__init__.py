@@ -53,7 +53,10 @@ def run(plan: ExportPlan, run: Run | None = None, reporter: Reporter | None = No
             _stop_if_asked(reporter)
             for scratch in (path for path in folder.iterdir() if path.name.startswith(".")):
                 shutil.rmtree(scratch)
-            made = {"bytes": sum(path.stat().st_size for path in _weights(folder)), "hashes": _hashes(folder)}
+            made = {
+                "bytes": sum(path.stat().st_size for path in _weights(folder)),
+                "hashes": {"output": files.hashes(_weights(folder))},
+            }
     except FileExistsError as error:
         raise files.taken(plan.output) from error
     said = {"output": str(plan.output), "format": plan.format, "type": plan.type}
@@ -110,7 +113,3 @@ def _add_licence(source: Path, folder: Path) -> None:
 
 def _weights(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".gguf"))
-
-
-def _hashes(folder: Path) -> dict[str, dict[str, str]]:
-    return {"output": {path.name: files.sha256(path) for path in _weights(folder)}}

@@ -80,11 +80,7 @@ def _whole(plan: MergePlan, folder: Path) -> Hashes:
     from toolbox.merging import whole
 
     whole.merge(plan, load_base(plan), folder)
-    sources = (plan.model.path, folder)
-    base, output = (
-        {path.name: files.sha256(path) for path in sorted(source.glob("*.safetensors"))} for source in sources
-    )
-    return Hashes(base, output)
+    return Hashes(*(files.hashes(source.glob("*.safetensors")) for source in (plan.model.path, folder)))
 
 
 def changes_of(plan: MergePlan, base: Base) -> Changes:

@@ -93,7 +93,7 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
         "state": "done",
         "stage": plan.stage,
         **exported,
-        "hashes": {"output": {path.name: files.sha256(path) for path in sorted(made.glob("*.safetensors"))}},
+        "hashes": {"output": files.hashes(made.glob("*.safetensors"))},
         "steps": state.step,
         "train_loss": state.loss_sum / state.weight,
         "eval_loss": state.evaluated.get("eval_loss"),
@@ -103,15 +103,22 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
         "peak_bytes": peak_bytes,
         "predicted_peak_bytes": plan.estimate.peak_bytes,
         "probe_peak_bytes": state.probe_peak_bytes,
+        **_rows(data, plan),
+        "tokens": state.tokens,
+        "tokens_per_s": round(state.tokens / state.elapsed_s, 1),
+        "measured": {**meter.measured(), "steps_s": state.elapsed_s, "fresh": fresh},
+    }
+
+
+def _rows(data: preparing.Prepared, plan: FinetunePlan) -> dict[str, int]:
+    """What became of the rows, in numbers."""
+    return {
         "rows": len(data.samples),
         "rows_held_out": len(data.held_out),
         "rows_left_out": data.twice,
         "rows_skipped": sum(spec.skipped for spec in plan.datasets),
         "rows_cut": data.facts.cut,
         "rows_dropped": data.facts.dropped,
-        "tokens": state.tokens,
-        "tokens_per_s": round(state.tokens / state.elapsed_s, 1),
-        "measured": {**meter.measured(), "steps_s": state.elapsed_s, "fresh": fresh},
     }
 
 

@@ -33,7 +33,7 @@ def save(folder: Path, step: int, write: Callable[[Path], None]) -> Path:
     try:
         with files.whole_folder(destination) as scratch:
             write(scratch)
-            hashes = {path.name: files.sha256(path) for path in sorted(scratch.iterdir())}
+            hashes = files.hashes(scratch.iterdir())
             files.sync_tree(scratch)
             files.write_json(scratch / MARKER, {"files": hashes})
     except (OSError, SafetensorError) as error:
