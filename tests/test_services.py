@@ -97,16 +97,19 @@ def test_what_a_unit_starts_serves_until_it_is_told_to_stop(toolbox_cli: Cli, ho
     made = toolbox_cli("serve", "--model", "demo", "--port", str(port), "--unit", "systemd", "--json").done().json
     name, _equals, key = Path(made["secrets"]).read_text().strip().partition("=")
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "YCDY_ENV": sys.prefix, name: key}
-    server = subprocess.Popen(words_of(Path(made["path"])), env=environ, cwd=home, stdout=subprocess.DEVNULL)
+    log = tmp_path / "server.log"
+    with log.open("wb") as said:
+        server = subprocess.Popen(words_of(Path(made["path"])), env=environ, cwd=home, stdout=said, stderr=said)
 
     def status(route: str = "/v1/models", **headers: str) -> int:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}{route}", headers=headers, trust_env=False).status_code
+            url = f"http://127.0.0.1:{port}{route}"
+            return httpx.get(url, headers=headers, trust_env=False, timeout=60).status_code
         except httpx.TransportError:
             return 0
 
-    until(lambda: status("/health") == 200 or server.poll() is not None, 100)
-    assert (status(), status(Authorization=f"Bearer {key}")) == (401, 200)
+    until(lambda: status("/health") == 200 or server.poll() is not None, 300)
+    assert (status(), status(Authorization=f"Bearer {key}")) == (401, 200), log.read_text()
     server.send_signal(signal.SIGTERM)
-    assert server.wait(60) == 0
+    assert server.wait(120) == 0, log.read_text()
     assert status() == 0

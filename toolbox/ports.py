@@ -1,7 +1,9 @@
 """TCP ports: one to listen on, or in its place the next one that is free."""
 
 import errno
+import random
 import socket
+from pathlib import Path
 
 from toolbox.errors import BusyError, InputError
 from toolbox.i18n import _
@@ -9,6 +11,8 @@ from toolbox.i18n import _
 LOOPBACK = "127.0.0.1"
 TRIED = 50
 """How many ports above a taken one are looked at."""
+FIRST_UNUSED = 20000
+"""Below lie the ports that well-known programs listen on."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -31,9 +35,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def free(host: str = LOOPBACK) -> int:
-    """A port that is free now."""
+    """A port that is free now, and that no outgoing connection takes before somebody listens on it."""
+    for _attempt in range(TRIED):
+        try:
+            with _bound(host, random.randrange(FIRST_UNUSED, max(_first_outgoing(), FIRST_UNUSED + 1))) as probe:
+                return int(probe.getsockname()[1])
+        except OSError:
+            continue
     with _bound(host, 0) as probe:
         return int(probe.getsockname()[1])
+
+
+def _first_outgoing() -> int:
+    """The lowest port that the system gives to outgoing connections: Linux's own setting, else IANA's 49152."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 49152
 
 
 def _bound(host: str, port: int) -> socket.socket:
