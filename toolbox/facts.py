@@ -3,12 +3,11 @@
 import re
 from collections.abc import Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from toolbox import files, runs
+from toolbox import files
 from toolbox.runs import Run, Status
 
 SECRET_NAMES = re.compile(r"(api_?key|secret|password|authorization|(access|auth|hub|hf)_?token)$", re.IGNORECASE)
@@ -63,11 +62,6 @@ class Facts(msgspec.Struct, frozen=True):
             if isinstance(line.get(name), int | float) and isinstance(line.get("step"), int | float)
         ]
 
-    def later_runs(self) -> list["Facts"]:
-        """Runs beside this one that were made from it, oldest first."""
-        siblings = (other for other in runs.every(self.run.path.parent) if other.path != self.run.path)
-        return [Facts.of(other) for other in siblings if self.run.id in _named_by(read_plan(other))][::-1]
-
 
 def read_plan(run: Run) -> dict[str, Any]:
     """The run's plan as plain data; empty where it is absent or torn."""
@@ -79,13 +73,6 @@ def read_plan(run: Run) -> dict[str, Any]:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _named_by(plan: dict[str, Any]) -> set[str]:
-    """Ids of the runs that a plan builds on: by name, or because its adapter or model lies inside them."""
-    paths = [plan.get("adapter"), _mapping(plan.get("model")).get("path")]
-    parents = {part for path in paths if path for part in Path(str(path)).parts}
-    return parents | {Path(str(plan.get("run"))).name} if plan.get("run") else parents
 
 
 def _secrets(value: Any, name: str = "") -> set[str]:

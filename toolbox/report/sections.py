@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from toolbox import __version__, again, diagnosis, embedded, units
+from toolbox import __version__, again, chains, diagnosis, embedded, units
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
@@ -167,7 +167,7 @@ def _value(value: Any) -> str:
 def later(facts: Facts) -> str:
     """Runs made from this one: merges, evaluations, servers."""
     rows = []
-    for other in facts.later_runs():
+    for other in map(Facts.of, chains.later(facts.run)):
         link = f"[{plain(other.run.id)}](../{other.run.id}/report.md)"
         rows.append((link, _(VERBS.get(other.verb, other.verb)), _(STATES.get(other.status.state, other.status.state))))
     return markdown.section(
