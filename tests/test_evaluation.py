@@ -12,10 +12,13 @@ from plans import CPU, demo_facts, finetune_run, write_jsonl
 from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError
-from toolbox.evaluation import measures, run
+from toolbox.evaluation import exact_match, gender, run
 from toolbox.evaluation.statistics import Resampled, Share, wilson
+from toolbox.evaluation.subjects import Loaded
 from toolbox.plan import EvaluatePlan
 from toolbox.runs import Run, Silent
+from toolbox.suites.metrics import verdict
+from toolbox.suites.rows import spread
 
 
 def evaluate_plan(*names: str, **changes: Any) -> EvaluatePlan:
@@ -89,19 +92,19 @@ def test_pairing_takes_out_what_makes_items_hard() -> None:
     ],
 )
 def test_pronouns_are_told_apart(text: str, language: str, expected: str) -> None:
-    assert measures.pronoun(text, language) == expected
+    assert gender.pronoun(text, language) == expected
 
 
 def test_answers_are_compared_as_people_would() -> None:
-    same = {measures.normalise(text) for text in ("Paris", " paris. ", "ＰＡＲＩＳ。", "Paris!")}
+    same = {exact_match.normalise(text) for text in ("Paris", " paris. ", "ＰＡＲＩＳ。", "Paris!")}
     assert same == {"paris"}
-    assert measures.normalise("Paris, Texas") != "paris"
+    assert exact_match.normalise("Paris, Texas") != "paris"
 
 
 def test_bias_is_none_at_an_even_split_and_whole_where_one_is_never_said() -> None:
-    assert measures._likelihood_bias(np.array([[0.5], [0.5]])) == 0
-    assert measures._likelihood_bias(np.array([[1.0], [0.0]])) == 1
-    assert measures._generated_bias(np.array([[4, 4], [0, 0], [8, 0]])) == 0.5
+    assert gender._likelihood_bias(np.array([[0.5], [0.5]])) == 0
+    assert gender._likelihood_bias(np.array([[1.0], [0.0]])) == 1
+    assert gender._generated_bias(np.array([[4, 4], [0, 0], [8, 0]])) == 0.5
 
 
 def test_the_base_model_knows_its_world_and_leans(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_a_persons_own_questions_are_asked(tmp_path: Path) -> None:
     ]
     result = run(evaluate_plan(str(write_jsonl(tmp_path / "mine.jsonl", rows))))
     assert by_metric(result)["exact_match"] | {"suite": ""} == {
-        "suite": "", "model": "base", "metric": "exact_match", "value": 0.5, "n": 2,
+        "suite": "", "model": "base", "metric": "exact_match", "ideal": "high", "value": 0.5, "n": 2,
         "low": pytest.approx(0.0945, abs=1e-3), "high": pytest.approx(0.9055, abs=1e-3),
     }  # fmt: skip
 
@@ -200,12 +203,52 @@ def test_it_stops_between_batches_when_asked_to() -> None:
         run(evaluate_plan("demo-qa"), None, Stopping())
 
 
+def test_raw_texts_are_scored_token_by_token() -> None:
+    """The chain rule: p(a b) after nothing is p(a) times p(b after a); what it writes itself is greedy, and stops."""
+    model, tokenizer = loading.base_model(embedded.MODEL, "float32", "cpu"), loading.tokenizer(embedded.MODEL)
+    subject = Loaded("base", model.eval(), tokenizer)
+    whole, first, second = subject.texts([("", "The nurse said"), ("", "The nurse"), ("The nurse ", "said")])
+    assert sum(whole.log_likelihoods) == pytest.approx(sum(first.log_likelihoods) + sum(second.log_likelihoods), 1e-4)
+    assert len(whole.tokens) == len(whole.log_likelihoods) == len(first.tokens) + len(second.tokens)
+    prompt = "The nurse"
+    [written] = subject.complete([prompt], max_new_tokens=12)
+    assert subject.texts([(prompt, written)])[0].greedy
+    assert not subject.texts([(prompt, "zq")])[0].greedy
+    stop = written[3:5]
+    assert subject.complete([prompt], max_new_tokens=12, stop=[stop]) == [written[: written.index(stop)]]
+
+
 # suites
 
 
 def test_every_shipped_suite_resolves_to_its_kind(tmp_path: Path) -> None:
     kinds = {name: suites.resolve(name, Home(tmp_path)).kind for name in embedded.SUITES}
     assert kinds == {"demo-perplexity": "perplexity", "demo-qa": "exact_match", "demo-bias": "gender"}
+
+
+def test_a_folder_stands_for_every_suite_in_it(tmp_path: Path) -> None:
+    """Told by content: a picture, a note and rows of something else lie there in peace."""
+    (tmp_path / "deep").mkdir()
+    write_jsonl(tmp_path / "deep" / "b.json", [{"question": "a", "answers": ["b"]}])
+    shutil.copy(embedded.SUITES["demo-bias"][1], tmp_path / "a.txt")
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    write_jsonl(tmp_path / "d.jsonl", [{"height": 1}])
+    found = suites.resolve_all([str(tmp_path), "demo-qa", "demo-qa"], Home(tmp_path))
+    assert [(suite.path.name, suite.kind) for suite in found] == [
+        ("a.txt", "gender"), ("b.json", "exact_match"), ("demo-qa.jsonl", "exact_match"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ideal", "base", "tuned", "low", "told"),
+    [("high", 0.2, 0.5, 0.1, "better"), ("low", 0.2, 0.5, 0.1, "worse"), ("low", 0.2, 0.5, -0.1, "chance"),
+     (0, -0.6, 0.1, 0.4, "better"), (50, 48, 55, 2.0, "worse")],
+)  # fmt: skip
+def test_nearer_to_the_ideal_is_better_beyond_chance(
+    ideal: Any, base: float, tuned: float, low: float, told: str
+) -> None:
+    difference = {"ideal": ideal, "value": tuned - base, "low": low, "high": 10.0}
+    assert verdict({"base": {"value": base}, "tuned": {"value": tuned}, "difference": difference}) == told
 
 
 def test_a_broken_row_is_named(tmp_path: Path) -> None:
@@ -222,8 +265,8 @@ def test_an_unknown_suite_names_what_there_is(tmp_path: Path) -> None:
 
 
 def test_a_limit_takes_rows_from_everywhere() -> None:
-    assert suites.spread(list(range(100)), 4) == [0, 25, 50, 75]
-    assert suites.spread([1, 2], 5) == [1, 2]
+    assert spread(list(range(100)), 4) == [0, 25, 50, 75]
+    assert spread([1, 2], 5) == [1, 2]
 
 
 # the verb
@@ -231,7 +274,7 @@ def test_a_limit_takes_rows_from_everywhere() -> None:
 
 def test_evaluate_from_end_to_end(toolbox_cli: Any, home: Path) -> None:
     answer = toolbox_cli("evaluate", "--model", "demo", "--suite", "demo-qa", "--limit", "6", "--json").done()
-    assert [set(row) for row in answer.json["results"]] == [{"suite", "model", "metric", "value", "low", "high", "n"}]
+    assert [" ".join(row) for row in answer.json["results"]] == ["suite model metric ideal value low high n"]
     assert answer.json["results"][0]["n"] == 6
     assert (home / "runs" / answer.json["run"] / "evaluation" / "1-demo-qa.json").is_file()
 

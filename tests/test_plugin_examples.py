@@ -12,13 +12,14 @@ from plans import finetune_plan, write_jsonl
 from test_plugins import _forgotten  # noqa: F401  (what a test loads is gone after it)
 from test_training import Recorder, train
 
-from toolbox import embedded, evaluation, methods, models, planning, plugins, runs, suites
+from toolbox import embedded, evaluation, methods, models, planning, plugins, runs
 from toolbox.commands import finetune
 from toolbox.config import Home
 from toolbox.datasets import resolve
 from toolbox.errors import InputError, Interrupted, NotFoundError
 from toolbox.plan import EvaluatePlan
 from toolbox.stages import Dpo, Sft
+from toolbox.suites import kinds
 from toolbox.ui import Terminal
 from toolbox.wishes import Wishes
 
@@ -106,7 +107,7 @@ def test_metrics_and_a_suite_measure_answers(home: Path, example: Any) -> None:
     assert rows["demo-qa", "length"]["greater_is_better"] is False
     assert rows["demo-qa", "length"]["value"] > 3
     assert rows["politeness", "greets"]["n"] == 3
-    assert suites.label("length", greater_is_better=False) == ("length ↓", False)
+    assert kinds.metric(rows["demo-qa", "length"]).title == "length ↓"
 
 
 @pytest.mark.slow

@@ -30,6 +30,26 @@ def unwatched(done: int, total: int) -> None:
     """A Watch that doesn't."""
 
 
+class Stops:
+    """Ends each answer once one of some texts stands in it; asked by transformers' `generate` after each token."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> None:
+        self.tokenizer, self.texts = tokenizer, tuple(texts)
+        # A token is a byte at the least, and some before it tell how it is spelt.
+        self.reach = 8 + max(len(text.encode()) for text in self.texts)
+        self.begin = 0
+        """Where the answers of the batch at hand begin."""
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_settings: Any) -> torch.Tensor:
+        tails = self.tokenizer.batch_decode(ids[:, max(self.begin, ids.shape[1] - self.reach) :])
+        return torch.tensor([any(text in tail for text in self.texts) for tail in tails], device=ids.device)
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """`text` up to the first of `stops`."""
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
 def in_batches(
     items: Sequence[Item],
     length: Callable[[Item], int],
@@ -132,6 +152,7 @@ def answer_ids(
     batch_size: int = BATCH_SIZE,
     watch: Watch = unwatched,
     each_token: EachToken = lambda prompts, logits: None,
+    stops: Stops | None = None,
 ) -> list[list[int]]:
     """The token ids that follow each prompt, up to and with the first that ends an answer, where one does.
 
@@ -145,9 +166,12 @@ def answer_ids(
             return logits
 
         ids, mask = _pad_left(batch, settings.pad_token_id, model.device)
+        if stops:
+            stops.begin = ids.shape[1]
         made = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[told]
-        )
+            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[told],
+            stopping_criteria=[stops] if stops else None,
+        )  # fmt: skip
         return [_until(row, ends) for row in made[:, ids.shape[1] :].tolist()]
 
     with torch.random.fork_rng():
@@ -189,22 +213,34 @@ def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[to
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-@torch.inference_mode()
 def token_log_likelihoods(
     model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
 ) -> list[list[float]]:
-    """ln p(row[i] | row[:i]) for each i from 1: a list one shorter than each row.
+    """ln p(row[i] | row[:i]) for each i from 1: a list one shorter than each row."""
+    found = scored_tokens(model, rows, batch_size, watch)
+    return [[value for value, _best in values] for values in found]
+
+
+@torch.inference_mode()
+def scored_tokens(
+    model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
+) -> list[list[tuple[float, bool]]]:
+    """(ln p(row[i] | row[:i]), whether no token is likelier) for each i from 1: a list one shorter than each row.
 
     Padding is on the right, where a causal model can't see it.
     """
 
-    def measure(batch: list[list[int]]) -> list[list[float]]:
+    def measure(batch: list[list[int]]) -> list[list[tuple[float, bool]]]:
         longest = max(map(len, batch))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch], device=model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=model.device)
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        found = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-        return [values[: len(row) - 1] for values, row in zip(found.tolist(), batch, strict=True)]
+        said = logits.gather(-1, ids[:, 1:, None])[..., 0]
+        found, best = (said - logits.logsumexp(-1)).tolist(), (said >= logits.amax(-1)).tolist()
+        return [
+            list(zip(values[: len(row) - 1], firsts[: len(row) - 1], strict=True))
+            for values, firsts, row in zip(found, best, batch, strict=True)
+        ]
 
     longest = max(map(len, rows), default=1)
     logits_bytes = 4 * longest * model.config.get_text_config().vocab_size

@@ -39,6 +39,9 @@ _DPO = (
     "aot_unpaired", "apo_zero", "apo_down", "discopop",
 )  # fmt: skip
 _OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", "apollo_adamw")
+_SUITES = (
+    "perplexity", "exact_match", "gender",
+)  # fmt: skip
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "stage": {name: f"toolbox.training.stages.{name}:make" for name in _STAGES},
     "loss": {
@@ -51,8 +54,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "loreft": "toolbox.training.tuners.interventions:LoreftTuner",
         "weights": "toolbox.training.tuners.weights:WeightsTuner",
     },
-    "suite": {name: f"toolbox.evaluation.measures:{name}" for name in ("perplexity", "exact_match", "gender")},
-    "metric": {"exact_match": "toolbox.evaluation.measures:exact"},
+    "suite": {name: f"toolbox.evaluation.{name}:measure" for name in _SUITES},
+    "metric": {"exact_match": "toolbox.evaluation.exact_match:exact"},
     "tracker": {
         "tensorboard": "toolbox.training.trackers:TensorBoard",
         "wandb": "toolbox.training.trackers:Wandb",

@@ -80,7 +80,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         device=best,
         adapter=target.adapter,
         run=target.run,
-        suites=[suites.resolve(name, session.home).name for name in options.suite or embedded.SUITES],
+        suites=[suite.name for suite in suites.resolve_all(options.suite or list(embedded.SUITES), session.home)],
         metrics=options.metric,
         plugins=loaded,
         limit=options.limit,
@@ -142,7 +142,7 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
 
 def show_results(results: list[dict[str, Any]], session: Session) -> None:
     """A line a metric: base, tuned, and whether the difference can be more than chance; intervals below the figures."""
-    from toolbox import suites
+    from toolbox.suites import kinds
 
     lines: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in results:
@@ -156,18 +156,13 @@ def show_results(results: list[dict[str, Any]], session: Session) -> None:
         [
             (
                 Path(suite).name,
-                _(suites.label(metric, _greater(line))[0]),
+                kinds.metric(next(iter(line.values()))).title,
                 *(_figure(line.get(model)) for model in models),
-                *([_verdict(line.get("difference"), suites.label(metric, _greater(line))[1])] if compared else []),
+                *([_verdict(line)] if compared else []),
             )
             for (suite, metric), line in lines.items()
         ],
     )
-
-
-def _greater(line: dict[str, dict[str, Any]]) -> bool:
-    """Whether more of a metric is better, by its rows."""
-    return all(row.get("greater_is_better", True) for row in line.values())
 
 
 def _figure(row: dict[str, Any] | None, sign: str = "") -> str:
@@ -181,16 +176,16 @@ def _short(value: float, sign: str, digits: int = 2) -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.{digits}g}"
 
 
-def _verdict(difference: dict[str, Any] | None, more_is_better: bool) -> str:
-    """Better or worse only where the interval of the paired difference leaves zero out."""
+def _verdict(line: dict[str, dict[str, Any]]) -> str:
+    """The difference; it is better or worse only where its interval leaves zero out."""
+    from toolbox.suites.metrics import verdict
+
+    difference = line.get("difference")
     if difference is None:
         return "–"
     value, interval = _figure(difference, "+").split("\n")
-    if difference["low"] <= 0 <= difference["high"]:
-        told = _("within chance")
-    else:
-        told = _("better") if (difference["low"] > 0) == more_is_better else _("worse")
-    return f"{value} {told}\n{interval}"
+    told = {"chance": _("within chance"), "better": _("better"), "worse": _("worse")}
+    return f"{value} {told[verdict(line)]}\n{interval}"
 
 
 COMMANDS = (

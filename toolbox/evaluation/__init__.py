@@ -9,7 +9,8 @@ import msgspec
 from toolbox import files, loading, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
-from toolbox.evaluation.measures import Finding, Subject, measure
+from toolbox.evaluation.measures import Finding, measure, metric_of
+from toolbox.evaluation.subjects import Loaded
 from toolbox.i18n import _, language
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
@@ -43,7 +44,7 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     return {"results": results}
 
 
-def subjects(plan: EvaluatePlan) -> Iterator[Subject]:
+def subjects(plan: EvaluatePlan) -> Iterator[Loaded]:
     """The models to measure, in turn, so that two never lie in memory; for its base an adapter is switched off.
 
     Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
@@ -53,12 +54,12 @@ def subjects(plan: EvaluatePlan) -> Iterator[Subject]:
         model = loading.with_adapter(_load(plan, plan.model), plan.adapter).eval()
         if plan.compare:
             with model.disable_adapter():  # type: ignore[operator]
-                yield Subject("base", model, tokenizer)
-        yield Subject("tuned", model, tokenizer)
+                yield Loaded("base", model, tokenizer)
+        yield Loaded("tuned", model, tokenizer)
         return
     if plan.base and plan.compare:
-        yield Subject("base", _load(plan, plan.base), tokenizer)
-    yield Subject("tuned" if plan.base else "base", _load(plan, plan.model), tokenizer)
+        yield Loaded("base", _load(plan, plan.base), tokenizer)
+    yield Loaded("tuned" if plan.base else "base", _load(plan, plan.model), tokenizer)
 
 
 def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
@@ -90,7 +91,8 @@ def _rows(suite: suites.Suite, findings: Findings) -> Iterator[dict[str, Any]]:
 
 
 def _row(suite: suites.Suite, model: str, metric: str, estimate: msgspec.Struct) -> dict[str, Any]:
-    row = {"suite": suite.name, "model": model, "metric": metric, **msgspec.structs.asdict(estimate)}
+    ideal = metric_of(metric, suite).told
+    row = {"suite": suite.name, "model": model, "metric": metric, "ideal": ideal, **msgspec.structs.asdict(estimate)}
     own = plugins.find("metric", metric) if metric in suite.metrics else None
     return row if getattr(own, "greater_is_better", True) else {**row, "greater_is_better": False}
 

@@ -11,7 +11,7 @@ from toolbox.i18n import N_, _
 from toolbox.report import markdown, numbers
 from toolbox.report.charts import Series, line_chart
 from toolbox.report.markdown import code, plain
-from toolbox.suites import METRICS
+from toolbox.suites import kinds
 
 TITLES = {"base": N_("base"), "tuned": N_("tuned"), "difference": N_("Difference")}
 ROLES = {"base": N_("Base model"), "adapter": N_("Adapter"), "output": N_("Output")}
@@ -233,8 +233,9 @@ def _evaluate(facts: Facts) -> list[str]:
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         cells.setdefault((str(row.get("suite")), str(row.get("metric"))), {})[str(row.get("model"))] = _measured(row)
+    titles = {str(row.get("metric")): kinds.metric(row).title for row in rows}
     lines = [
-        (plain(suite), plain(_(METRICS.get(metric, (metric,))[0])), *(by_model.get(model, "") for model in models))
+        (plain(suite), plain(titles[metric]), *(by_model.get(model, "") for model in models))
         for (suite, metric), by_model in cells.items()
     ]
     return [

@@ -1,0 +1,149 @@
+"""Whom a suite asks: a model in this process, by one protocol for all that can answer (`evaluate`)."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from toolbox import inference
+from toolbox.inference import Conversation, Watch, unwatched
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Choices = tuple[Conversation, str, Sequence[str]]
+"""A question, how its answer begins, and the options with which it may go on."""
+
+
+class Scored(msgspec.Struct, frozen=True):
+    """A continuation as a model sees it, a token each: ln p, and the token as the vocabulary writes it."""
+
+    log_likelihoods: list[float]
+    tokens: list[str]
+    greedy: bool
+    """Whether the model would have written just this."""
+
+
+class Subject(Protocol):
+    """What a measure may ask; everything comes in the order of what was asked.
+
+    Each may raise Interrupted by way of `watch`, OutOfMemoryError, and InputError where it can't answer so.
+    """
+
+    @property
+    def name(self) -> str:
+        """In the results: base or tuned."""
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        watch: Watch = unwatched,
+    ) -> list[str]:
+        """The assistant's next turn, by the chat template: greedy, or sampled at temperature 1; ends before `stop`."""
+
+    def complete(
+        self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), watch: Watch = unwatched
+    ) -> list[str]:
+        """What follows a raw text, without a chat template, greedily; ends before `stop`."""
+
+    def choices(self, questions: Sequence[Choices], watch: Watch = unwatched) -> list[list[float]]:
+        """ln p of each option after the question and the beginning of its answer, from where the options differ."""
+
+    def texts(self, pairs: Sequence[tuple[str, str]], watch: Watch = unwatched) -> list[Scored]:
+        """(context, continuation) of raw text. They are encoded together and split at the context's length, as
+        lm-evaluation-harness does. After an empty context: after BOS, or where there is none, all but the first token.
+        """
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A model in this process."""
+
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        watch: Watch = unwatched,
+    ) -> list[str]:
+        prompts = [inference.prompt_ids(self.tokenizer, conversation) for conversation in conversations]
+        return self._written(prompts, max_new_tokens, do_sample, seed, stop, watch)
+
+    def complete(
+        self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), watch: Watch = unwatched
+    ) -> list[str]:
+        return self._written([self._ids(text) for text in prompts], max_new_tokens, False, 0, stop, watch)
+
+    def choices(self, questions: Sequence[Choices], watch: Watch = unwatched) -> list[list[float]]:
+        return inference.choice_log_likelihoods(self.model, self.tokenizer, questions, watch=watch)
+
+    def texts(self, pairs: Sequence[tuple[str, str]], watch: Watch = unwatched) -> list[Scored]:
+        rows = [self._split(context, continuation) for context, continuation in pairs]
+        found = inference.scored_tokens(self.model, [ids for ids, _begin in rows], watch=watch)
+        return [
+            Scored(
+                [value for value, _best in values[begin - 1 :]],
+                [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids[begin:])],
+                all(best for _value, best in values[begin - 1 :]),
+            )
+            for (ids, begin), values in zip(rows, found, strict=True)
+        ]
+
+    def token_log_likelihoods(self, rows: Sequence[list[int]], watch: Watch = unwatched) -> list[list[float]]:
+        """ln p of each token of a row from the second on; for what is encoded as training does."""
+        return inference.token_log_likelihoods(self.model, rows, watch=watch)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that it can see at once."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+    def _written(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        do_sample: bool,
+        seed: int,
+        stop: Sequence[str],
+        watch: Watch,
+    ) -> list[str]:
+        """Long prompts lose their beginning, so that what is asked at their end stays."""
+        room = max(1, self.positions - max_new_tokens)
+        settings = inference.generation(self.model, self.tokenizer, max_new_tokens, do_sample)
+        ends = inference.Stops(self.tokenizer, stop) if stop else None
+        answers = inference.answer_ids(
+            self.model, [ids[-room:] for ids in prompts], settings, seed=seed, watch=watch, stops=ends
+        )
+        said = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [inference.cut_at(text, stop) for text in said]
+
+    def _ids(self, text: str) -> list[int]:
+        """A raw text as the tokenizer begins one, but once only, and without an end: the text goes on."""
+        begun = bool(self.tokenizer.bos_token) and text.startswith(str(self.tokenizer.bos_token))
+        ids = list(self.tokenizer(text, add_special_tokens=not begun)["input_ids"])
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
+        """(ids of both, where the continuation begins), cut at the left to what the model can see.
+
+        Blanks at the context's end go over to the continuation, since tokenizers join them to what follows.
+        """
+        if not (kept := context.rstrip()):
+            bos = self.tokenizer.bos_token_id
+            ids = list(self.tokenizer(context + continuation, add_special_tokens=False)["input_ids"])
+            ids = ids if bos is None else [bos, *ids]
+            return ids[: self.positions], 1
+        whole, begin = self._ids(context + continuation), len(self._ids(kept))
+        cut = max(0, len(whole) - self.positions)
+        return whole[cut:], max(1, begin - cut)

@@ -1,0 +1,89 @@
+"""Evaluation suites: the shipped ones, a person's own files and folders, every row checked (`evaluate --suite`)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from toolbox import embedded, plugins
+from toolbox.config import Home
+from toolbox.datasets.reading import no_rows
+from toolbox.errors import InputError, NotFoundError
+from toolbox.i18n import _
+from toolbox.suites import rows
+from toolbox.suites.kind import Kind
+from toolbox.suites.kinds import KINDS
+
+
+class Suite(msgspec.Struct, frozen=True, kw_only=True):
+    """An evaluation that was found: what it measures, on the rows of which file."""
+
+    name: str
+    kind: str
+    """A name of KINDS, or of a plugin's suite."""
+    path: Path
+    """Its rows; of a plugin's suite the plugin's own file."""
+    metrics: list[str] = []
+    """What an answer to a question is measured by, beside exact match."""
+
+
+def resolve(name: str, home: Home) -> Suite:
+    """The suite that a person means: a shipped one by name, or a file, whose content tells what it measures.
+
+    Raises NotFoundError naming what there is, InputError naming the first row that can't be used.
+    """
+    if name in embedded.SUITES:
+        path = embedded.SUITES[name][1]
+    elif Path(name).expanduser().is_file():
+        path = Path(name).expanduser().resolve()
+        name = str(path)
+    elif name in plugins.added("suite"):
+        return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
+    else:
+        known = [*embedded.SUITES, *plugins.added("suite")]
+        raise NotFoundError(
+            _("There is no suite {name!r}.").format(name=name),
+            _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
+        )
+    kind = kind_of(path) or KINDS["perplexity"]
+    if not kind.read(path):
+        raise no_rows(path)
+    return Suite(name=name, kind=kind.name, path=path)
+
+
+def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
+    """The suites of all words, each once; a folder stands for every suite in it, at any depth.
+
+    Raises as `resolve` does, and NotFoundError for a folder without any.
+    """
+    found: dict[Path | str, Suite] = {}
+    for word in words:
+        names = [word]
+        if word not in embedded.SUITES and Path(word).expanduser().is_dir():
+            names = [str(path) for path in _suites_in(Path(word).expanduser())]
+        for suite in (resolve(name, home) for name in names):
+            found.setdefault(suite.name, suite)
+    return list(found.values())
+
+
+def kind_of(path: Path) -> Kind | None:
+    """The kind that a file's content looks like; None where it looks like none."""
+    head, first = rows.beginning(path)
+    return next((kind for kind in KINDS.values() if kind.looks_like(path, head, first)), None)
+
+
+def _suites_in(folder: Path) -> list[Path]:
+    """The files of a folder that look like a suite; what is something else lies there in peace."""
+    found = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        try:
+            if kind_of(path):
+                found.append(path)
+        except (InputError, NotFoundError):  # an archive, a picture, an empty file
+            continue
+    if not found:
+        raise NotFoundError(
+            _("There is no suite in {folder}.").format(folder=folder),
+            _("A suite is a file of rows, as JSONL, JSON or CSV."),
+        )
+    return found
