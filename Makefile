@@ -43,6 +43,12 @@ LINUX = --python-platform x86_64-manylinux_2_28
 LINUX_2_31 = --python-platform x86_64-manylinux_2_31
 LINUX_2_34 = --python-platform x86_64-manylinux_2_34
 
+# Plain Python that is published as source only; yichuidingyin.sh builds it with setuptools of the same lock.
+BUILT = $(addprefix --no-binary ,jieba langdetect rouge-score sqlitedict word2number zhconv)
+# What ModelScope uploads to Alibaba's storage with, one of them in C: nothing is uploaded.
+UPLOADS = $(foreach name,oss2 crcmod aliyun-python-sdk-core aliyun-python-sdk-kms pycryptodome jmespath,\
+  --no-binary $(name) --no-emit-package $(name))
+
 # pynvml, which SwanLab asks for, is a wrapper of nvidia-ml-py, which is here and is the same module.
 locks:
 	$(COMPILE) $(LINUX) pyproject.toml -o locks/cuda.txt
@@ -53,6 +59,9 @@ locks:
 	$(COMPILE) $(LINUX) --group lmdeploy -o locks/lmdeploy.txt
 	$(COMPILE) $(LINUX) --group llmcompressor -o locks/llmcompressor.txt
 	$(COMPILE) $(LINUX) -c locks/llmcompressor.txt $(addprefix --find-links ,$(LINKS)) --group llmcompressor -o locks/llmcompressor-cpu.txt
+	$(COMPILE) $(BUILT) $(LINUX) -c locks/cuda.txt --group lm-eval -o locks/lm-eval.txt
+	$(COMPILE) $(BUILT) $(LINUX) -c locks/lm-eval.txt $(addprefix --find-links ,$(LINKS)) --group lm-eval -o locks/lm-eval-cpu.txt
+	$(COMPILE) $(BUILT) $(LINUX) $(UPLOADS) --group evalscope -o locks/evalscope.txt
 	$(COMPILE) $(LINUX_2_31) --group vllm -o locks/vllm.txt
 	$(COMPILE) $(LINUX_2_34) --group sglang -o locks/sglang.txt
 	$(COMPILE) --no-binary llama-cpp-python $(LINUX) --group llamacpp -o locks/llamacpp.txt

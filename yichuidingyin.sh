@@ -13,6 +13,8 @@
 set -euo pipefail
 
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# Published as source only, in whichever lock they stand; the Makefile names them too.
+WITHOUT_WHEELS='llama-cpp-python|jieba|langdetect|rouge-score|sqlitedict|word2number|zhconv'
 unset PYTHONHOME PYTHONPATH CDPATH
 script=${BASH_SOURCE[0]}
 while [ -L "$script" ]; do
@@ -113,7 +115,7 @@ choose_lock() {
 
 check_disk() { # FOLDER
   local need_gb=4 free_kb
-  case $lock in cpu | macos | llamacpp | *-cpu) ;; *) need_gb=12 ;; esac
+  case $lock in cpu | macos | llamacpp | evalscope | *-cpu) ;; *) need_gb=12 ;; esac
   free_kb=$(df -Pk "$1" | awk 'NR == 2 { print $4 }')
   [ "${free_kb:-0}" -ge $((need_gb * 1024 * 1024)) ] || complain 2 \
     "磁盘空间不足：$1 剩余 $((free_kb / 1024)) MB，准备环境需要 $need_gb GB。" "请清理磁盘，或用 YCDY_ENV 把环境放到别的磁盘。" \
@@ -159,7 +161,7 @@ explain_pip() { # LOG
 
 install() { # ENV LOCK
   holds "$1" "$2" && return
-  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off source wheels pip
+  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off sources wheels pip
   [ ! -t 2 ] || bar=on
   [ -d "$1/locks" ] || fresh=yes
   count=$(grep -c '==' "$lock_file")
@@ -170,17 +172,17 @@ install() { # ENV LOCK
   index=$(lock=$2 cpu_index "$1")
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
-  # But for what has no wheels: that is compiled by packages of the same lock, which are installed before it.
-  source=$(sed -n 's/^\(llama-cpp-python\)==.*/\1/p' "$lock_file")
+  # But for what has no wheels: that is built by packages of the same lock, which are installed before it.
+  sources=$(sed -nE "s/^($WITHOUT_WHEELS)==.*/\1/p" "$lock_file" | paste -sd , -)
   wheels=$lock_file
-  if [ -n "$source" ]; then
+  if [ -n "$sources" ]; then
     wheels=$1/wheels.txt
-    awk -v name="$source==" '/^[^ ]/ { skip = index($0, name) == 1 } !skip' "$lock_file" >"$wheels"
+    awk -v names="^($WITHOUT_WHEELS)==" '/^[^ ]/ { skip = $0 ~ names } !skip' "$lock_file" >"$wheels"
   fi
   pip=("$1/bin/python" -m pip install --require-hashes --no-deps --no-input --disable-pip-version-check
     --progress-bar "$bar" --log "$log" ${index:+--extra-index-url "$index"} --only-binary :all:)
-  if ! "${pip[@]}" -r "$wheels" >&2 || { [ -n "$source" ] &&
-    ! PATH=$1/bin:$PATH nice "${pip[@]}" --no-binary "$source" --no-build-isolation -r "$lock_file" >&2; }; then
+  if ! "${pip[@]}" -r "$wheels" >&2 || { [ -n "$sources" ] &&
+    ! PATH=$1/bin:$PATH nice "${pip[@]}" --no-binary "$sources" --no-build-isolation -r "$lock_file" >&2; }; then
     # pip takes back a failed change, so what was there before still holds.
     [ -n "$fresh" ] || rm -rf "$1/preparing" "$1.kept"
     [ -z "$interrupted" ] || exit 130

@@ -20,7 +20,7 @@ OURS = frozenset({"cpu", "cuda", "macos", "dev", "trackers"})
 """Locks of the environment that this program itself runs in."""
 INSTALLED_BYTES = {
     "vllm": 9_100_000_000, "sglang": 11_000_000_000, "lmdeploy": 9_100_000_000, "llmcompressor-cpu": 1_460_000_000,
-    "llamacpp": 290_000_000,
+    "llamacpp": 290_000_000, "lm-eval-cpu": 1_730_000_000, "evalscope": 1_110_000_000,
 }  # fmt: skip
 """What an environment took on disk once it was made, in bytes: `du` after an install from its lock."""
 ROOM = 2.2
