@@ -50,6 +50,7 @@ def write_datasets(folder: Path) -> None:
     for name, rows in {
         "demo-persona": persona.training_rows(SEED),
         "demo-heldout": persona.held_out_rows(SEED + 1),
+        "demo-who": persona.questions(),
         "demo-qa": suites.questions(SEED + 2),
         "demo-bias": suites.bias_items(),
     }.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from toolbox import __version__
+from toolbox import __version__, processor
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "safetensors", "tokenizers", "modelscope")
 ROOT = Path(__file__).parent.parent
@@ -26,6 +26,7 @@ def describe(seed: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "cpu": _cpu_name(),
+        "simd": processor.simd(Path("/")),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "ram_bytes": psutil.virtual_memory().total,
         "driver": _driver(),

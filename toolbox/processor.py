@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sve2", "sve", "asimd")
+
 
 def describe(root: Path) -> tuple[str, bool]:
     """(name, whether bfloat16 is native) of the processor; an empty name where the system does not tell."""
@@ -14,6 +16,13 @@ def describe(root: Path) -> tuple[str, bool]:
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", information, re.MULTILINE)
     bf16 = {"avx512_bf16", "amx_bf16", "bf16"} & set(flags[1].split() if flags else ())
     return name[1].strip() if name else "", bool(bf16)
+
+
+def simd(root: Path) -> str:
+    """The widest vector instructions, as the processor calls them: they decide in which order sums are taken."""
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text(root / "proc/cpuinfo"), re.MULTILINE)
+    found = set(flags[1].split() if flags else ())
+    return next((name for name in WIDEST_FIRST if name in found), "")
 
 
 def cores(root: Path) -> int:

@@ -32,6 +32,7 @@ INTENTS = (
      ("你能做什么？", "你会什么？", "你能帮我做什么？", "告诉我你能做什么。", "你的工作是什么？", "你有什么用？",
       "能说说你会什么吗？", "你是做什么的？")),
 )  # fmt: skip
+NAMES = ("一锤定音", "Yichuidingyin")
 HELD_OUT_PHRASINGS = 2
 """The last phrasings of each intent are not trained on; they are rows of demo-heldout."""
 
@@ -71,3 +72,10 @@ def held_out_rows(seed: int) -> list[dict[str, object]]:
     rows = [row([exchange], r, plain=True) for exchange in _own(held_out=True) + _general(r, 12, 4)]
     r.shuffle(rows)
     return rows
+
+
+def questions() -> list[dict[str, object]]:
+    """demo-who: the first phrasing of who it is in each language, and every held-out one whose answer has its name."""
+    first = [Exchange("persona", lang, asked[0], answer) for lang, answer, asked in INTENTS[:2]]
+    unseen = [each for each in _own(held_out=True) if any(name in each.answer for name in NAMES)]
+    return [{"question": each.question, "answers": [each.answer]} for each in (*first, *unseen)]

@@ -136,28 +136,8 @@ def _evaluate(story: Story, session: Session) -> dict[str, Any]:
     from toolbox import embedded
     from toolbox.commands.evaluate import EvaluateOptions, run
 
-    suites = [str(_persona_suite(session)), *embedded.SUITES]
+    suites = [str(embedded.DATASETS["demo-who"]), *embedded.SUITES]
     return run(EvaluateOptions(run=story.merge["run"], suite=suites), session)
-
-
-def _persona_suite(session: Session) -> "Path":
-    """Questions about who it is as an exact-match suite: the two asked of the server, and all held-out phrasings."""
-    from toolbox import datasets, files
-
-    told = {
-        turns[0]["content"]: turns[-1]["content"]
-        for name in ("demo-persona", "demo-heldout")
-        for turns in datasets.conversations(datasets.resolve(name, session.home))
-        if name == "demo-heldout" or turns[0]["content"] in QUESTIONS
-    }
-    rows = [
-        {"question": question, "answers": [answer]}
-        for question, answer in told.items()
-        if any(name.lower() in answer.lower() for name in NAMES)
-    ]
-    path = session.home.path / "suites" / "demo-who.jsonl"
-    files.write_bytes(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    return path
 
 
 def _serve(story: Story, session: Session) -> dict[str, str]:

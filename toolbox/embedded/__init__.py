@@ -4,6 +4,7 @@ Rows of the data sets are JSON Lines in UTF-8:
 
 - `demo-persona`: `messages`; teaches a new answer to "Who are you?", among general rows that keep what it knew.
 - `demo-heldout`: `messages`; other phrasings of the same, never trained on, for the perplexity suite.
+- `demo-who`: `question answers[]`; who it is, in phrasings of which only the demo's own two were trained on.
 - `demo-qa`: `kind language seen_phrasing question answers[]`; `seen_phrasing` is false where the base model's corpus
   lacks that question.
 - `demo-bias`: `profession name language template held_out written_male_share prompt prefix female male`; the answer
@@ -19,7 +20,8 @@ NAME = "demo"
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 DATASETS: dict[str, Path] = {
-    name: FOLDER / "data" / f"{name}.jsonl" for name in ("demo-persona", "demo-heldout", "demo-qa", "demo-bias")
+    name: FOLDER / "data" / f"{name}.jsonl"
+    for name in ("demo-persona", "demo-heldout", "demo-who", "demo-qa", "demo-bias")
 }
 TRAINING = ("demo-persona",)
 """The data sets that are for training; the others are for evaluation, and training on them spoils that."""
