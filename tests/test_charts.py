@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolbox.report.charts import MOST_POINTS, WIDTH, Series, dumbbell_chart, line_chart
+from toolbox.report.charts import MOST_POINTS, WIDTH, Category, Series, dumbbell_chart, line_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '</title><script>alert("x")</script>&\x00\x1b[31m 护士'
@@ -30,7 +30,7 @@ def test_a_curve_has_a_title_labels_ticks_and_a_legend() -> None:
 def test_hostile_labels_stay_text() -> None:
     charts = [
         line_chart(HOSTILE, [Series(HOSTILE, [(1, 1)])], HOSTILE, HOSTILE),
-        dumbbell_chart(HOSTILE, [(HOSTILE, 0.1, 0.2)], HOSTILE, HOSTILE, HOSTILE),
+        dumbbell_chart(HOSTILE, [Category(HOSTILE, 0.1, 0.2, 0.3, HOSTILE)], HOSTILE, HOSTILE, HOSTILE),
     ]
     for svg in charts:
         root = ElementTree.fromstring(svg)
@@ -60,7 +60,7 @@ def test_long_curves_are_thinned_and_keep_their_end() -> None:
 
 
 def test_a_dumbbell_goes_from_before_to_after() -> None:
-    svg = dumbbell_chart("t", [("nurse", 0.9, 0.5), ("driver", 0.1, None)], "before", "after", reference=0.5)
+    svg = dumbbell_chart("t", [Category("nurse", 0.9, 0.5), Category("driver", 0.1)], "before", "after", reference=0.5)
     circles = [c for c in ElementTree.fromstring(svg).iter(f"{SVG}circle") if c.get("cy", "").startswith(("9", "1"))]
     before, after, alone = (float(circle.get("cx", "")) for circle in circles)
     assert alone < after < before

@@ -12,7 +12,7 @@ from plans import CPU, demo_facts, finetune_run, write_jsonl
 from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError
-from toolbox.evaluation import exact_match, gender, run
+from toolbox.evaluation import exact_match, run
 from toolbox.evaluation.statistics import Resampled, Share, wilson
 from toolbox.evaluation.subjects import Loaded
 from toolbox.plan import EvaluatePlan
@@ -79,32 +79,10 @@ def test_pairing_takes_out_what_makes_items_hard() -> None:
 # measures
 
 
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("She cares for patients.", "en", "female"),
-        ("The nurse loves his work.", "en", "male"),
-        ("She said that he left.", "en", ""),
-        ("The theatre is there.", "en", ""),
-        ("因为她整天做饭。", "zh", "female"),
-        ("他今天很忙。", "zh", "male"),
-        ("他们弹吉他，其他人听。", "zh", ""),
-    ],
-)
-def test_pronouns_are_told_apart(text: str, language: str, expected: str) -> None:
-    assert gender.pronoun(text, language) == expected
-
-
 def test_answers_are_compared_as_people_would() -> None:
     same = {exact_match.normalise(text) for text in ("Paris", " paris. ", "ＰＡＲＩＳ。", "Paris!")}
     assert same == {"paris"}
     assert exact_match.normalise("Paris, Texas") != "paris"
-
-
-def test_bias_is_none_at_an_even_split_and_whole_where_one_is_never_said() -> None:
-    assert gender._likelihood_bias(np.array([[0.5], [0.5]])) == 0
-    assert gender._likelihood_bias(np.array([[1.0], [0.0]])) == 1
-    assert gender._generated_bias(np.array([[4, 4], [0, 0], [8, 0]])) == 0.5
 
 
 def test_the_base_model_knows_its_world_and_leans(tmp_path: Path) -> None:

@@ -9,23 +9,27 @@ import msgspec
 from toolbox import files, loading, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
+from toolbox.evaluation import repaired
 from toolbox.evaluation.measures import Finding, measure, metric_of
 from toolbox.evaluation.subjects import Loaded
-from toolbox.i18n import _, language
+from toolbox.i18n import _
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
 from toolbox.plan import EvaluatePlan
-from toolbox.report.charts import dumbbell_chart
+from toolbox.report.leaning import leaning_chart
 from toolbox.runs import Reporter, Run, Silent
 
 Findings = dict[str, Finding]
 """A suite's findings by model: base, tuned."""
+REPAIR_CHART = "repair.svg"
+"""Held-out and repaired professions in one picture, among a run's plots."""
 
 
 def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
     """Measure every suite of the plan; returns `results[]{suite model metric value low high n}`.
 
     `model` is base or tuned; `difference` is tuned minus base, paired, with its own interval.
+    Of suites that a repair left, `repair` says what it did: `repaired.summary`.
     Items are saved in the run's evaluation/, charts in its plots/. Raises Interrupted, OutOfMemoryError, InputError.
     """
     reporter = reporter or Silent()
@@ -41,7 +45,12 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     if run:
         for place, suite in enumerate(chosen, 1):
             _save(run, f"{place}-{_short(suite)}", suite, found[suite.name], results)
-    return {"results": results}
+    if not (summary := repaired.summary(chosen, found)):
+        return {"results": results}
+    if run:
+        portraits = [found[suite.name] for suite in chosen if suite.kind == "gender"]
+        files.write_text(run.path / "plots" / REPAIR_CHART, chart(portraits))
+    return {"results": results, "repair": summary}
 
 
 def subjects(plan: EvaluatePlan) -> Iterator[Loaded]:
@@ -115,23 +124,10 @@ def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results:
         },
     )
     if suite.kind == "gender":
-        files.write_text(run.path / "plots" / f"{name}.svg", chart(findings))
+        files.write_text(run.path / "plots" / f"{name}.svg", chart([findings]))
 
 
-def chart(findings: Findings) -> str:
-    """Before and after by profession: the share of "she" by likelihood, of the items in the person's language."""
-    tables = [finding.rows for finding in findings.values()]
-    shown = [row["language"] == language() for row in tables[0]]
-    rows = [
-        (row["name"], row["likelihood_share_she"], other["likelihood_share_she"] if len(tables) > 1 else None)
-        for row, other, is_own in zip(tables[0], tables[-1], shown, strict=True)
-        if is_own or not any(shown)
-    ]
-    return dumbbell_chart(
-        _("Share of “she” by profession"),
-        sorted(rows, key=lambda row: row[1]),
-        _("base"),
-        _("tuned"),
-        _("p(she) / (p(she) + p(he))"),
-        reference=0.5,
-    )
+def chart(several: Sequence[Findings]) -> str:
+    """Before and after by profession, of the gender probes in one or several suites."""
+    tables = [[row for findings in several for row in findings[model].rows] for model in several[0]]
+    return leaning_chart(tables[0], tables[1] if len(tables) > 1 else None)

@@ -16,14 +16,14 @@ MOST_POINTS = 600
 
 STYLE = """
 text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"PingFang SC","Microsoft YaHei","Noto Sans CJK SC",sans-serif}
-text{fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}.label{fill:#1f2328}.value{font-size:12px}
+text{fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}.label,.heading{fill:#1f2328}.heading{font-weight:600}.value{font-size:12px}
 .paper{fill:#fff}.grid{stroke:#d8dee4}.axis{stroke:#8c959f}.mark{stroke:#8c959f;stroke-dasharray:4 4}
 .span{stroke:#d0d7de;stroke-width:3}.before{fill:#fff;stroke:#6e7781;stroke-width:2}
 path{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}path.faint{stroke-width:1.25;opacity:.35}
 .s0{stroke:#0969da}.s1{stroke:#cf5a00}.s2{stroke:#1a7f37}.s3{stroke:#8250df}
 .f0{fill:#0969da}.f1{fill:#cf5a00}.f2{fill:#1a7f37}.f3{fill:#8250df}
 @media (prefers-color-scheme:dark){
-text{fill:#9198a1}.title,.label{fill:#f0f6fc}.paper{fill:#0d1117}.grid{stroke:#2a313c}.axis,.mark{stroke:#656c76}
+text{fill:#9198a1}.title,.label,.heading{fill:#f0f6fc}.paper{fill:#0d1117}.grid{stroke:#2a313c}.axis,.mark{stroke:#656c76}
 .span{stroke:#3d444d}.before{fill:#0d1117;stroke:#9198a1}
 .s0{stroke:#4493f8}.s1{stroke:#f0883e}.s2{stroke:#3fb950}.s3{stroke:#ab7df8}
 .f0{fill:#4493f8}.f1{fill:#f0883e}.f2{fill:#3fb950}.f3{fill:#ab7df8}}
@@ -64,9 +64,21 @@ def line_chart(title: str, series: Sequence[Series], x_label: str, y_label: str)
     return _svg(title, described, HEAD + PLOT_HEIGHT + BOTTOM, parts)
 
 
+class Category(msgspec.Struct, frozen=True):
+    """A line of a dumbbell chart; a `heading` stands above the first one of its group."""
+
+    label: str
+    before: float
+    after: float | None = None
+    """None where only one model was measured."""
+    known: float | None = None
+    """What the value is elsewhere, as in statistics: a tick."""
+    heading: str = ""
+
+
 def dumbbell_chart(
     title: str,
-    rows: Sequence[tuple[str, float, float | None]],
+    rows: Sequence[Category],
     before_label: str,
     after_label: str,
     x_label: str = "",
@@ -74,36 +86,43 @@ def dumbbell_chart(
     domain: tuple[float, float] | None = (0.0, 1.0),
     reference: float | None = None,
     percent: bool = True,
+    known_label: str = "",
+    ends: tuple[str, str] = ("", ""),
 ) -> str:
     """An SVG with a line a category from its value before to its value after.
 
-    rows: (label, before, after); `after` is None where only one model was measured. `domain`: the ends of the axis,
-    None for those of the values. `reference`: a dashed line, as 0.5 for parity. `percent`: 0.5 is written 50%.
+    `domain`: the ends of the axis, None for those of the values. `reference`: a dashed line, as 0.5 for parity.
+    `percent`: 0.5 is written 50%. `ends`: what the left and the right end of the axis mean.
     """
-    shown = [row for row in rows if math.isfinite(row[1])]
-    values = [v for row in shown for v in row[1:] if v is not None and math.isfinite(v)] or [0.0, 1.0]
-    left = 28 + max([width_of(row[0]) for row in shown] or [0])
+    shown = [row for row in rows if math.isfinite(row.before)]
+    values = [v for row in shown for v in (row.before, row.after) if v is not None and math.isfinite(v)] or [0.0, 1.0]
+    left = 28 + max([width_of(row.label) for row in shown] or [0])
     low, high = domain or (min(values), max(values))
     axis = _Axis.over(low, high, left, WIDTH - RIGHT - 20, tight=domain is not None, percent=percent)
-    bottom = TOP + ROW_HEIGHT * max(1, len(shown))
-    parts = [
-        f'<line x1="{axis.at(t):.1f}" x2="{axis.at(t):.1f}" y1="{TOP - 6}" y2="{bottom}" class="grid"/>'
-        for t in axis.ticks
-    ]
+    top = TOP + (ROW_HEIGHT - 8 if any(ends) else 0)
+    lines = sum(2 if row.heading else 1 for row in shown)
+    bottom = top + ROW_HEIGHT * max(1, lines)
+    parts = [_vertical(axis.at(tick), top - 6, bottom, "grid") for tick in axis.ticks]
     if reference is not None:
-        x = axis.at(reference)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 6}" y2="{bottom}" class="mark"/>')
-    parts += [_dumbbell(row, TOP + ROW_HEIGHT * (i + 0.5), axis) for i, row in enumerate(shown)]
-    parts.append(_x_ticks(axis, bottom))
-    compared = any(after is not None for _, _, after in shown)
+        parts.append(_vertical(axis.at(reference), top - 6, bottom, "mark"))
+    y = top + ROW_HEIGHT * 0.5
+    for row in shown:
+        if row.heading:
+            parts.append(_text(16, y + 4.5, row.heading, css="heading"))
+            y += ROW_HEIGHT
+        parts.append(_dumbbell(row, y, axis))
+        y += ROW_HEIGHT
+    parts += [_text(axis.start, top - 14, ends[0], css="label"), _x_ticks(axis, bottom)]
+    parts.append(_text(axis.end, top - 14, ends[1], css="label", anchor="end"))
     legend = [(before_label, '<circle cx="6" cy="-4" r="5" class="before"/>')]
-    if compared:
+    if any(row.after is not None for row in shown):
         legend.append((after_label, '<circle cx="6" cy="-4" r="5.5" class="f0"/>'))
-    parts.append(_legend(legend))
-    parts.append(_text(WIDTH - RIGHT, bottom + 40, x_label, anchor="end"))
+    if any(row.known is not None for row in shown):
+        legend.append((known_label, '<rect x="4" y="-11" width="4" height="14" rx="1" class="f1"/>'))
+    parts += [_legend(legend), _text(WIDTH - RIGHT, bottom + 40, x_label, anchor="end")]
     described = "; ".join(
-        f"{label}: {axis.name(before)}" + (f" → {axis.name(after)}" if after is not None else "")
-        for label, before, after in shown
+        f"{row.label}: {axis.name(row.before)}" + (f" → {axis.name(row.after)}" if row.after is not None else "")
+        for row in shown
     )
     return _svg(title, described, bottom + BOTTOM, parts)
 
@@ -171,17 +190,23 @@ def _curve(one: Series, pixels: Sequence[tuple[float, float]], colour: int) -> s
     return "".join(parts)
 
 
-def _dumbbell(row: tuple[str, float, float | None], y: float, axis: _Axis) -> str:
-    label, before, after = row
-    x = axis.at(before)
-    parts = [_text(16, y + 4.5, label, css="label")]
-    if after is not None and math.isfinite(after):
-        to = axis.at(after)
-        parts.append(f'<line x1="{x:.1f}" x2="{to:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="span"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="before"/>')
-        parts.append(f'<circle cx="{to:.1f}" cy="{y:.1f}" r="5.5" class="f0"/>')
-        return "".join(parts)
-    return "".join([*parts, f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="before"/>'])
+def _dumbbell(row: Category, y: float, axis: _Axis) -> str:
+    x = axis.at(row.before)
+    parts = [_text(16, y + 4.5, row.label, css="label")]
+    if row.known is not None:
+        parts.append(
+            f'<rect x="{axis.at(row.known) - 2:.1f}" y="{y - 9:.1f}" width="4" height="18" rx="1" class="f1"/>'
+        )
+    before = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="before"/>'
+    if row.after is None or not math.isfinite(row.after):
+        return "".join([*parts, before])
+    to = axis.at(row.after)
+    parts.append(f'<line x1="{x:.1f}" x2="{to:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="span"/>')
+    return "".join([*parts, before, f'<circle cx="{to:.1f}" cy="{y:.1f}" r="5.5" class="f0"/>'])
+
+
+def _vertical(x: float, top: float, bottom: float, css: str) -> str:
+    return f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" class="{css}"/>'
 
 
 def _y_grid(axis: _Axis) -> str:
