@@ -227,14 +227,17 @@ def scored_tokens(
 ) -> list[list[tuple[float, bool]]]:
     """(ln p(row[i] | row[:i]), whether no token is likelier) for each i from 1: a list one shorter than each row.
 
-    Padding is on the right, where a causal model can't see it.
+    Padding is on the right, where a causal model can't see it. A row may be one longer than what the model can see:
+    its last token is only foretold.
     """
 
     def measure(batch: list[list[int]]) -> list[list[tuple[float, bool]]]:
         longest = max(map(len, batch))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch], device=model.device)
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        seen = max(1, longest - 1)
+        logits = model(input_ids=ids[:, :seen], attention_mask=mask[:, :seen], use_cache=False).logits[:, : longest - 1]
+        logits = logits.float()
         said = logits.gather(-1, ids[:, 1:, None])[..., 0]
         found, best = (said - logits.logsumexp(-1)).tolist(), (said >= logits.amax(-1)).tolist()
         return [

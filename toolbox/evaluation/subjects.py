@@ -118,8 +118,10 @@ class Loaded(msgspec.Struct, frozen=True):
         stop: Sequence[str],
         watch: Watch,
     ) -> list[str]:
-        """Long prompts lose their beginning, so that what is asked at their end stays."""
-        room = max(1, self.positions - max_new_tokens)
+        """Long prompts lose their beginning, so that what is asked at their end stays, and at least half of what the
+        model can see is the prompt's."""
+        max_new_tokens = min(max_new_tokens, self.positions // 2)
+        room = self.positions - max_new_tokens
         settings = inference.generation(self.model, self.tokenizer, max_new_tokens, do_sample)
         ends = inference.Stops(self.tokenizer, stop) if stop else None
         answers = inference.answer_ids(
@@ -135,7 +137,8 @@ class Loaded(msgspec.Struct, frozen=True):
         return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
-        """(ids of both, where the continuation begins), cut at the left to what the model can see.
+        """(ids of both, where the continuation begins), cut at the left to what the model can see and the last token,
+        which it has only to foresee.
 
         Blanks at the context's end go over to the continuation, since tokenizers join them to what follows.
         """
@@ -145,5 +148,5 @@ class Loaded(msgspec.Struct, frozen=True):
             ids = ids if bos is None else [bos, *ids]
             return ids[: self.positions], 1
         whole, begin = self._ids(context + continuation), len(self._ids(kept))
-        cut = max(0, len(whole) - self.positions)
+        cut = max(0, len(whole) - self.positions - 1)
         return whole[cut:], max(1, begin - cut)

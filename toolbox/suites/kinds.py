@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from toolbox.suites import exact_match, gender, perplexity
+from toolbox.suites import exact_match, gender, gsm8k, multiple_choice, perplexity, truthfulqa
 from toolbox.suites.kind import Kind
 from toolbox.suites.metrics import Metric, ideal
 
@@ -11,6 +11,9 @@ KINDS: dict[str, Kind] = {
     for module in (
         exact_match,
         gender,
+        gsm8k,
+        truthfulqa,
+        multiple_choice,
         perplexity,
     )
 }
