@@ -100,7 +100,7 @@ def _options(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     if "a" in row:
         letters = [letter for letter in LETTERS if row.get(letter.lower()) not in (None, "")]
         return [str(row[letter.lower()]) for letter in letters], letters
-    listed = next((row[name] for name in ("choices", "options") if row.get(name)), [])
+    listed: Any = next((row[name] for name in ("choices", "options") if row.get(name)), [])
     if isinstance(listed, dict) and isinstance(listed.get("text"), list):
         return list(map(str, listed["text"])), list(map(str, listed.get("label") or LETTERS))
     if isinstance(listed, dict):
