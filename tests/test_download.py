@@ -157,7 +157,7 @@ def test_two_processes_make_one_copy(hub: LoopbackHub, environ: dict[str, str], 
     assert_whole(home)
 
 
-@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("source", ["modelscope", pytest.param("huggingface", marks=pytest.mark.slow)])
 def test_three_kills_and_it_resumes(hub: LoopbackHub, environ: dict[str, str], home: Path, source: str) -> None:
     hub.rate = 6e6
     for eighths in (2, 4, 6):
@@ -170,7 +170,7 @@ def test_three_kills_and_it_resumes(hub: LoopbackHub, environ: dict[str, str], h
     assert resumed, "no transfer was resumed by Range"
 
 
-@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+@pytest.mark.parametrize("source", ["modelscope", pytest.param("huggingface", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_it_and_it_resumes(hub: LoopbackHub, environ: dict[str, str], home: Path, source: str) -> None:
     hub.rate = 3e6
     command = [sys.executable, "-P", "-m", "toolbox", "download", ID, "--source", source]

@@ -26,10 +26,7 @@ REWARDED: dict[str, dict[str, Any]] = {
     "grpo": {"reward_funcs": ["contains:a"], "max_completion_length": 6, "num_generations": 2},
 }
 """What judges the answers of the stages that write their own, and how long they are."""
-KINDS = [
-    stage if stage in ("pt", "sft", "dpo", "kto", "grpo") else pytest.param(stage, marks=pytest.mark.slow)
-    for stage in stages.NAMES
-]
+KINDS = [stage if stage in ("sft", "dpo") else pytest.param(stage, marks=pytest.mark.slow) for stage in stages.NAMES]
 """One stage of each kind of rows in the fast set."""
 BROKEN = 7
 PLACES = ["Paris", "Rome", "Oslo", "Cairo", "Lima", "Quito", "Bern", "Riga", "Kyiv", "Doha", "北京", "上海"]

@@ -99,9 +99,7 @@ CASES = [
     pytest.param(
         stage, place, accumulation, at_random,
         id=f"{stage}-{place}-{accumulation}-{'random' if at_random else 'limit'}",
-        marks=() if (stage, place, accumulation, at_random) in (
-            ("sft", "backward", 2, True), ("sft", "evaluation", 2, False)
-        ) else pytest.mark.slow,
+        marks=() if (stage, place, accumulation, at_random) == ("sft", "backward", 2, False) else pytest.mark.slow,
     )
     for stage in ("sft", "dpo") for place in PLACES for accumulation in (1, 2) for at_random in (False, True)
 ]  # fmt: skip

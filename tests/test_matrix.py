@@ -15,10 +15,9 @@ import matrix
 import tuners
 
 FAST = [
-    ("dora", "kto", "none"), ("lisa", "rm", "none"), ("loreft", "rm", "none"), ("ln", "rm", "none"),
-    ("ia3", "orpo", "nf4"), ("lisa", "ppo", "none"),
+    ("loreft", "rm", "none"), ("ln", "rm", "none"), ("ia3", "orpo", "nf4"),
 ]  # fmt: skip
-"""One of each way of keeping weights at a stage that adds some, has a reference, or learns more than once."""
+"""One of each way of keeping weights at a stage that adds some, or has a reference."""
 RESTING = {"lisa": 0.2}
 """The least share of the trained tensors that moves where not all do: layers of LISA rest."""
 

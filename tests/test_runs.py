@@ -19,7 +19,7 @@ from terminals import ctrl_c_once, in_terminal
 from toolbox import files, runs
 from toolbox.commands import reproducing
 from toolbox.runs import Run, Status
-from toolbox.ui import Terminal
+from toolbox.ui import Terminal, following
 
 Make = Callable[..., Run]
 
@@ -193,6 +193,23 @@ def test_ctrl_c_twice_quits_at_once_and_tears_nothing(make: Make, toolbox_enviro
     assert not run.alive()
     assert run.status().error is None
     assert all("step" in line for line in run.metrics())
+
+
+def test_no_ctrl_c_is_lost_between_two_lines_of_ours(make: Make) -> None:
+    """One while the first is being answered, and one after the last look, as at a server that has just become ready."""
+    run, told = make("deaf", steps=2000), []
+
+    def say(text: str) -> None:
+        told.append(text)
+        signal.raise_signal(signal.SIGINT)
+
+    with following.Asking(run, say) as asking:
+        signal.raise_signal(signal.SIGINT)
+        while not told:
+            asking.pass_on()
+    assert asking.forced
+    ended(run)
+    assert len(told) == 1
 
 
 def test_a_lost_terminal_leaves_the_job_alone(make: Make, toolbox_environ: dict[str, str]) -> None:

@@ -166,9 +166,7 @@ def test_pairs_are_learnt_in_bfloat16_from_4_bit_weights(home: Path, data: Any, 
 # Stopping, resuming, breaking
 
 
-@pytest.mark.parametrize(
-    "stage", [name if name in ("pt", "dpo", "kto", "grpo") else pytest.param(name, marks=SLOW) for name in stages.NAMES]
-)
+@pytest.mark.parametrize("stage", [name if name == "dpo" else pytest.param(name, marks=SLOW) for name in stages.NAMES])
 def test_a_stopped_run_goes_on_to_the_very_numbers_of_the_straight_one(home: Path, data: Any, stage: str) -> None:
     straight, first, second = Recorder(), Recorder(stop_after=2), Recorder()
     changes: dict[str, Any] = {"max_steps": 4, "save_steps": 10, "eval_steps": 4, "per_device_train_batch_size": 2}

@@ -104,10 +104,11 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
     if session.dry_run:
         show_plan(plan, session)
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
-    job, facts = start(plan, options.api_key, session)
-    if plan.log_contents:
-        session.say(_("What is asked and answered is written into {path}.").format(path=job.log_path))
+    job = _begin(plan, options.api_key, session)
     with _stopped_with_me(job):
+        facts = _answering(job, session)
+        if plan.log_contents:
+            session.say(_("What is asked and answered is written into {path}.").format(path=job.log_path))
         show_ready(facts, plan, session)
         session.publish(facts)
         if options.background:
@@ -200,17 +201,19 @@ def _refuse_together(adapters: "list[ServedAdapter]", engine: "Engine") -> None:
         )
 
 
-def start(plan: "ServePlan", key: str, session: Session) -> "tuple[Run, dict[str, Any]]":
-    """Start the job and wait until it answers; returns its run and `url api_key pid run model`.
-
-    Raises what ended the job where it never got that far.
-    """
+def _begin(plan: "ServePlan", key: str, session: Session) -> "Run":
+    """Start the job."""
     from toolbox import runs
 
     job = runs.create(session.home.runs, f"serve-{runs.undated(plan.default_name)}", plan)
     job.start({"YCDY_API_KEY": key} if key else None)
+    return job
+
+
+def _answering(job: "Run", session: Session) -> dict[str, Any]:
+    """Until it answers; `url api_key pid run model`. Raises what ended the job where it never got that far."""
     session.follow(job)
-    return job, {**job.result(), "run": job.id}
+    return {**job.result(), "run": job.id}
 
 
 def show_plan(plan: "ServePlan", session: Session) -> None:

@@ -80,6 +80,7 @@ class Asking:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self.pass_on()  # what was asked for after the last look
 
     @property
     def forced(self) -> bool:
@@ -90,12 +91,14 @@ class Asking:
 
     def pass_on(self) -> None:
         """Tell the job, again and again until it, when it is young, can hear."""
-        if self._asked > self._heard and self._run.stop(force=self.forced):
-            if not self._heard:
+        asked = self._asked
+        if asked > self._heard and self._run.stop(force=asked > 1):
+            # Remembered before it is said: who reads it may press once more before the next line is reached.
+            first, self._heard = not self._heard, asked
+            if first and asked == 1:
                 serving = self._run.status().verb == "serve"
                 stopping = _("Stopping; Ctrl-C once more to quit at once.")
                 self._say(stopping if serving else _("Saving and stopping; Ctrl-C once more to quit at once."))
-            self._heard = self._asked
 
 
 def looks(run: Run, through_ready: bool, pass_on: Callable[[], None] = lambda: None) -> Looks:
