@@ -29,7 +29,9 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """As the person named it."""
     path: Path
     source: str
-    """modelscope, huggingface, embedded, local, or made: by a run of the chain."""
+    """modelscope, huggingface, embedded or local."""
+    repository: str = ""
+    """OWNER/NAME, where it was fetched."""
     revision: str = ""
     hashes: dict[str, str] = {}
     """SHA-256 by file."""
@@ -106,7 +108,8 @@ def _origin(kind: store.Kind, name: str, path: Path, source: str, sha256: str) -
             listed = {record.path: record.sha256 for record in manifest.files}
             inside = str(path.relative_to(place))
             return Origin(
-                kind=kind, name=name, path=path, source=manifest.source, revision=manifest.revision,
+                kind=kind, name=name, path=path, source=manifest.source, repository=manifest.id,
+                revision=manifest.revision,
                 hashes=listed if kind == "model" else {inside: listed.get(inside, sha256)},
                 verified=bool(manifest.files) and all(record.verified for record in manifest.files),
                 bytes=manifest.bytes, fetched_at=manifest.fetched_at, licence=licence(place),

@@ -261,11 +261,11 @@ def explain(error: Exception, run: Run) -> ToolboxError:
 
 
 def _end(run: Run, job: Job, state: State, error: ToolboxError | None) -> None:
-    from toolbox.report import write_report
+    from toolbox.report import write_reports
 
     job.finish(state, error)
     try:
-        write_report(run)
+        write_reports(run)
     except Exception:  # whatever a report trips over, the job's own end stands
         traceback.print_exc(file=job.log)
 

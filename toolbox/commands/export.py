@@ -267,12 +267,12 @@ def _show_plan(plan: "ExportPlan", session: Session) -> None:
 
 def show_check(result: dict[str, Any], session: Session) -> None:
     """Before and after in a table."""
-    from toolbox.report import results
+    from toolbox.report import merged
 
-    header, rows = results.exported(result)
+    header, rows = merged.exported(result)
     session.table(_("Before and after"), header, rows)
-    if merged := result.get("merge"):
-        session.say(_("The adapter was merged first, into {base}.").format(base=merged["base"]))
+    if merge := result.get("merge"):
+        session.say(_("The adapter was merged first, into {base}.").format(base=merge["base"]))
     for note in result.get("notes", []):
         session.say(note)
 

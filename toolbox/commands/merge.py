@@ -266,10 +266,10 @@ def show_proof(proof: list[dict[str, Any]], session: Session) -> None:
 
 def show_bases(bases: list[dict[str, Any]], session: Session) -> None:
     """What an adapter trained on 4 bits would be merged onto, and how far either is from the model as trained."""
-    from toolbox.report import results
+    from toolbox.report import merged
 
     if bases:
-        session.table(_("Onto which base"), results.onto_header(), results.onto_rows(bases))
+        session.table(_("Onto which base"), merged.onto_header(), merged.onto_rows(bases))
 
 
 COMMANDS = (Command("merge", N_("Merge an adapter into its base model, with proof"), MergeOptions, run),)

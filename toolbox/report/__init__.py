@@ -1,10 +1,12 @@
-"""A run's report.md and charts, from what lies in its directory, whatever its end (`runs report`)."""
+"""The report of a run and of the chain that it belongs to, from what lies in their folders, whatever their end
+(`runs report`)."""
 
 from pathlib import Path
 
-from toolbox import files
-from toolbox.facts import Facts
+from toolbox import chains, files
+from toolbox.report import record
 from toolbox.report.sections import SECTIONS
+from toolbox.report.story import Story
 from toolbox.runs import Run
 
 
@@ -13,8 +15,19 @@ def write_report(run: Run) -> Path:
 
     Whatever the run directory lacks is left out, so that a run that failed before its first step has a report too.
     """
-    facts = Facts.of(run)
-    parts = [part for section in SECTIONS if (part := section(facts))]
-    path = run.path / "report.md"
-    files.write_text(path, "\n\n".join(parts) + "\n")
+    return _write(Story.of(run))
+
+
+def write_reports(run: Run) -> Path:
+    """Write the report of a run that has just ended, and again those of the runs it was made from: they tell of it."""
+    for earlier in chains.earlier(run):
+        write_report(earlier)
+    return write_report(run)
+
+
+def _write(story: Story) -> Path:
+    parts = [part for section in SECTIONS if (part := section(story))]
+    text = "\n\n".join(parts) + "\n"
+    path = story.run.path / "report.md"
+    files.write_text(path, "\n".join(filter(None, (text, record.block(story.told, text)))) + "\n")
     return path

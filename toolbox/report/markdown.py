@@ -37,5 +37,11 @@ def section(title: str, *parts: str) -> str:
     return "\n\n".join([f"## {title}", *filled]) if filled else ""
 
 
+def folded(title: str, *parts: str) -> str:
+    """Parts that a reader opens; nothing where all are empty. `title` is our own words: it stands in HTML as it is."""
+    filled = [part for part in parts if part]
+    return "\n\n".join([f"<details>\n<summary>{title}</summary>", *filled, "</details>"]) if filled else ""
+
+
 def image(caption: str, path: str) -> str:
     return f"![{plain(caption)}]({path})"

@@ -1,0 +1,76 @@
+"""The pictures of a report: curves drawn from the metrics, and every chart that a run's work left in its plots/."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import unescape
+
+from toolbox import files
+from toolbox.facts import Facts
+from toolbox.i18n import _
+from toolbox.report import markdown, pipeline
+from toolbox.report.charts import Series, line_chart
+from toolbox.report.markdown import plain
+from toolbox.report.story import Story
+
+NAME = re.compile(r"[\w.-]+")
+"""Of a chart's file: what needs no quoting in an address."""
+
+
+def curves(story: Story) -> str:
+    """Put the charts of the whole chain into the run's plots/, those of other runs in folders named after them."""
+    parts = []
+    for facts in story.chain:
+        folder = Path("plots") if facts.run.id == story.run.id else Path("plots") / facts.run.id
+        charts = pictures(facts)
+        for name, svg in charts.items():
+            files.write_text(story.run.path / folder / f"{name}.svg", svg)
+        if charts and len(story.chain) > 1:
+            parts.append(f"### {plain(_step(story, facts))}")
+        parts += [markdown.image(caption(svg) or name, str(folder / f"{name}.svg")) for name, svg in charts.items()]
+    return markdown.section(_("Charts"), *parts)
+
+
+def _step(story: Story, facts: Facts) -> str:
+    return f"{story.named(facts)}. {pipeline.step(facts)}"
+
+
+def pictures(facts: Facts) -> dict[str, str]:
+    """A run's charts as SVG, by name: its curves, drawn anew, and those that its work left."""
+    drawn = dict(_drawn(facts))
+    left = sorted(path for path in (facts.run.path / "plots").glob("*.svg") if path.stem not in drawn)
+    return drawn | {path.stem: path.read_text("utf-8", errors="replace") for path in left if NAME.fullmatch(path.stem)}
+
+
+def _drawn(facts: Facts) -> list[tuple[str, str]]:
+    rates = facts.curve("learning_rate")
+    drawn = []
+    for file, title, axis, metric in (
+        ("loss", _("Loss"), _("loss"), "loss"),
+        ("margin", _("Reward margin"), _("chosen − rejected"), "rewards/margins"),
+        ("reward", _("Reward"), _("reward"), "reward"),
+        ("length", _("Length of answers"), _("tokens"), "completions/mean_length"),
+        ("kl", _("Divergence from the reference"), _("nats a token"), "kl"),
+        ("entropy", _("Entropy of the policy"), _("nats a token"), "entropy"),
+    ):
+        trained, held_out = facts.curve(metric), facts.curve(f"eval_{metric}")
+        if trained or held_out:
+            train = [Series(_("training"), _smooth(trained)), Series("", trained, faint=True)]
+            series = [*train, Series(_("evaluation"), held_out, dots=True)]
+            drawn.append((file, line_chart(title, series, _("step"), axis)))
+    if rates:
+        chart = line_chart(_("Learning rate"), [Series(_("learning rate"), rates)], _("step"), _("learning rate"))
+        drawn.append(("learning_rate", chart))
+    return drawn
+
+
+def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The centred running mean over about a twentieth of the curve; the ends average over what there is."""
+    reach = len(points) // 40
+    windows = (points[max(0, i - reach) : i + reach + 1] for i in range(len(points)))
+    return [(points[i][0], sum(y for _, y in window) / len(window)) for i, window in enumerate(windows)]
+
+
+def caption(svg: str) -> str:
+    """A chart's own title."""
+    return unescape(svg.partition('<title id="title">')[2].partition("</title>")[0], {"&quot;": '"'})

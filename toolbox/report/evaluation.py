@@ -1,0 +1,108 @@
+"""What evaluations say: base, tuned and their difference, and what each suite shows (a report's section)."""
+
+from pathlib import Path
+from typing import Any
+
+from toolbox.facts import Facts
+from toolbox.i18n import N_, _
+from toolbox.report import markdown, numbers
+from toolbox.report.markdown import plain
+from toolbox.report.story import Story
+from toolbox.suites import kinds
+from toolbox.suites.metrics import verdict
+
+TITLES = {"base": N_("Base"), "tuned": N_("Tuned"), "difference": N_("Difference")}
+"""The columns of an evaluation."""
+VERDICTS = {"better": N_("better"), "worse": N_("worse"), "chance": N_("within chance")}
+
+Line = dict[str, dict[str, Any]]
+"""A metric's rows by model: base, tuned, difference."""
+
+
+def evaluations(story: Story) -> str:
+    """Every evaluation of the chain, with the plain sentence of what each suite shows and the paper it is from."""
+    parts: list[str] = []
+    found = story.of_verb("evaluate")
+    for facts in found:
+        if table := _table(lines(facts)):
+            title = _("Step {number}: {run}").format(number=story.named(facts), run=plain(facts.run.id))
+            parts += [f"### {title}" if len(found) > 1 else "", table, *_left(facts)]
+    if parts:
+        parts.append(_("In brackets: 95 % intervals. Better or worse is said only where the paired interval leaves "
+                       "zero out."))  # fmt: skip
+        parts.append(_shown(line for facts in found for line in lines(facts).values()))
+    return markdown.section(_("Evaluation and bias"), *parts)
+
+
+def lines(facts: Facts) -> dict[tuple[str, str], Line]:
+    """The rows of an evaluation by suite and metric; what is no row is passed over."""
+    found: dict[tuple[str, str], Line] = {}
+    for row in facts.result.get("results") or []:
+        if isinstance(row, dict) and isinstance(row.get("metric"), str):
+            if "ideal" not in row and (known := kinds.METRICS.get(row["metric"])):  # as earlier versions left it
+                row = {**row, "ideal": known.told}
+            found.setdefault((str(row.get("suite")), row["metric"]), {})[str(row.get("model"))] = row
+    return found
+
+
+def judged(line: Line) -> str:
+    """better, worse or chance; empty where two models were not compared."""
+    difference = line.get("difference")
+    if not difference or not {"base", "tuned"} <= line.keys():
+        return ""
+    known = all(isinstance(difference.get(key), int | float) for key in ("value", "low", "high"))
+    return verdict(line) if known else ""
+
+
+def _table(found: dict[tuple[str, str], Line]) -> str:
+    if not found:
+        return ""
+    models = [model for model in TITLES if any(model in line for line in found.values())]
+    tested = any(row.get("p") is not None for line in found.values() for row in line.values())
+    compared = "difference" in models
+    header = [_("Suite"), _("Metric"), "n", *(_(TITLES[model]) for model in models)]
+    header += ["p"] if tested else []
+    rows = []
+    for (suite, _metric), line in found.items():
+        first = next(iter(line.values()))
+        cells = [plain(Path(suite).name), plain(kinds.metric(first).title), str(first.get("n", ""))]
+        cells += [measured(line.get(model), signed=model == "difference") for model in models]
+        cells += [_p(line)] if tested else []
+        rows.append([*cells, _(VERDICTS.get(judged(line), ""))] if compared else cells)
+    return markdown.table([*header, ""] if compared else header, rows)
+
+
+def measured(row: dict[str, Any] | None, signed: bool = False) -> str:
+    """A value with its interval."""
+    if not row:
+        return ""
+    value, low, high = row.get("value"), row.get("low"), row.get("high")
+    text = ("+" if signed and isinstance(value, int | float) and value > 0 else "") + numbers.number(value)
+    return f"{text} [{numbers.number(low)}, {numbers.number(high)}]" if low is not None and high is not None else text
+
+
+def _p(line: Line) -> str:
+    p = next((row["p"] for row in line.values() if isinstance(row.get("p"), int | float)), None)
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _left(facts: Facts) -> list[str]:
+    """What else the evaluation says of itself: its limit, how many were asked."""
+    limit = facts.plan.get("limit")
+    return [_("At most {limit} items of each suite, taken evenly.").format(limit=limit)] if limit else []
+
+
+def _shown(found: Any) -> str:
+    """What each kind of suite does and does not show, once."""
+    told: dict[str, None] = {}
+    for line in found:
+        row = next(iter(line.values()))
+        kind = next((kind for kind in kinds.KINDS.values() if _is_of(row, kind)), None)
+        if kind:
+            paper = f" ({plain(kind.paper)})" if kind.paper else ""
+            told[f"- **{plain(_(kind.title))}**: {plain(_(kind.shows))}{paper}"] = None
+    return "\n".join([_("What these suites show, and what they don't:"), "", *told]) if told else ""
+
+
+def _is_of(row: dict[str, Any], kind: Any) -> bool:
+    return row["kind"] == kind.name if row.get("kind") else row["metric"] in kind.metrics
