@@ -196,6 +196,40 @@ def test_raw_texts_are_scored_token_by_token() -> None:
     assert subject.complete([prompt], max_new_tokens=12, stop=[stop]) == [written[: written.index(stop)]]
 
 
+def test_an_interrupted_evaluation_goes_on_and_equals_the_straight_one(home: Path) -> None:
+    """By every way of asking; stopped after some batches, killed within a write, then finished: the same to the bit."""
+
+    class Stopping(Silent):
+        def __init__(self, batches: int) -> None:
+            self.batches = batches
+
+        def progress(self, step: int, steps: int, **metrics: float) -> None:
+            self.batches -= 1
+
+        @property
+        def stopping(self) -> bool:  # type: ignore[override]
+            return self.batches <= 0
+
+    def answers(folder: Path) -> list[bytes]:
+        return next((folder / "cache").rglob("*.jsonl"), Path("/dev/null")).read_bytes().splitlines()
+
+    plan = evaluate_plan("demo-perplexity", "demo-qa", "demo-bias", limit=16, cached=False)
+    straight, stopped = Run(home / "runs" / "straight"), Run(home / "runs" / "stopped")
+    expected = run(plan, straight)
+    for batches in (2, 3):
+        with pytest.raises(Interrupted):
+            run(plan, stopped, Stopping(batches))
+        with next((stopped.path / "cache").rglob("*.jsonl")).open("ab") as file:
+            file.write(b'["torn')
+    before = answers(stopped.path)
+    assert 0 < len(before) < len(answers(straight.path))
+    assert run(plan, stopped) == expected
+    whole = [line for line in answers(stopped.path) if line != b'["torn']
+    assert whole == answers(straight.path), "what was answered is not asked again, and the rest is the same"
+    assert run(plan, stopped) == expected
+    assert [line for line in answers(stopped.path) if line != b'["torn'] == whole, "a second one costs nothing"
+
+
 # suites
 
 

@@ -1,7 +1,8 @@
 """Batched answers and likelihoods from a loaded model; what `evaluate` measures with."""
 
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,12 +23,20 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Watch = Callable[[int, int], None]
 """Told (done, all) after each batch; stops the work by raising."""
+Keep = Callable[[Mapping[int, Any]], None]
+"""Told each batch's outcomes by the numbers of its items, before the Watch."""
+ScoredTokens = list[tuple[float, bool]]
+"""Of each token ln p, and whether none was likelier."""
 EachToken = Callable[[Sequence[list[int]], torch.Tensor], None]
 """Told (the prompts that are answered, their logits [prompts, vocabulary]) before each token; stops by raising."""
 
 
 def unwatched(done: int, total: int) -> None:
     """A Watch that doesn't."""
+
+
+def unkept(outcomes: Mapping[int, Any]) -> None:
+    """A Keep that doesn't."""
 
 
 class Stops:
@@ -56,23 +65,31 @@ def in_batches(
     work: Callable[[list[Item]], list[Outcome]],
     batch_size: int = BATCH_SIZE,
     watch: Watch = unwatched,
+    known: Mapping[int, Outcome] | None = None,
+    keep: Keep = unkept,
 ) -> list[Outcome]:
     """`work` on items of about the same length together; outcomes come in the order of `items`.
 
-    The longest go first, so that a lack of memory shows at once: it halves the batch and goes on.
-    Raises OutOfMemoryError where a single item is too much.
+    The longest go first, so that a lack of memory shows at once: it halves the batch and goes on. What is `known` by
+    its number in `items` is left out of its batch, and no batch changes for it: who goes on computes the same numbers.
+    `keep` is told each batch's outcomes. Raises OutOfMemoryError where a single item is too much.
     """
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
-    outcomes: dict[int, Outcome] = {}
+    outcomes = dict(known or {})
+    place = 0
 
     def next_ones(size: int) -> dict[int, Outcome]:
-        chosen = order[len(outcomes) : len(outcomes) + size]
-        return dict(zip(chosen, work([items[index] for index in chosen]), strict=True))
+        chosen = [index for index in order[place : place + size] if index not in outcomes]
+        return dict(zip(chosen, work([items[index] for index in chosen]), strict=True)) if chosen else {}
 
-    while len(outcomes) < len(items):
+    while place < len(order):
         batch_size, done = that_fits(batch_size, next_ones)
         outcomes.update(done)
-        watch(len(outcomes), len(items))
+        place = min(place + batch_size, len(order))
+        if done:
+            keep(done)
+        if done or place == len(order):
+            watch(place, len(order))
     return [outcomes[index] for index in range(len(items))]
 
 
@@ -149,23 +166,31 @@ def answer_ids(
     settings: "GenerationConfig",
     *,
     seed: int = 0,
+    seeds: Sequence[int] = (),
     batch_size: int = BATCH_SIZE,
     watch: Watch = unwatched,
     each_token: EachToken = lambda prompts, logits: None,
     stops: Stops | None = None,
+    known: Mapping[int, list[int]] | None = None,
+    keep: Keep = unkept,
 ) -> list[list[int]]:
     """The token ids that follow each prompt, up to and with the first that ends an answer, where one does.
 
-    The random state outside is left as it was.
+    `seeds`, one a prompt, sample from the model's own distribution, whatever stands beside a prompt in its batch;
+    `settings` are greedy then. `known` and `keep` are as `in_batches` has them. The random state outside is left as it
+    was.
     """
     ends = settings.eos_token_id or []
 
-    def answer(batch: list[list[int]]) -> list[list[int]]:
-        def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            each_token(batch, logits)
-            return logits
+    def answer(batch: list[int]) -> list[list[int]]:
+        rows = [prompts[place] for place in batch]
+        draws = Draws([seeds[place] for place in batch]) if seeds else None
 
-        ids, mask = _pad_left(batch, settings.pad_token_id, model.device)
+        def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            each_token(rows, logits)
+            return draws(logits) if draws else logits
+
+        ids, mask = _pad_left(rows, settings.pad_token_id, model.device)
         if stops:
             stops.begin = ids.shape[1]
         made = model.generate(  # type: ignore[operator]
@@ -174,9 +199,24 @@ def answer_ids(
         )  # fmt: skip
         return [_until(row, ends) for row in made[:, ids.shape[1] :].tolist()]
 
+    numbers = list(range(len(prompts)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return in_batches(prompts, len, answer, batch_size, watch)
+        return in_batches(numbers, lambda place: len(prompts[place]), answer, batch_size, watch, known, keep)
+
+
+class Draws:
+    """Samples each row's next token by inversion, one uniform number a token from a generator of its own."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [random.Random(seed) for seed in seeds]
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, vocabulary] that leave the drawn token alone."""
+        cumulative = logits.double().softmax(-1).cumsum(-1)
+        uniform = torch.tensor([[generator.random()] for generator in self.generators], device=logits.device)
+        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        return torch.full_like(logits, -torch.inf).scatter(1, drawn.clamp(max=logits.shape[1] - 1), 0.0)
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -217,37 +257,59 @@ def token_log_likelihoods(
     model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
 ) -> list[list[float]]:
     """ln p(row[i] | row[:i]) for each i from 1: a list one shorter than each row."""
-    found = scored_tokens(model, rows, batch_size, watch)
+    found = scored_tokens(model, [(ids, 1) for ids in rows], batch_size, watch)
     return [[value for value, _best in values] for values in found]
 
 
 @torch.inference_mode()
 def scored_tokens(
-    model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
-) -> list[list[tuple[float, bool]]]:
-    """(ln p(row[i] | row[:i]), whether no token is likelier) for each i from 1: a list one shorter than each row.
+    model: "PreTrainedModel",
+    rows: Sequence[tuple[list[int], int]],
+    batch_size: int = BATCH_SIZE,
+    watch: Watch = unwatched,
+    known: Mapping[int, ScoredTokens] | None = None,
+    keep: Keep = unkept,
+) -> list[ScoredTokens]:
+    """(ln p(ids[i] | ids[:i]), whether no token is likelier) for each i from `begin`, at least 1, of (ids, begin).
 
     Padding is on the right, where a causal model can't see it. A row may be one longer than what the model can see:
-    its last token is only foretold.
+    its last token is only foretold. `known` and `keep` are as `in_batches` has them.
     """
 
-    def measure(batch: list[list[int]]) -> list[list[tuple[float, bool]]]:
-        longest = max(map(len, batch))
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row in batch], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in batch], device=model.device)
+    def measure(batch: list[tuple[list[int], int]]) -> list[ScoredTokens]:
+        longest = max(len(row) for row, _begin in batch)
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
         seen = max(1, longest - 1)
         logits = model(input_ids=ids[:, :seen], attention_mask=mask[:, :seen], use_cache=False).logits[:, : longest - 1]
         logits = logits.float()
         said = logits.gather(-1, ids[:, 1:, None])[..., 0]
         found, best = (said - logits.logsumexp(-1)).tolist(), (said >= logits.amax(-1)).tolist()
         return [
-            list(zip(values[: len(row) - 1], firsts[: len(row) - 1], strict=True))
-            for values, firsts, row in zip(found, best, batch, strict=True)
+            list(zip(values[begin - 1 : len(row) - 1], firsts[begin - 1 : len(row) - 1], strict=True))
+            for values, firsts, (row, begin) in zip(found, best, batch, strict=True)
         ]
 
-    longest = max(map(len, rows), default=1)
+    longest = max((len(row) for row, _begin in rows), default=1)
     logits_bytes = 4 * longest * model.config.get_text_config().vocab_size
-    return in_batches(rows, len, measure, max(1, min(batch_size, LOGITS_BYTES // logits_bytes)), watch)
+    size = max(1, min(batch_size, LOGITS_BYTES // logits_bytes))
+    return in_batches(rows, lambda row: len(row[0]), measure, size, watch, known, keep)
+
+
+def choice_rows(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[tuple[Conversation, str, Sequence[str]]]
+) -> list[tuple[list[int], int]]:
+    """(ids, from where on they count) of each option of each question, one after another.
+
+    A tokenizer may join an option's beginning to the prefix. So options are scored from the first token in which they
+    differ: what comes before is the same for all, and comparing them needs it not.
+    """
+    rows = []
+    for conversation, prefix, options in questions:
+        variants = [prompt_ids(tokenizer, conversation, prefix + option) for option in options]
+        begin = _common_prefix(variants)
+        rows += [(ids, begin) for ids in variants]
+    return rows
 
 
 def choice_log_likelihoods(
@@ -257,21 +319,17 @@ def choice_log_likelihoods(
     batch_size: int = BATCH_SIZE,
     watch: Watch = unwatched,
 ) -> list[list[float]]:
-    """ln p(option | conversation, prefix) of each option of each (conversation, prefix, options).
+    """ln p(option | conversation, prefix) of each option of each (conversation, prefix, options)."""
+    found = scored_tokens(model, choice_rows(tokenizer, questions), batch_size, watch)
+    return summed(found, questions)
 
-    A tokenizer may join an option's beginning to the prefix. So options are scored from the first token in which they
-    differ: what comes before is the same for all, and comparing them needs it not.
-    """
-    rows, begins = [], []
-    for conversation, prefix, options in questions:
-        variants = [prompt_ids(tokenizer, conversation, prefix + option) for option in options]
-        rows += variants
-        begins += [_common_prefix(variants)] * len(variants)
-    tokens = iter(zip(token_log_likelihoods(model, rows, batch_size, watch), begins, strict=True))
-    return [
-        [math.fsum(values[begin - 1 :]) for values, begin in (next(tokens) for _option in options)]
-        for _conversation, _prefix, options in questions
-    ]
+
+def summed(
+    scored: Sequence[ScoredTokens], questions: Sequence[tuple[Conversation, str, Sequence[str]]]
+) -> list[list[float]]:
+    """The sums of `choice_rows`' tokens, by question."""
+    rows = iter(scored)
+    return [[math.fsum(value for value, _best in next(rows)) for _option in options] for *_, options in questions]
 
 
 def _common_prefix(rows: Sequence[list[int]]) -> int:

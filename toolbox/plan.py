@@ -155,6 +155,8 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     quantization: Literal["none", "nf4"] = "none"
     BitsAndBytesConfig: dict[str, Any] = {}
     """nf4: the base as the adapter was trained on it."""
+    cached: bool = True
+    """Take answers that this very model gave before, and keep new ones for others."""
 
 
 class ServedAdapter(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
     limit: Annotated[int, option(N_("Items of each suite, taken evenly; 0: all"), ge=0)] = 0
     compare: Annotated[bool, option(N_("Measure the base model too"))] = True
+    cached: Annotated[bool, option(N_("Take answers that this very model gave before"))] = True
 
 
 def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
@@ -85,6 +86,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         plugins=loaded,
         limit=options.limit,
         compare=options.compare,
+        cached=options.cached,
         base=_base(target, session),
         dtype=origin.dtype if origin else _dtype(best),
         quantization=origin.quantization if origin and target.adapter else "none",

@@ -195,8 +195,8 @@ def stop(options: StopOptions, session: Session) -> dict[str, Any]:
 
 
 def resume(options: ResumeOptions, session: Session) -> dict[str, Any]:
-    """Go on from the last complete checkpoint."""
-    from toolbox.commands import finetune
+    """Go on from the last complete checkpoint, or the last answer of an evaluation."""
+    from toolbox.commands import evaluate, finetune
 
     run = runs.find(session.home.runs, options.run, lambda run: not why_not_resumable(run, run.status()))
     if reason := why_not_resumable(run, run.status()):
@@ -207,17 +207,21 @@ def resume(options: ResumeOptions, session: Session) -> dict[str, Any]:
     if not session.dry_run:
         run.start()
         session.follow(run)
-        finetune.say_next(run, session)
+        if run.status().verb == "evaluate":
+            evaluate.show_results(run.result()["results"], session)
+        else:
+            finetune.say_next(run, session)
     return _outcome(run)
 
 
 def why_not_resumable(run: Run, status: Status) -> str:
     """Why there is nothing to resume; empty where there is."""
-    if (status.verb or _plan(run).get("verb")) != "finetune":
-        return _("only fine-tuning has checkpoints")
+    verb = status.verb or _plan(run).get("verb")
+    if verb not in ("finetune", "evaluate"):
+        return _("only fine-tuning and evaluations can be gone on with")
     if status.state not in ("lost", "failed", "interrupted"):
         return _("it is {state}").format(state=_(STATES[status.state]))
-    return "" if run.has_checkpoint() else _("it ended before its first checkpoint")
+    return "" if verb == "evaluate" or run.has_checkpoint() else _("it ended before its first checkpoint")
 
 
 def report(options: RunOptions, session: Session) -> dict[str, Any]:
@@ -272,7 +276,7 @@ COMMANDS = (
     Command("runs tail", N_("Follow a run until it ends"), TailOptions, tail),
     Command("runs diagnose", N_("Why a run failed or is odd, and what to do"), DiagnoseOptions, diagnose),
     Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
-    Command("runs resume", N_("Go on from the last checkpoint"), ResumeOptions, resume),
+    Command("runs resume", N_("Go on from the last checkpoint, or the last answer"), ResumeOptions, resume),
     Command("runs reproduce", N_("Do a run again from its plan, and compare"), ReproduceOptions, reproduce),
     Command("runs report", N_("Write a run's report again, and show it"), RunOptions, report),
     Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),

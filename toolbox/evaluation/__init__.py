@@ -9,7 +9,7 @@ import msgspec
 from toolbox import files, loading, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
-from toolbox.evaluation import repaired
+from toolbox.evaluation import cache, repaired
 from toolbox.evaluation.measures import Finding, measure, metric_of
 from toolbox.evaluation.subjects import Loaded
 from toolbox.i18n import _
@@ -36,10 +36,12 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     chosen = [msgspec.structs.replace(suites.resolve(name, find_home()), metrics=plan.metrics) for name in plan.suites]
     found: dict[str, Findings] = {suite.name: {} for suite in chosen}
     models = 2 if plan.compare and (plan.adapter or plan.base) else 1
-    for turn, subject in enumerate(subjects(plan)):
+    items = [min(plan.limit or suite.items, suite.items) for suite in chosen]
+    reporter.resumable()
+    for turn, subject in enumerate(subjects(plan, run)):
         for place, suite in enumerate(chosen):
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
-            watch = _watch(reporter, turn * len(chosen) + place, models * len(chosen))
+            watch = _watch(reporter, turn * sum(items) + sum(items[:place]), items[place], models * sum(items))
             found[suite.name][subject.name] = measure(subject, suite, plan.limit, watch)
     results = [row for suite in chosen for row in _rows(suite, found[suite.name])]
     if run:
@@ -53,22 +55,29 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     return {"results": results, "repair": summary}
 
 
-def subjects(plan: EvaluatePlan) -> Iterator[Loaded]:
+def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Loaded]:
     """The models to measure, in turn, so that two never lie in memory; for its base an adapter is switched off.
 
     Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
+    Without `cached` a run remembers its own answers only, to be resumed by.
     """
     tokenizer = loading.tokenizer(plan.model.path, plan.adapter)
+    folder = find_home().path / "cache" / "evaluation" if plan.cached or not run else run.path / "cache"
+
+    def subject(name: str, model: Any, *weights: Path) -> Loaded:
+        kept = cache.Cache(cache.of_model(folder, plan, weights) if run else None)
+        return Loaded(name, model, tokenizer, kept)
+
     if plan.adapter:
         model = loading.with_adapter(_load(plan, plan.model), plan.adapter).eval()
         if plan.compare:
             with model.disable_adapter():  # type: ignore[operator]
-                yield Loaded("base", model, tokenizer)
-        yield Loaded("tuned", model, tokenizer)
+                yield subject("base", model, plan.model.path)
+        yield subject("tuned", model, plan.model.path, plan.adapter)
         return
     if plan.base and plan.compare:
-        yield Loaded("base", _load(plan, plan.base), tokenizer)
-    yield Loaded("tuned" if plan.base else "base", _load(plan, plan.model), tokenizer)
+        yield subject("base", _load(plan, plan.base), plan.base.path)
+    yield subject("tuned" if plan.base else "base", _load(plan, plan.model), plan.model.path)
 
 
 def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
@@ -77,13 +86,15 @@ def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
     return loading.base_model(facts.path, plan.dtype, device, quantization).eval()
 
 
-def _watch(reporter: Reporter, part: int, parts: int) -> Watch:
-    """Reports per cent of each part, and stops between batches when asked to."""
+def _watch(reporter: Reporter, before: int, items: int, all_items: int) -> Watch:
+    """Reports hundredths of items of all suites on all models, and stops between batches when asked to."""
 
     def watch(done: int, total: int) -> None:
         if reporter.stopping:
-            raise Interrupted(_("Interrupted before everything was measured."), _("Start it again: evaluate"))
-        reporter.progress(part * 100 + done * 100 // total, parts * 100)
+            raise Interrupted(
+                _("Interrupted before everything was measured."), _("What was answered is kept: runs resume")
+            )
+        reporter.progress(100 * before + 100 * items * done // total, 100 * all_items)
 
     return watch
 

@@ -1,18 +1,25 @@
 """Whom a suite asks: a model in this process, by one protocol for all that can answer (`evaluate`)."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from toolbox import inference
-from toolbox.inference import Conversation, Watch, unwatched
+from toolbox.evaluation.cache import Cache, key
+from toolbox.inference import Conversation, Keep, ScoredTokens, Watch, unwatched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Choices = tuple[Conversation, str, Sequence[str]]
 """A question, how its answer begins, and the options with which it may go on."""
+
+
+Asked = tuple[list[int], int | None]
+"""The ids of a prompt, and what its answer is drawn by; None: greedily."""
 
 
 class Scored(msgspec.Struct, frozen=True):
@@ -61,11 +68,12 @@ class Subject(Protocol):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A model in this process."""
+    """A model in this process; what it was asked before, its cache knows."""
 
     name: str
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    cache: Cache = msgspec.field(default_factory=Cache)
 
     def generate(
         self,
@@ -78,55 +86,68 @@ class Loaded(msgspec.Struct, frozen=True):
         watch: Watch = unwatched,
     ) -> list[str]:
         prompts = [inference.prompt_ids(self.tokenizer, conversation) for conversation in conversations]
-        return self._written(prompts, max_new_tokens, do_sample, seed, stop, watch)
+        seeds = _seeds(prompts, seed) if do_sample else []
+        return self._written(prompts, max_new_tokens, stop, watch, seeds)
 
     def complete(
         self, prompts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), watch: Watch = unwatched
     ) -> list[str]:
-        return self._written([self._ids(text) for text in prompts], max_new_tokens, False, 0, stop, watch)
+        return self._written([self._ids(text) for text in prompts], max_new_tokens, stop, watch)
 
     def choices(self, questions: Sequence[Choices], watch: Watch = unwatched) -> list[list[float]]:
-        return inference.choice_log_likelihoods(self.model, self.tokenizer, questions, watch=watch)
+        return inference.summed(self._scored(inference.choice_rows(self.tokenizer, questions), watch), questions)
 
     def texts(self, pairs: Sequence[tuple[str, str]], watch: Watch = unwatched) -> list[Scored]:
         rows = [self._split(context, continuation) for context, continuation in pairs]
-        found = inference.scored_tokens(self.model, [ids for ids, _begin in rows], watch=watch)
         return [
             Scored(
-                [value for value, _best in values[begin - 1 :]],
+                [value for value, _best in values],
                 [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids[begin:])],
-                all(best for _value, best in values[begin - 1 :]),
+                all(best for _value, best in values),
             )
-            for (ids, begin), values in zip(rows, found, strict=True)
+            for (ids, begin), values in zip(rows, self._scored(rows, watch), strict=True)
         ]
 
     def token_log_likelihoods(self, rows: Sequence[list[int]], watch: Watch = unwatched) -> list[list[float]]:
         """ln p of each token of a row from the second on; for what is encoded as training does."""
-        return inference.token_log_likelihoods(self.model, rows, watch=watch)
+        return [[value for value, _best in values] for values in self._scored([(ids, 1) for ids in rows], watch)]
 
     @property
     def positions(self) -> int:
         """Tokens that it can see at once."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
+    def _scored(self, rows: Sequence[tuple[list[int], int]], watch: Watch) -> list[ScoredTokens]:
+        def work(rows: Sequence[tuple[list[int], int]], known: Mapping[int, Any], keep: Keep) -> list[ScoredTokens]:
+            return inference.scored_tokens(self.model, rows, watch=watch, known=known, keep=keep)
+
+        return self.cache.through([key(ids, "scored", begin) for ids, begin in rows], rows, work)
+
     def _written(
         self,
-        prompts: list[list[int]],
+        prompts: Sequence[list[int]],
         max_new_tokens: int,
-        do_sample: bool,
-        seed: int,
         stop: Sequence[str],
         watch: Watch,
+        seeds: Sequence[int] = (),
     ) -> list[str]:
         """Long prompts lose their beginning, so that what is asked at their end stays, and at least half of what the
         model can see is the prompt's."""
         max_new_tokens = min(max_new_tokens, self.positions // 2)
         room = self.positions - max_new_tokens
-        settings = inference.generation(self.model, self.tokenizer, max_new_tokens, do_sample)
-        ends = inference.Stops(self.tokenizer, stop) if stop else None
-        answers = inference.answer_ids(
-            self.model, [ids[-room:] for ids in prompts], settings, seed=seed, watch=watch, stops=ends
-        )
+        settings = inference.generation(self.model, self.tokenizer, max_new_tokens, do_sample=False)
+        stops = inference.Stops(self.tokenizer, stop) if stop else None
+        asked = [(ids[-room:], seeds[place] if seeds else None) for place, ids in enumerate(prompts)]
+
+        def work(asked: Sequence[Asked], known: Mapping[int, Any], keep: Keep) -> list[list[int]]:
+            drawn = [seed for _ids, seed in asked if seed is not None]
+            return inference.answer_ids(
+                self.model, [ids for ids, _seed in asked], settings, seeds=drawn, watch=watch, stops=stops,
+                known=known, keep=keep,
+            )  # fmt: skip
+
+        told = ("written", max_new_tokens, list(stop), settings.eos_token_id)
+        answers = self.cache.through([key(ids, *told, seed) for ids, seed in asked], asked, work)
         said = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [inference.cut_at(text, stop) for text in said]
 
@@ -150,3 +171,14 @@ class Loaded(msgspec.Struct, frozen=True):
         whole, begin = self._ids(context + continuation), len(self._ids(kept))
         cut = max(0, len(whole) - self.positions - 1)
         return whole[cut:], max(1, begin - cut)
+
+
+def _seeds(prompts: Sequence[list[int]], seed: int) -> list[int]:
+    """A seed a prompt: by what it says, and how often it was asked before; so none changes with what is beside it."""
+    asked: Counter[str] = Counter()
+    seeds = []
+    for ids in prompts:
+        name = key(ids, seed)
+        asked[name] += 1
+        seeds.append(int.from_bytes(hashlib.sha256(f"{name} {asked[name]}".encode()).digest()[:6]))
+    return seeds

@@ -94,11 +94,17 @@ class Trainer:
         """
         trainer = cls.__new__(cls)
         trainer.session, trainer.output_dir = open_session(home, silent), None
-        found = runs.find(trainer.session.home.runs, run, lambda run: not why_not_resumable(run, run.status()))
-        if reason := why_not_resumable(found, found.status()):
+        found = runs.find(trainer.session.home.runs, run, lambda run: not _why_not(run))
+        if reason := _why_not(found):
             raise InputError(_("{run} can't be resumed: {reason}.").format(run=found.id, reason=reason))
         trainer.run, trainer.plan = found, cast(FinetunePlan, load(found.plan_path))
         return trainer
+
+
+def _why_not(run: Run) -> str:
+    """Why no trainer can go on with that run; empty where one can."""
+    status = run.status()
+    return _("it trains nothing") if status.verb == "evaluate" else why_not_resumable(run, status)
 
 
 class SFTTrainer(Trainer):

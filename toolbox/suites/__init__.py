@@ -23,6 +23,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """A name of KINDS, or of a plugin's suite."""
     path: Path
     """Its rows; of a plugin's suite the plugin's own file."""
+    items: int = 1
+    """Rows there are; of a plugin's suite nobody knows."""
     metrics: list[str] = []
     """What an answer to a question is measured by, beside exact match."""
 
@@ -46,9 +48,9 @@ def resolve(name: str, home: Home) -> Suite:
             _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
         )
     kind = kind_of(path) or KINDS["perplexity"]
-    if not kind.read(path):
+    if not (items := len(kind.read(path))):
         raise no_rows(path)
-    return Suite(name=name, kind=kind.name, path=path)
+    return Suite(name=name, kind=kind.name, path=path, items=items)
 
 
 def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
