@@ -12,7 +12,7 @@ from plans import CPU, demo_facts, finetune_run, write_jsonl
 from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError
-from toolbox.evaluation import exact_match, run
+from toolbox.evaluation import exact_match, run, statistics
 from toolbox.evaluation.statistics import Resampled, Share, wilson
 from toolbox.evaluation.subjects import Loaded
 from toolbox.plan import EvaluatePlan
@@ -63,6 +63,22 @@ def test_the_bootstrap_of_a_mean_agrees_with_its_standard_error() -> None:
     found = Resampled(values, lambda units: units[..., 0].mean(-1)).estimate()
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+
+
+def test_paired_tests_are_those_of_the_books() -> None:
+    """McNemar's exact test by hand: 5 gained, 0 lost is 2/32; 9 and 1 is 2 · 11/1024. Holm's adjustment by hand."""
+    assert statistics.mcnemar(5, 0) == pytest.approx(2 / 32)
+    assert statistics.mcnemar(9, 1) == pytest.approx(22 / 1024)
+    assert statistics.mcnemar(0, 0) == 1
+    assert statistics.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+
+    def mean(units: np.ndarray) -> np.ndarray:
+        return units[..., 0].mean(-1)
+
+    base = Resampled(np.zeros((8, 1)), mean)
+    moved = Resampled(np.array([[1.0]] * 6 + [[0.0]] * 2), mean).difference(base)
+    assert moved.p == pytest.approx(2 / 64, abs=0.012), "all six that moved, moved one way"
+    assert base.difference(base).p == 1
 
 
 def test_pairing_takes_out_what_makes_items_hard() -> None:

@@ -153,7 +153,9 @@ def show_results(results: list[dict[str, Any]], session: Session) -> None:
     compared = len(models) == 2
     titles = {"base": _("base"), "tuned": _("tuned")}
     session.table(
-        _("Results, with intervals of 95 %"),
+        _("Results, with intervals of 95 % and p of the paired tests (Holm)")
+        if compared
+        else _("Results, with intervals of 95 %"),
         (_("Suite"), _("Metric"), *(titles[model] for model in models), *([_("Difference")] if compared else [])),
         [
             (
@@ -187,7 +189,12 @@ def _verdict(line: dict[str, dict[str, Any]]) -> str:
         return "–"
     value, interval = _figure(difference, "+").split("\n")
     told = {"chance": _("within chance"), "better": _("better"), "worse": _("worse")}
-    return f"{value} {told[verdict(line)]}\n{interval}"
+    p = f"  p {_p(difference['p_holm'])}" if "p_holm" in difference else ""
+    return f"{value} {told[verdict(line)]}\n{interval}{p}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"= {value:.2g}"
 
 
 COMMANDS = (

@@ -11,6 +11,7 @@ from toolbox.config import find_home
 from toolbox.errors import Interrupted
 from toolbox.evaluation import cache, repaired
 from toolbox.evaluation.measures import Finding, measure, metric_of
+from toolbox.evaluation.statistics import holm
 from toolbox.evaluation.subjects import Loaded
 from toolbox.i18n import _
 from toolbox.inference import Watch
@@ -43,7 +44,7 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * sum(items) + sum(items[:place]), items[place], models * sum(items))
             found[suite.name][subject.name] = measure(subject, suite, plan.limit, watch)
-    results = [row for suite in chosen for row in _rows(suite, found[suite.name])]
+    results = _adjusted([row for suite in chosen for row in _rows(suite, found[suite.name])])
     if run:
         for place, suite in enumerate(chosen, 1):
             _save(run, f"{place}-{_short(suite)}", suite, found[suite.name], results)
@@ -108,6 +109,14 @@ def _rows(suite: suites.Suite, findings: Findings) -> Iterator[dict[str, Any]]:
         before, after = findings["base"].metrics, findings["tuned"].metrics
         for metric in (name for name in before if name in after):
             yield _row(suite, "difference", metric, after[metric].difference(before[metric]))
+
+
+def _adjusted(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With `p_holm` beside each p: of many metrics some always seem to have moved."""
+    differences = [row for row in results if "p" in row]
+    for row, p in zip(differences, holm([row["p"] for row in differences]), strict=True):
+        row["p_holm"] = p
+    return results
 
 
 def _row(suite: suites.Suite, model: str, metric: str, estimate: msgspec.Struct) -> dict[str, Any]:

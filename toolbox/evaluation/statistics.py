@@ -4,7 +4,7 @@ They cover which items were asked, not what another training with another seed w
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -13,6 +13,8 @@ import numpy as np
 Z95 = 1.959964
 RESAMPLES, CHUNKS = 2000, 20
 SEED = 42
+ROUNDING = 1e-9
+"""Differences that are this near are the same: sums depend on their order."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -24,12 +26,19 @@ class Estimate(msgspec.Struct, frozen=True):
     n: int
 
 
+class Difference(Estimate, frozen=True):
+    """Tuned minus base on the same items, with its 95 % interval."""
+
+    p: float
+    """How often a difference at least this large comes about where the models are alike (a paired test)."""
+
+
 class Measured(Protocol):
     """What a suite found on its items; `difference` is against the same items measured on another model."""
 
     def estimate(self) -> Estimate: ...
 
-    def difference(self, before: Any) -> Estimate:
+    def difference(self, before: Any) -> Difference:
         """This value minus the other, item by item paired."""
 
 
@@ -41,20 +50,21 @@ class Share(msgspec.Struct, frozen=True):
     def estimate(self) -> Estimate:
         return wilson(sum(self.right), len(self.right))
 
-    def difference(self, before: "Share") -> Estimate:
+    def difference(self, before: "Share") -> Difference:
         """Agresti and Min's interval: half an item is added to each cell, so that "no change" is never certain.
 
         A. Agresti, Y. Min: Simple improved confidence intervals for comparing matched proportions,
-        Statistics in Medicine 24 (2005).
+        Statistics in Medicine 24 (2005). The test is McNemar's, exact.
         """
         pairs = list(zip(before.right, self.right, strict=True))
-        gained = sum(not was and is_ for was, is_ in pairs) + 0.5
-        lost = sum(was and not is_ for was, is_ in pairs) + 0.5
-        n = len(pairs) + 2
+        better = sum(not was and is_ for was, is_ in pairs)
+        worse = sum(was and not is_ for was, is_ in pairs)
+        gained, lost, n = better + 0.5, worse + 0.5, len(pairs) + 2
         centre = (gained - lost) / n
         reach = Z95 * math.sqrt((gained + lost) - (gained - lost) ** 2 / n) / n
         value = (gained - lost) / len(pairs)
-        return Estimate(value, max(-1.0, centre - reach), min(1.0, centre + reach), len(pairs))
+        low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
+        return Difference(value, low, high, len(pairs), mcnemar(better, worse))
 
 
 class Resampled(msgspec.Struct, frozen=True):
@@ -70,14 +80,29 @@ class Resampled(msgspec.Struct, frozen=True):
         draws = [self.statistic(self.units[drawn]) for drawn in _draws(len(self.units))]
         return _interval(float(self.statistic(self.units)), draws, len(self.units))
 
-    def difference(self, before: "Resampled") -> Estimate:
-        """The same units are drawn for both models: what makes an item hard for both cancels out."""
+    def difference(self, before: "Resampled") -> Difference:
+        """The same units are drawn for both models: what makes an item hard for both cancels out.
+
+        The test exchanges the two models' values of each unit by chance (the paired permutation test; Fisher 1935).
+        """
         draws = [
             self.statistic(self.units[drawn]) - before.statistic(before.units[drawn])
             for drawn in _draws(len(self.units))
         ]
         value = float(self.statistic(self.units) - before.statistic(before.units))
-        return _interval(value, draws, len(self.units))
+        shown = _interval(value, draws, len(self.units))
+        return Difference(shown.value, shown.low, shown.high, shown.n, self._exchanged(before, value))
+
+    def _exchanged(self, before: "Resampled", value: float) -> float:
+        """p of the permutation test; the difference that was found counts as one of the permutations."""
+        after, other, generator = self.units, before.units, np.random.default_rng(SEED)
+        extreme = 1
+        for _chunk in range(CHUNKS):
+            swapped = generator.random((RESAMPLES // CHUNKS, len(after)))[..., None] < 0.5
+            one, two = np.where(swapped, other, after), np.where(swapped, after, other)
+            found = np.abs(self.statistic(one) - before.statistic(two))
+            extreme += int((~(found < abs(value) - ROUNDING)).sum())
+        return min(1.0, extreme / (RESAMPLES + 1))
 
 
 def wilson(right: int, n: int) -> Estimate:
@@ -86,6 +111,26 @@ def wilson(right: int, n: int) -> Estimate:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return Estimate(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)), n)
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """p of the exact test of paired shares: of all items that changed, each was as likely to gain as to lose.
+
+    Q. McNemar: Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947).
+    """
+    changed = better + worse
+    tail = sum(math.comb(changed, k) for k in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**changed)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each p for a table of so many tests, in the order given: S. Holm: A simple sequentially rejective multiple test
+    procedure, Scandinavian Journal of Statistics 6 (1979)."""
+    adjusted, least = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def _draws(n: int) -> Iterator[np.ndarray]:

@@ -7,6 +7,9 @@ import msgspec
 
 from toolbox.i18n import _
 
+SIGNIFICANT = 0.05
+"""The p up to which a difference is more than chance."""
+
 
 class Metric(msgspec.Struct, frozen=True):
     """`ideal`: `math.inf` where more is better, `-math.inf` where less is, else the value itself: 0 of a bias that has
@@ -32,10 +35,11 @@ class Metric(msgspec.Struct, frozen=True):
 def verdict(line: dict[str, dict[str, Any]]) -> str:
     """chance, better or worse, by the rows `base`, `tuned` and `difference` of a metric's results.
 
-    It is chance where the interval of the paired difference holds zero; else what is nearer to the ideal is better.
+    It is chance where the interval of the paired difference holds zero, or where the paired test, adjusted for all that
+    was tested beside it, does; else what is nearer to the ideal is better.
     """
     difference = line["difference"]
-    if difference["low"] <= 0 <= difference["high"]:
+    if difference["low"] <= 0 <= difference["high"] or difference.get("p_holm", 0.0) > SIGNIFICANT:
         return "chance"
     goal = ideal(difference)
     if math.isinf(goal):
