@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -104,6 +105,16 @@ def base_model(
     startup.end()
     if quantization:
         _keep_as_stored(model)
+    return model
+
+
+def masked_model(path: Path, device: str) -> "PreTrainedModel":
+    """The masked language model in `path`, in float32, since it is asked for small differences."""
+    _prepared(path)
+    model: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(
+        path, dtype=torch.float32, device_map=device, use_safetensors=True, **trust(path)
+    )
+    startup.end()
     return model
 
 

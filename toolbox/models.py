@@ -269,6 +269,11 @@ def facts_of_config(
     return msgspec.structs.replace(facts, parameters=counted, weights_bytes=counted * WEIGHT_BYTES.get(dtype, 2))
 
 
+def is_masked(model: ModelFacts) -> bool:
+    """Whether it fills blanks (BERT's kind) and writes no texts."""
+    return model.architecture.endswith("ForMaskedLM")
+
+
 def _refuse_adapter(folder: Path) -> None:
     """Refuse an adapter, alone or beside its base: transformers would load that one too, and nobody would know."""
     if not (folder / "adapter_config.json").is_file():

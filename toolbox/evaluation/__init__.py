@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from toolbox import files, loading, plugins, suites
+from toolbox import files, loading, models, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
 from toolbox.evaluation import cache, repaired
+from toolbox.evaluation.masked import Masked
 from toolbox.evaluation.measures import Finding, measure, metric_of
 from toolbox.evaluation.statistics import holm
 from toolbox.evaluation.subjects import Loaded
@@ -17,8 +18,10 @@ from toolbox.i18n import _
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
 from toolbox.plan import EvaluatePlan
+from toolbox.report.categories import categories_chart
 from toolbox.report.leaning import leaning_chart
 from toolbox.runs import Reporter, Run, Silent
+from toolbox.suites.kinds import KINDS
 
 Findings = dict[str, Finding]
 """A suite's findings by model: base, tuned."""
@@ -56,13 +59,17 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     return {"results": results, "repair": summary}
 
 
-def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Loaded]:
+def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Loaded | Masked]:
     """The models to measure, in turn, so that two never lie in memory; for its base an adapter is switched off.
 
     Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
     Without `cached` a run remembers its own answers only, to be resumed by.
     """
     tokenizer = loading.tokenizer(plan.model.path, plan.adapter)
+    if models.is_masked(plan.model):
+        device = loading.torch_device(plan.device.kind, plan.device.index)
+        yield Masked("base", loading.masked_model(plan.model.path, device).eval(), tokenizer)
+        return
     folder = find_home().path / "cache" / "evaluation" if plan.cached or not run else run.path / "cache"
 
     def subject(name: str, model: Any, *weights: Path) -> Loaded:
@@ -140,11 +147,15 @@ def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results:
             "kind": suite.kind,
             "sha256": files.sha256(suite.path),
             "results": [row for row in results if row["suite"] == suite.name],
+            "categories": {model: finding.categories for model, finding in findings.items()},
             "rows": {model: finding.rows for model, finding in findings.items()},
         },
     )
     if suite.kind == "gender":
         files.write_text(run.path / "plots" / f"{name}.svg", chart([findings]))
+    kind, tables = KINDS.get(suite.kind), [finding.categories for finding in findings.values()]
+    if kind and kind.picture and all(tables):
+        files.write_text(run.path / "plots" / f"{name}.svg", categories_chart(kind.picture, tables))
 
 
 def chart(several: Sequence[Findings]) -> str:

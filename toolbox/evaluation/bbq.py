@@ -4,9 +4,8 @@ import functools
 
 import numpy as np
 
-from toolbox.evaluation.categories import by_category, finite
+from toolbox.evaluation.categories import Figure, by_category, defined, finite
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Measured, Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Conversation, Watch
 from toolbox.suites import Suite, bbq
@@ -27,14 +26,14 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     questions = spread(bbq.read(suite.path), limit)
     chosen, table = answered(subject, questions, watch)
     units = outcomes(questions, chosen)
-    figures = {
+    figures: dict[str, Figure] = {
         "bbq_accuracy_amb": functools.partial(accuracy, ambiguous=True), "bbq_bias_amb": bias_ambiguous,
         "bbq_accuracy_dis": functools.partial(accuracy, ambiguous=False), "bbq_bias_dis": bias_disambiguated,
     }  # fmt: skip
-    metrics: dict[str, Measured] = {
-        name: Resampled(units, figure) for name, figure in figures.items() if np.isfinite(figure(units))
-    }
-    return Finding(metrics, table, by_category("bbq_bias_amb", [one.category for one in questions], units, bias_ambiguous))
+    metrics = defined(units, figures)
+    return Finding(
+        metrics, table, by_category("bbq_bias_amb", [one.category for one in questions], units, bias_ambiguous)
+    )
 
 
 def answered(subject: Subject, questions: list[Question], watch: Watch) -> tuple[list[int], list[dict]]:

@@ -8,15 +8,21 @@ import msgspec
 import numpy as np
 
 from toolbox.errors import InputError
-from toolbox.evaluation.statistics import Resampled
+from toolbox.evaluation.statistics import Measured, Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.i18n import _
 from toolbox.inference import Watch
 
+Figure = Callable[[np.ndarray], np.ndarray]
+"""A statistic of units [..., n, k] → [...]; NaN where it is not defined."""
 
-def by_category(
-    metric: str, names: Sequence[str], units: np.ndarray, figure: Callable[[np.ndarray], np.ndarray]
-) -> list[dict[str, Any]]:
+
+def defined(units: np.ndarray, figures: dict[str, Figure]) -> dict[str, Measured]:
+    """The figures by metric, without those that these units do not define, as of an empty group."""
+    return {name: Resampled(units, figure) for name, figure in figures.items() if np.isfinite(figure(units))}
+
+
+def by_category(metric: str, names: Sequence[str], units: np.ndarray, figure: Figure) -> list[dict[str, Any]]:
     """A row a category, the largest first: its figure over its own units, with interval and count.
 
     A category whose figure is not defined, as one of an empty group is, is left out.

@@ -5,9 +5,8 @@ import functools
 import numpy as np
 
 from toolbox.evaluation.bbq import AMBIGUOUS, BIASED, COUNTED, accuracy, answered, outcomes
-from toolbox.evaluation.categories import by_category
+from toolbox.evaluation.categories import Figure, by_category, defined
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Measured, Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Watch
 from toolbox.suites import Suite, cbbq
@@ -18,7 +17,7 @@ WEIGHTS = (0.4, 0.6)
 
 
 def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
-    """Accuracy and the authors' bias scores (section 4.2); their total only of a file that has both sorts of contexts."""
+    """Accuracy and the authors' bias scores; their total only of a file that has both sorts of contexts."""
     questions = spread(cbbq.read(suite.path), limit)
     chosen, table = answered(subject, questions, watch)
     units = outcomes(questions, chosen)
@@ -26,14 +25,12 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         one.biased is not None and (one.ambiguous or place != one.unknown)
         for one, place in zip(questions, chosen, strict=True)
     ]
-    figures = {
+    figures: dict[str, Figure] = {
         "cbbq_accuracy_amb": functools.partial(accuracy, ambiguous=True), "cbbq_bias_amb": bias_ambiguous,
         "cbbq_accuracy_dis": functools.partial(accuracy, ambiguous=False), "cbbq_bias_dis": bias_disambiguated,
         "cbbq_bias": total,
     }  # fmt: skip
-    metrics: dict[str, Measured] = {
-        name: Resampled(units, figure) for name, figure in figures.items() if np.isfinite(figure(units))
-    }
+    metrics = defined(units, figures)
     figure = bias_ambiguous if "cbbq_bias_amb" in metrics else bias_disambiguated
     name = "cbbq_bias_amb" if "cbbq_bias_amb" in metrics else "cbbq_bias_dis"
     return Finding(metrics, table, by_category(name, [one.category for one in questions], units, figure))

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 
 from toolbox import inference
-from toolbox.evaluation.categories import by_category, sentence_scores
+from toolbox.evaluation.categories import Figure, by_category, defined, sentence_scores
 from toolbox.evaluation.masked import Masked
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Watch
 from toolbox.suites import Suite, crows_pairs
@@ -38,8 +37,10 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         found = sentence_scores(subject, [text for pair in pairs for text in (pair.sent_more, pair.sent_less)], watch)
         scores = list(zip(found[::2], found[1::2], strict=True))
     units = preferences(pairs, scores)
-    figures = {"crows_pairs": percentage, "crows_pairs_stereo": of_stereo, "crows_pairs_antistereo": of_antistereo}
-    metrics = {name: Resampled(units, figure) for name, figure in figures.items() if np.isfinite(figure(units))}
+    figures: dict[str, Figure] = {
+        "crows_pairs": percentage, "crows_pairs_stereo": of_stereo, "crows_pairs_antistereo": of_antistereo,
+    }  # fmt: skip
+    metrics = defined(units, figures)
     table = [
         {
             "sent_more": pair.sent_more, "sent_less": pair.sent_less, "stereo_antistereo": pair.stereo_antistereo,
@@ -97,7 +98,7 @@ def _of_part(units: np.ndarray, column: int) -> np.ndarray:
 def pseudo_log_likelihoods(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", pairs: list[Pair], watch: Watch
 ) -> list[tuple[float, float]]:
-    """Equation 1 of the paper: score(S) = sum over the unmodified tokens u of ln P(u | the rest of S), of both sentences.
+    """The paper's equation 1: score(S) = sum over the unmodified tokens u of ln P(u | the rest of S), of each sentence.
 
     Unmodified are the tokens that both have, aligned by difflib as in the authors' metric.py; one is masked at a time,
     and the special tokens around a sentence never are.

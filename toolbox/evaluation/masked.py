@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Masked(msgspec.Struct, frozen=True):
-    """A loaded masked model. Suites that ask for texts or their likelihood are refused; CrowS-Pairs looks at `model`."""
+    """A loaded masked model. What asks for texts or their likelihood is refused; CrowS-Pairs looks at `model`."""
 
     name: str
     model: "PreTrainedModel"

@@ -22,6 +22,8 @@ class Finding(msgspec.Struct, frozen=True):
 
     metrics: dict[str, Measured]
     rows: list[dict[str, Any]]
+    categories: list[dict[str, Any]] = []
+    """`{category metric value low high n}`: the suite's main figure by bias type, occupation or the like."""
 
 
 Measure = Callable[[Subject, Suite, int, Watch], Finding]

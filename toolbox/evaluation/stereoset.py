@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from toolbox.evaluation.categories import by_category, finite
+from toolbox.evaluation.categories import Figure, by_category, defined, finite
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Watch
 from toolbox.suites import Suite, stereoset
@@ -34,9 +33,9 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     ]  # fmt: skip
     terms, units = by_term([(context.bias_type, context.target) for context in contexts], counts)
     whole = by_term([context.target for context in contexts], counts)[1]
-    figures = {"stereoset_icat": icat, "stereoset_lm": lm_score, "stereoset_ss": stereotype_score}
+    figures: dict[str, Figure] = {"stereoset_icat": icat, "stereoset_lm": lm_score, "stereoset_ss": stereotype_score}
     return Finding(
-        {name: Resampled(whole, figure) for name, figure in figures.items()},
+        defined(whole, figures),
         table,
         by_category("stereoset_ss", [bias_type for bias_type, _target in terms], units, stereotype_score),
     )

@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from toolbox.evaluation.categories import by_category, finite
+from toolbox.evaluation.categories import Figure, by_category, defined, finite
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Resampled
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Watch
 from toolbox.suites import Suite, winobias
@@ -13,7 +12,7 @@ from toolbox.suites.winobias import Sentence
 
 
 def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
-    """Accuracy on pro- and on anti-stereotyped sentences, in %, and their difference in points (section 3 of the paper).
+    """Accuracy on pro- and on anti-stereotyped sentences, in %, and their difference in points (the paper's section 3).
 
     The paper compares F1 of coreference systems. A language model is asked by likelihood instead: after the sentence
     and `"she" refers to the`, the right occupation has to be likelier than the other one; a tie is no answer. How
@@ -24,7 +23,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     scored = subject.texts(asked, watch)
     scores = finite([sum(one.log_likelihoods) for one in scored], [context for context, _continuation in asked])
     units = outcomes(scores)
-    figures = {"winobias_difference": difference, "winobias_pro": with_it, "winobias_anti": against}
+    figures: dict[str, Figure] = {"winobias_difference": difference, "winobias_pro": with_it, "winobias_anti": against}
     table = [
         {
             "number": sentence.number, "pro": sentence.pro, "anti": sentence.anti, "right": sentence.right,
@@ -33,7 +32,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         for sentence, unit in zip(sentences, units, strict=True)
     ]  # fmt: skip
     return Finding(
-        {name: Resampled(units, figure) for name, figure in figures.items()},
+        defined(units, figures),
         table,
         by_category("winobias_difference", [sentence.right for sentence in sentences], units, difference),
     )

@@ -31,7 +31,9 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         if len(known) > 2 and np.isfinite(pearson(known)):
             metrics[metric] = Resampled(known, pearson)
     metrics |= {"winogender_gap": Resampled(shares, gap), "winogender_strength": Resampled(shares, strength)}
-    return Finding(metrics, rows, by_category("winogender_gap", occupations, shares, gap))
+    employed = {row["occupation"]: {"known": row["bls"] / 100} for row in rows if row["bls"] is not None}
+    categories = by_category("share_she", occupations, shares, mean_share)
+    return Finding(metrics, rows, [{**one, **employed.get(one["category"], {})} for one in categories])
 
 
 def _row(occupation: str, schemas: list[Schema], scores: np.ndarray) -> dict:
@@ -58,6 +60,10 @@ def pearson(units: np.ndarray) -> np.ndarray:
     x, y = centred[..., 0], centred[..., 1]
     spreads = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
     return (x * y).sum(-1) / np.where(spreads > 1e-12, spreads, np.nan)
+
+
+def mean_share(units: np.ndarray) -> np.ndarray:
+    return units[..., 0].mean(-1)
 
 
 def gap(units: np.ndarray) -> np.ndarray:

@@ -48,6 +48,8 @@ def resolve(name: str, home: Home) -> Suite:
             _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
         )
     kind = kind_of(path) or KINDS["perplexity"]
+    if (one := kind.whole(path)) != path:
+        path, name = one, str(one)
     if not (items := len(kind.read(path))):
         raise no_rows(path)
     return Suite(name=name, kind=kind.name, path=path, items=items)

@@ -10,7 +10,7 @@ import msgspec
 
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -150,4 +150,12 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    picture=Picture(
+        title=N_("BBQ: bias where the answer can't be known"),
+        axis=N_("bias score"),
+        domain=(-1, 1),
+        even=0,
+        ends=(N_("against the stereotype"), N_("with the stereotype")),
+        names=CATEGORIES,
+    ),
 )

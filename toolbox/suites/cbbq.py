@@ -10,7 +10,7 @@ import msgspec
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
 from toolbox.suites.bbq import Question, biased_option
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -64,9 +64,11 @@ def _biased(row: _Row, options: tuple[str, ...], unknown: int, negative: bool) -
 
 
 def _of_group(option: str, words: list[str]) -> bool:
-    """"非变性女生" is not of the group 变性人; "女生" is of the group 女性."""
+    """ "非变性女生" is not of the group 变性人; "女生" is of the group 女性."""
     return any(
-        bool(_WOMEN.search(option)) if word in ("女性", "女") else bool(re.search("(?<!非)" + word.rstrip("人"), option))
+        bool(_WOMEN.search(option))
+        if word in ("女性", "女")
+        else bool(re.search("(?<!非)" + word.rstrip("人"), option))
         for word in words
     )
 
@@ -92,4 +94,10 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    picture=Picture(
+        title=N_("CBBQ: how often the answer follows the stereotype"),
+        axis=N_("bias score"),
+        domain=(0, 1),
+        even=0,
+    ),
 )

@@ -7,7 +7,7 @@ import msgspec
 
 from toolbox.i18n import N_
 from toolbox.suites import rows
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -54,4 +54,13 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    masked=True,
+    picture=Picture(
+        title=N_("CrowS-Pairs: how often the stereotype is preferred"),
+        axis=N_("% of pairs"),
+        domain=(0, 100),
+        even=50,
+        ends=(N_("against the stereotype"), N_("with the stereotype")),
+        names=TYPES,
+    ),
 )

@@ -9,6 +9,28 @@ import msgspec
 from toolbox.suites.metrics import Metric
 
 
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """How a kind's categories are drawn, before and after (N_ for all texts)."""
+
+    title: str
+    axis: str
+    domain: tuple[float, float]
+    even: float
+    """Where nothing leans: a dashed line."""
+    ends: tuple[str, str] = ("", "")
+    """What lies on the left of it, and on the right."""
+    known: str = ""
+    """What a tick stands for, where a category brings a value that is known of it."""
+    percent: bool = False
+    """Whether 0.5 is written 50%."""
+    names: dict[str, str] = {}
+    """Categories for people; others are called as the file calls them."""
+
+
+def _itself(path: Path) -> Path:
+    return path
+
+
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind stands in the module of its name; `toolbox.evaluation.NAME.measure` measures it."""
 
@@ -24,3 +46,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """(file, its first bytes unpacked, its first row where that is an object, else {}): by content, never by name."""
     read: Callable[[Path], Sequence[Any]]
     """All rows of a file, checked. Raises InputError naming the first row that can't be used."""
+    whole: Callable[[Path], Path] = _itself
+    """The file that stands for the suite where it is several files: any of them means all."""
+    picture: Picture | None = None
+    masked: bool = False
+    """Whether a masked model (BERT's kind) can be measured with it."""

@@ -2,7 +2,20 @@
 
 from typing import Any
 
-from toolbox.suites import exact_match, gender, gsm8k, multiple_choice, perplexity, truthfulqa
+from toolbox.suites import (
+    bbq,
+    cbbq,
+    crows_pairs,
+    exact_match,
+    gender,
+    gsm8k,
+    multiple_choice,
+    perplexity,
+    stereoset,
+    truthfulqa,
+    winobias,
+    winogender,
+)
 from toolbox.suites.kind import Kind
 from toolbox.suites.metrics import Metric, ideal
 
@@ -11,6 +24,12 @@ KINDS: dict[str, Kind] = {
     for module in (
         exact_match,
         gender,
+        crows_pairs,
+        winobias,
+        winogender,
+        stereoset,
+        bbq,
+        cbbq,
         gsm8k,
         truthfulqa,
         multiple_choice,

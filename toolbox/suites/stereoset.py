@@ -8,7 +8,7 @@ import msgspec
 
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -60,11 +60,9 @@ def read(path: Path) -> list[Context]:
     """All contexts of both tasks. Raises InputError naming the first that has not its three candidates."""
     found = []
     tasks = rows.read(path, _File)[0].data
-    for number, (task, cluster) in enumerate(
-        [("intrasentence", one) for one in tasks.intrasentence]
-        + [("intersentence", one) for one in tasks.intersentence],
-        1,
-    ):
+    clusters: list[tuple[Task, _Cluster]] = [("intrasentence", one) for one in tasks.intrasentence]
+    clusters += [("intersentence", one) for one in tasks.intersentence]
+    for number, (task, cluster) in enumerate(clusters, 1):
         by_label = {candidate.gold_label: candidate.sentence for candidate in cluster.sentences}
         if len(by_label) != 3:
             raise rows.unusable(path, number, _("it has not one candidate of each kind"))
@@ -95,4 +93,12 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    picture=Picture(
+        title=N_("StereoSet: how often the stereotype is preferred"),
+        axis=N_("% of contexts, mean over terms"),
+        domain=(0, 100),
+        even=50,
+        ends=(N_("against the stereotype"), N_("with the stereotype")),
+        names=TYPES,
+    ),
 )

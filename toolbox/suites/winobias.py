@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from toolbox.errors import InputError, NotFoundError
+from toolbox.errors import NotFoundError
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -55,7 +55,7 @@ def read(path: Path) -> list[Sentence]:
         Sentence(
             number=number, pro=with_it.text, anti=against.text, pro_pronoun=with_it.pronoun,
             anti_pronoun=against.pronoun, right=with_it.occupation,
-            wrong=_other(pro, number, with_it, occupations),
+            wrong=_other(pro, lines[0], number, occupations),
         )
         for number, (with_it, against) in enumerate(zip(*lines, strict=True), 1)
     ]  # fmt: skip
@@ -107,23 +107,17 @@ def _bare(name: str) -> str:
     return "CEO" if bare == "ceo" else bare
 
 
-def _other(path: Path, number: int, line: _Line, occupations: list[str]) -> str:
-    """The one other occupation of the file that the sentence names."""
-    text = line.text.lower()
-    found = []
+def _other(path: Path, lines: list[_Line], number: int, occupations: list[str]) -> str:
+    """The other occupation that the sentence names; of several the one that its partner, beside it, is about."""
+    line, partner = lines[number - 1], lines[min((number - 1) ^ 1, len(lines) - 1)]
+    text, others = line.text.lower(), []
     for name in occupations:
         if re.search(rf"\b{re.escape(name.lower())}\b", text):
-            found.append(name)
             text = text.replace(name.lower(), " ")
-    others = [name for name in found if name != line.occupation]
-    if len(others) != 1:
-        raise InputError(
-            _("Row {number} of {path} can't be used: {reason}.").format(
-                number=number, path=path, reason=_("it does not name two occupations")
-            ),
-            _("Take the files whole, as they were published."),
-        )
-    return others[0]
+            others += [name] if name != line.occupation else []
+    if not others:
+        raise rows.unusable(path, number, _("it does not name two occupations"))
+    return partner.occupation if partner.occupation in others else others[0]
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
@@ -147,4 +141,11 @@ KIND = Kind(
     looks_like=looks_like,
     read=read,
     whole=whole,
+    picture=Picture(
+        title=N_("WinoBias: what the stereotype adds to the accuracy"),
+        axis=N_("points, by the occupation that is meant"),
+        domain=(-100, 100),
+        even=0,
+        ends=(N_("against the stereotype"), N_("with the stereotype")),
+    ),
 )

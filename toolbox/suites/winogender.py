@@ -9,7 +9,7 @@ import msgspec
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
-from toolbox.suites.kind import Kind
+from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
@@ -122,4 +122,13 @@ KIND = Kind(
     looks_like=looks_like,
     read=read,
     whole=whole,
+    picture=Picture(
+        title=N_("Winogender: she or he, by occupation"),
+        axis=N_("p(she) / (p(she) + p(he))"),
+        domain=(0, 1),
+        even=0.5,
+        ends=(N_("he"), N_("she")),
+        known=N_("women among those employed (BLS)"),
+        percent=True,
+    ),
 )
