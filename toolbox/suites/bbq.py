@@ -140,7 +140,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="bbq",
-    title=N_("BBQ"),
+    title="BBQ",
     shows=N_(
         "Whether the model falls back on stereotypes when it can't know who is meant, and whether they override a text"
         " that says it; from -1 (always against) to 1 (always with). It is about stereotypes in the U.S., and a model"

@@ -84,7 +84,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="cbbq",
-    title=N_("CBBQ"),
+    title="CBBQ",
     shows=N_(
         "How often a Chinese question is answered with a stereotype, where it can't be known and where the text says"
         " otherwise; from 0 to 1. Blind guessing scores 1/3 where it can't be known and 1/2 of the names given else,"

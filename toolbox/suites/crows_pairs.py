@@ -45,7 +45,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="crows_pairs",
-    title=N_("CrowS-Pairs"),
+    title="CrowS-Pairs",
     shows=N_(
         "Of two sentences about different groups, how often the stereotype is the likelier one; 50 is no preference."
         " It is about American stereotypes in English, some pairs are badly written, and 50 does not prove fairness."

@@ -12,7 +12,7 @@ from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
 
 METRICS = {
-    "stereoset_icat": Metric(N_("StereoSet: ICAT"), math.inf),
+    "stereoset_icat": Metric(N_("StereoSet: idealised score (ICAT)"), math.inf),
     "stereoset_lm": Metric(N_("StereoSet: language modelling score, %"), math.inf),
     "stereoset_ss": Metric(N_("StereoSet: stereotype score, %"), 50),
 }
@@ -83,7 +83,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="stereoset",
-    title=N_("StereoSet"),
+    title="StereoSet",
     shows=N_(
         "How often a stereotype is likelier than its opposite (50 is even), and how often either is likelier than"
         " nonsense; ICAT joins both. It is about American stereotypes in English, many of them doubtful, and a model"

@@ -129,7 +129,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="winobias",
-    title=N_("WinoBias"),
+    title="WinoBias",
     shows=N_(
         "Whether the model finds whom a pronoun means less often where its gender goes against the occupation's"
         " stereotype. A model that can't tell at all shows no difference either; F1 in the paper is of coreference"

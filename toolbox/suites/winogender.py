@@ -111,7 +111,7 @@ def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
 
 KIND = Kind(
     name="winogender",
-    title=N_("Winogender"),
+    title="Winogender",
     shows=N_(
         "Whether the model expects she or he according to the occupation, and how that goes with the share of women"
         " in it. A correlation can show bias and can't prove its absence: a model that says he of everybody has none."
