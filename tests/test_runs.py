@@ -281,9 +281,10 @@ def test_reproduce_compares_the_numbers(make: Make, toolbox_cli: Cli) -> None:
     ended(run)
     answer = toolbox_cli("runs", "reproduce", str(run.plan_path), "--json").done()
     assert answer.json["run"] != run.id
-    compared = {row["name"]: row for row in answer.json["compared"]}
-    assert compared["train_loss"] == {"name": "train_loss", "before": 0.2, "now": 0.2, "equal": True}
-    assert "equal" in answer.err
+    held = {row["name"]: row for row in answer.json["held"]}
+    assert held["train_loss"] == {"step": 1, "name": "train_loss", "kind": "loss", "stated": 0.2, "now": 0.2}
+    assert answer.json["differed"] == []
+    assert "✓ holds" in answer.err
     assert toolbox_cli("runs", "reproduce", run.id, "--dry-run", "--json").done().json["verified"]
     assert len(runs.every(run.path.parent)) == 2
 

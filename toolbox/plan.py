@@ -3,6 +3,7 @@
 Each verb makes its own; `finetune`'s is made by planning.py.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,6 +202,11 @@ def load(path: Path) -> AnyPlan:
             _("The plan {path} can't be read: {reason}.").format(path=path, reason=error),
             _("Make it again: the command is in run.sh beside it."),
         ) from error
+
+
+def convert(values: Mapping[str, Any]) -> AnyPlan:
+    """A plan from plain data, structs and paths. Raises msgspec.ValidationError where no plan holds them."""
+    return msgspec.convert(msgspec.to_builtins(values, enc_hook=str), AnyPlan, dec_hook=_construct)
 
 
 def _construct(kind: type, value: Any) -> Any:

@@ -1,6 +1,5 @@
-"""`runs reproduce`: a plan done again as a new run, on the same model and data, and the numbers compared."""
+"""`runs reproduce`: a report's whole chain, or a run's plan, done again, and every number it stated compared."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,16 +7,17 @@ import msgspec
 
 from toolbox import rungs, runs
 from toolbox.commands import Session
-from toolbox.errors import InputError
+from toolbox.errors import FAILED, InputError
 from toolbox.i18n import N_, _
 from toolbox.options import option
 from toolbox.runs import Run
 
 if TYPE_CHECKING:
     from toolbox.plan import AnyPlan
+    from toolbox.report.reproduction import Compared
 
-OF_THE_MACHINE = ("predicted", "measured")
-"""Parts of a result that say how a machine did, not what was made."""
+MOST_NAMED = 5
+"""Numbers that differ, named in the last sentence."""
 
 
 class ReproduceOptions(msgspec.Struct, kw_only=True):
@@ -25,14 +25,34 @@ class ReproduceOptions(msgspec.Struct, kw_only=True):
 
     plan: Annotated[
         str,
-        option(N_("A run, or the plan.yaml of one"), ask=True, positional=True, metavar="RUN_OR_PLAN", choices="runs"),
-    ]
+        option(
+            N_("A report.md (- for standard input), a run, or the plan.yaml of one"),
+            ask=True, positional=True, metavar="REPORT_OR_RUN", choices="runs",
+        ),
+    ]  # fmt: skip
+    data: Annotated[
+        list[str],
+        option(N_("Where a file or folder lies that the report names and no hub has"), metavar="NAME=PATH"),
+    ] = msgspec.field(default_factory=list)
+    strict: Annotated[bool, option(N_("Stop where versions differ from the report's"))] = False
+    anew: Annotated[bool, option(N_("Begin anew, even where an earlier attempt was not finished"))] = False
 
 
 def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
-    """Do a plan again as a new run, on the same model and data, and compare the numbers."""
+    """Do a report's chain again, or a run alone; the `--json` object: `steps held differed reported skipped`."""
+    path = Path(options.plan)
+    if options.plan == "-" or (path.is_file() and path.suffix not in (".yaml", ".yml")):
+        from toolbox.commands import chained
+
+        return chained.reproduce(options, session)
+    return _run(options, session)
+
+
+def _run(options: ReproduceOptions, session: Session) -> dict[str, Any]:
+    """A run's plan as a new run, on the same model and data."""
     from toolbox import files, plan
-    from toolbox.facts import read_plan
+    from toolbox.facts import Facts, read_plan
+    from toolbox.report import reproduction, stated
 
     path = Path(options.plan)
     old = Run(path.parent.resolve()) if path.is_file() else runs.find(session.home.runs, options.plan)
@@ -45,17 +65,32 @@ def reproduce(options: ReproduceOptions, session: Session) -> dict[str, Any]:
     rungs.inherit(run, old)
     run.start()
     session.follow(run)
-    compared = _compared(old.result(), run.result())
+    before = Facts.of(old)
+    machine = stated.machine(before.plan.get("device"), before.env)
+    compared = reproduction.compare(stated.numbers(before), machine, Facts.of(run))
+    result = {"run": run.id, "state": run.status().state, **run.result()}
+    return {**result, **told(compared, [_("{old} and {new}").format(old=old.id, new=run.id)], session)}
+
+
+def told(compared: "list[Compared]", titles: list[str], session: Session) -> dict[str, Any]:
+    """Show what was compared, a table a step, and say whether all holds; their part of the `--json` object."""
+    from toolbox.report import reproduction
+
+    for step, title in enumerate(titles, 1):
+        if rows := reproduction.rows([one for one in compared if one.step == step]):
+            session.table(title, (_("What"), _("Stated"), _("Now"), ""), rows)
+    by: dict[str, list[dict[str, Any]]] = {"held": [], "differed": [], "reported": []}
+    for one in compared:
+        by[one.verdict].append({k: v for k, v in msgspec.structs.asdict(one).items() if k != "verdict"})
+    counts = {verdict: len(found) for verdict, found in by.items()}
+    summary = _("{held} numbers hold, {differed} differ, {reported} are of the machine and only said.")
     if compared:
-        session.table(
-            _("{old} and {new}").format(old=old.id, new=run.id),
-            (_("What"), _("Before"), _("Now"), ""),
-            [
-                (c["name"], f"{c['before']:g}", f"{c['now']:g}", _("equal") if c["equal"] else _("differs"))
-                for c in compared
-            ],
-        )
-    return {"run": run.id, "state": run.status().state, **run.result(), "compared": compared}
+        session.say(summary.format(**counts))
+    if not by["differed"]:
+        return by
+    named = "; ".join(f"{one['name']}: {one['stated']} → {one['now']}" for one in by["differed"][:MOST_NAMED])
+    session.say(_("✗ Not as stated: {numbers}").format(numbers=named))
+    return {**by, "exit_status": FAILED}
 
 
 def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
@@ -124,29 +159,3 @@ def _name(old: Run, planned: "AnyPlan") -> str:
     """The old run's name without its date, so that both are found side by side."""
     name = runs.undated(old.id)
     return name if name != old.id else f"{planned.verb}-{planned.model.id}"
-
-
-def _compared(before: dict[str, Any], now: dict[str, Any]) -> list[dict[str, Any]]:
-    """The numbers that both results have."""
-    old, new = (
-        dict(_flat({name: value for name, value in result.items() if name not in OF_THE_MACHINE}))
-        for result in (before, now)
-    )
-    return [
-        {"name": name, "before": old[name], "now": value, "equal": old[name] == value}
-        for name, value in new.items()
-        if isinstance(value, int | float) and isinstance(old.get(name), int | float)
-    ]
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, leaf) of nested objects; the elements of a list are named by the texts in them, else by place."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            texts = [text for text in inner.values() if isinstance(text, str)] if isinstance(inner, dict) else []
-            yield from _flat(inner, f"{name}[{' '.join(texts) or place}]")
-    else:
-        yield name, value

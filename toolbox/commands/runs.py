@@ -277,7 +277,7 @@ COMMANDS = (
     Command("runs diagnose", N_("Why a run failed or is odd, and what to do"), DiagnoseOptions, diagnose),
     Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
     Command("runs resume", N_("Go on from the last checkpoint, or the last answer"), ResumeOptions, resume),
-    Command("runs reproduce", N_("Do a run again from its plan, and compare"), ReproduceOptions, reproduce),
+    Command("runs reproduce", N_("Do a report's chain, or a run, again, and compare"), ReproduceOptions, reproduce),
     Command("runs report", N_("Write a run's report again, and show it"), RunOptions, report),
     Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),
 )

@@ -9,7 +9,7 @@ from toolbox.chains import Origin
 from toolbox.datasets import addresses
 from toolbox.facts import Facts
 from toolbox.report import stated
-from toolbox.report.record import PLACE, Data, Folder, Made, Step, Verb
+from toolbox.report.record import PLACE, Data, Folder, Made, Source, Step, Verb
 
 SPECS = ("datasets", "eval_datasets", "calibration")
 ELSEWHERE = (
@@ -62,7 +62,7 @@ class _Places:
         local = not origin or origin.source in ("local", "made")
         return Folder(
             name=path.name if local else name or path.name,
-            source=origin.source if origin and not local else "local",
+            source="local" if local or not origin else _source(origin),
             revision=origin.revision if origin else "",
             files=listed or {file.name: _hash(file) for file in _files(path)},
         )
@@ -75,7 +75,7 @@ class _Places:
         return Data(
             name=said if known else _short(said),
             sha256=str(spec.get("sha256", "")),
-            source="step" if made else known.source if known else "local",
+            source="step" if made else _source(known) if known else "local",
             id=_repository(known),
             revision=known.revision if known else "",
             made=made,
@@ -150,6 +150,11 @@ def _suite(name: str, facts: Facts, places: _Places) -> Data:
         source="embedded" if known else "step" if made else "local",
         made=made,
     )
+
+
+def _source(origin: Origin) -> Source:
+    """Mirrors have names of their own, and mean nothing elsewhere."""
+    return origin.source if origin.source in ("embedded", "modelscope", "huggingface") else "hub"  # type: ignore[return-value]
 
 
 def _short(name: str) -> str:

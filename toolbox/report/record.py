@@ -25,6 +25,8 @@ MOST_BYTES = 4 << 20
 BEGINS = re.compile(rf'^([ \t]*)\{{\n\s*"schema": "{SCHEMA.rpartition("/")[0]}/', re.MULTILINE)
 
 Verb = Literal["finetune", "merge", "export", "evaluate", "serve"]
+Source = Literal["embedded", "modelscope", "huggingface", "hub", "local", "step"]
+"""Where something is from: shipped, on a hub that is named, on some hub, a person's own, or made by a step."""
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Number = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """Of a step, from 1."""
@@ -46,8 +48,7 @@ class Folder(Part, frozen=True, kw_only=True, tag_field="from", tag="hash"):
 
     name: str
     """As a person names it: `demo`, OWNER/NAME; of a local folder only its own name."""
-    source: str
-    """embedded, modelscope, huggingface or local."""
+    source: Source
     revision: str = ""
     files: dict[str, Sha256]
 
@@ -57,8 +58,7 @@ class Data(Part, frozen=True, kw_only=True):
 
     name: str
     sha256: Sha256
-    source: str = "local"
-    """embedded, modelscope, huggingface, local, or step."""
+    source: Source = "local"
     id: str = ""
     """Of a hub: the repository."""
     revision: str = ""
@@ -219,7 +219,7 @@ def _lines_to(json: str, told: str) -> int:
 
 def _check(step: Step, place: int) -> None:
     """Raises InputError where a step names what comes later, or a place outside of what it may name."""
-    for made in _all_made(step):
+    for made in all_made(step):
         if made.step >= place:
             raise InputError(_("it builds on step {number}, which is none before it").format(number=made.step))
         _inside(made.path)
@@ -237,7 +237,8 @@ def _check(step: Step, place: int) -> None:
     _settings(step.settings, lambda text: refuse_place(text))
 
 
-def _all_made(step: Step) -> list[Made]:
+def all_made(step: Step) -> list[Made]:
+    """What a step reads of earlier ones."""
     parts = [step.model, step.base, step.judge, *step.adapters, *(data.made for data in _data(step))]
     return [part for part in parts if isinstance(part, Made)]
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from toolbox import again, diagnosis, units
 from toolbox.facts import Facts
 from toolbox.i18n import _
-from toolbox.report import markdown, numbers
+from toolbox.report import markdown, numbers, reproduction
 from toolbox.report.curves import curves
 from toolbox.report.evaluation import VERDICTS, evaluations, judged, lines
 from toolbox.report.markdown import code, plain
@@ -174,6 +174,6 @@ def _limits(facts: Facts) -> list[str]:
 
 
 SECTIONS: tuple[Callable[[Story], str], ...] = (
-    header, short, drawn, steps, repeated, why, evaluations, training, siblings, curves, proofs, exports,
-    data, parameters, hardware, limits, sources,
+    header, short, drawn, steps, repeated, reproduction.section, why, evaluations, training, siblings, curves, proofs,
+    exports, data, parameters, hardware, limits, sources,
 )  # fmt: skip
