@@ -127,7 +127,7 @@ KIND = Kind(
         axis=N_("p(she) / (p(she) + p(he))"),
         domain=(0, 1),
         even=0.5,
-        ends=(N_("he"), N_("she")),
+        ends=(N_("more “he”"), N_("more “she”")),
         known=N_("women among those employed (BLS)"),
         percent=True,
     ),
