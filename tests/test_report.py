@@ -1,17 +1,19 @@
 """Reports: every verb, every end, whatever the run directory lacks."""
 
 import re
+import socket
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from plans import CPU, demo_facts, finetune_plan
+from plans import CPU, demo_facts, finetune_plan, write_jsonl
 
 from toolbox import files, i18n, runs
 from toolbox.plan import AnyPlan, EvaluatePlan, MergePlan, ServePlan
-from toolbox.report import write_report, write_reports
+from toolbox.report import write_page, write_report, write_reports
 from toolbox.runs import Run, State
 
 METRICS = [
@@ -113,18 +115,109 @@ def test_no_part_is_needed(home: Path, name: str, content: bytes | None) -> None
     assert report(run).startswith("# ")
 
 
+HOSTILE = (
+    'x|y `z` <script>alert(1)</script> [a](javascript:b) ![i](https://e.example/i.svg) "q" #\n# Big\n| c |\n</details>'
+)
+PICTURE = """<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"><title id="title">t</title>
+<script>alert(1)</script><a href="javascript:alert(1)"><text>a</text></a><foreignObject><p>f</p></foreignObject>
+<style>@import "https://e.example"</style><rect class="paper" onclick="alert(1)" style="fill:url(https://e.example)"/>
+<text>kept</text></svg>"""
+INERT = {
+    "html", "head", "meta", "title", "style", "body", "nav", "ul", "li", "a", "main", "h1", "h2", "h3", "p",
+    "strong", "em", "code", "pre", "blockquote", "details", "summary", "div", "table", "caption", "thead", "tbody",
+    "tr", "th", "td", "figure", "svg", "desc", "rect", "path", "text", "line", "g", "circle",
+}  # fmt: skip
+
+
+class Tags(HTMLParser):
+    """All tags of a page, and all attributes with their values."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attributes]
+
+
 def test_names_and_errors_stay_text(home: Path) -> None:
-    hostile = "x|y `z` <script>alert(1)</script> [a](javascript:b)\n# Big\n| c |"
-    plan = finetune_plan(home, model=msgspec.structs.replace(demo_facts(), id=hostile), why=hostile)
-    text = report(run_of(home, plan, "failed", error={"message": hostile, "remedy": hostile}))
-    text = re.sub(r"(?ms)^(```+)bash$.*?^\1$", "", text)
+    plan = finetune_plan(home, model=msgspec.structs.replace(demo_facts(), id=HOSTILE), why=HOSTILE)
+    run = run_of(home, plan, "failed", error={"message": HOSTILE, "remedy": HOSTILE})
+    run.log_path.write_text(f"{HOSTILE}\nValueError: {HOSTILE}\n")
+    files.write_text(run.path / "plots" / "odd.svg", PICTURE)
+    path = write_page(run)
+    text = re.sub(r"(?ms)^(```+)\w*$.*?^\1$", "", (run.path / "report.md").read_text("utf-8"))
     outside_code = re.sub(r"(?<!\\)(`+)(?!`).*?(?<!`)\1(?!`)", "", text)
     assert "<script>" not in outside_code
-    assert not re.search(r"(?<!\\)\]\(javascript", outside_code)
+    assert not re.search(r"(?<!\\)\]\((javascript|https)", outside_code)
     assert "\n# Big" not in text
-    for line in text.splitlines():
-        if line.startswith("| "):
-            assert line.replace("\\|", "").count("|") in {3, 4, 5, 7}, line
+    assert {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("| ")} <= {3, 4, 5, 7}
+    page = path.read_text("utf-8")
+    found = Tags(page)
+    assert found.tags <= INERT, found.tags - INERT
+    assert not [name for name, _value in found.attributes if name.startswith("on") or name == "src"]
+    assert {value for name, value in found.attributes if name == "style"} <= {"text-align:right"}
+    assert all(value.startswith("#part-") for name, value in found.attributes if name == "href")
+    assert "&lt;script&gt;" in page
+    assert "@import" not in page
+    assert ">kept</text>" in page
+    assert ">a</text>" not in page
+
+
+def test_a_pipeline_can_hold_no_syntax_but_its_own(home: Path) -> None:
+    plan = finetune_plan(home, model=msgspec.structs.replace(demo_facts(), id=HOSTILE))
+    (text,) = re.findall(r"(?ms)^```mermaid\n(.*?)^```$", report(run_of(home, plan)))
+    label = r"(?:[\w ./+·→×%…-]|#\d+;|<br/>)*"
+    node = rf'  \w+(\[\(|\[|\(\[)"{label}"(\)\]|\]|\]\)):::\w+'
+    lines = re.compile(rf"flowchart TD|{node}|  \w+ --> \w+|  classDef \w+ [\w:#,]+")
+    assert [line for line in text.splitlines() if not lines.fullmatch(line)] == []
+    assert "#60;script#62;" in text
+
+
+def test_nothing_of_this_machine_is_published(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-17")
+    (home.parent / "my data").mkdir()
+    rows = write_jsonl(home.parent / "my data" / "rows of a customer.jsonl", [
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 20)  # fmt: skip
+    error = f"{rows} on node-17 can't be read; see /opt/somewhere/else/log.txt and http://10.1.2.3:8000/v1"
+    first = run_of(home, finetune_plan(home, str(rows)), "failed", error={"message": error, "remedy": error})
+    first.log_path.write_text(f"Traceback\n  File {rows}\nFileNotFoundError: {rows}\n")
+    output = home / "models" / "merged" / "m"
+    merged = run_of(home, merge_plan(home, run=first.id, adapter=first.adapter, output=output))
+    files.write_json(merged.path / "result.json", {"output": str(output), "proof": []})
+    at = msgspec.structs.replace(demo_facts(), id=str(output), path=output)
+    served = run_of(home, ServePlan(**{**vars_of_a_server(), "model": at}))
+    files.write_json(served.path / "result.json", {"url": "http://10.1.2.3:8000"})
+    page = write_page(merged).read_text("utf-8")
+    for text in (page, (merged.path / "report.md").read_text("utf-8")):
+        for hidden in (str(home), "my data", "node-17", "10.1.2.3", "/opt/somewhere"):
+            assert hidden not in text
+        assert "rows of a customer.jsonl" in text
+
+
+def vars_of_a_server() -> dict[str, Any]:
+    return {"entry": "e", "device": CPU, "engine": "transformers", **_serve_fields()}
+
+
+def test_what_mattered_comes_before_the_defaults(home: Path) -> None:
+    text = report(run_of(home, finetune_plan(home, weight_decay=0.25)))
+    folded = text.index("<summary>As by default</summary>")
+    assert text.index("| `training.weight_decay` | `0.25` |") < folded < text.index("`training.max_grad_norm`")
+
+
+def test_methods_on_the_same_rows_are_compared(home: Path) -> None:
+    for method, loss in (("lora", 0.5), ("full", 0.25), ("lora", 0.75)):
+        run = run_of(home, finetune_plan(home, method=method))
+        files.write_json(run.path / "result.json", {"train_loss": loss, "peak_bytes": 1 << 28, "tokens_per_s": 10.0})
+    run_of(home, finetune_plan(home, "demo-heldout"))
+    table = report(run).partition("## Methods compared")[2].partition("##")[0]
+    assert table.count("| full,") == 1
+    assert "**0.25**" in table
+    assert f"→ `{run.id}`" in table
+    assert len([line for line in table.splitlines() if line.startswith("|")]) == 5
 
 
 def test_keys_never_appear(home: Path) -> None:
@@ -162,7 +255,7 @@ def test_an_evaluation_sets_base_and_tuned_side_by_side(home: Path) -> None:
     files.write_json(run.path / "result.json", {"results": rows})
     files.write_text(run.path / "plots" / "3-demo-bias.svg", '<svg><title id="title">Share of “she”</title></svg>')
     text = report(run)
-    assert "| demo-qa | exact match ↑ | 120 | 0.98 [0.94, 0.99] | 0.97 [0.93, 0.99] |" in text
+    assert "| demo-qa | exact match ↑ | 120 | 0.98 [0.94, 0.99] | 0.97 [0.93, 0.99] |" in text.replace("\u00a0", " ")
     assert "![Share of “she”](plots/3-demo-bias.svg)" in text
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -75,6 +76,14 @@ class RemoveOptions(msgspec.Struct, kw_only=True):
         list[str],
         option(N_("Runs to delete, with all they made"), ask=True, positional=True, metavar="RUN", choices="runs"),
     ]
+
+
+class ReportOptions(msgspec.Struct, kw_only=True):
+    """What `runs report` takes."""
+
+    run: Annotated[str, _run_option("runs")] = "last"
+    html: Annotated[bool, option(N_("As one HTML page that loads nothing, beside the Markdown"), ask=True)] = False
+    output: Annotated[str, option(N_("Where the HTML page goes; empty: into the run"), metavar="FILE")] = ""
 
 
 def list_(options: ListOptions, session: Session) -> dict[str, Any]:
@@ -224,11 +233,19 @@ def why_not_resumable(run: Run, status: Status) -> str:
     return "" if verb == "evaluate" or run.has_checkpoint() else _("it ended before its first checkpoint")
 
 
-def report(options: RunOptions, session: Session) -> dict[str, Any]:
-    """Write the report again, and show it."""
-    from toolbox.report import write_report
+def report(options: ReportOptions, session: Session) -> dict[str, Any]:
+    """Write the report of a run and its chain again, and show it, or say where its page lies."""
+    from toolbox import files
+    from toolbox.report import write_page, write_report
 
     run = runs.find(session.home.runs, options.run)
+    if options.html or options.output:
+        output = Path(options.output).expanduser().absolute() if options.output else None
+        if output and output.is_dir():
+            raise files.taken(output)
+        page = write_page(run, output)
+        session.say(str(page))
+        return {"run": run.id, "report": str(run.path / "report.md"), "html": str(page)}
     path = write_report(run)
     session.markdown(path.read_text(encoding="utf-8"))
     session.say(str(path))
@@ -278,6 +295,6 @@ COMMANDS = (
     Command("runs stop", N_("Ask a run to save and stop"), StopOptions, stop),
     Command("runs resume", N_("Go on from the last checkpoint, or the last answer"), ResumeOptions, resume),
     Command("runs reproduce", N_("Do a report's chain, or a run, again, and compare"), ReproduceOptions, reproduce),
-    Command("runs report", N_("Write a run's report again, and show it"), RunOptions, report),
+    Command("runs report", N_("Write a run's report again, and show it"), ReportOptions, report),
     Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),
 )

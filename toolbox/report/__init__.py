@@ -25,6 +25,17 @@ def write_reports(run: Run) -> Path:
     return write_report(run)
 
 
+def write_page(run: Run, output: Path | None = None) -> Path:
+    """Write the report, and as one HTML file without scripts and addresses, to report.html in the run or `output`."""
+    from toolbox.report.page import page
+
+    story = Story.of(run)
+    text = _write(story).read_text("utf-8")
+    path = output or run.path / "report.html"
+    files.write_text(path, page(text, story.graph, run.path), mode=0o600 if output is None else 0o644)
+    return path
+
+
 def _write(story: Story) -> Path:
     parts = [part for section in SECTIONS if (part := section(story))]
     text = "\n\n".join(parts) + "\n"

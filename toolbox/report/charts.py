@@ -22,7 +22,7 @@ text{fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}.label,.hea
 path{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}path.faint{stroke-width:1.25;opacity:.35}
 .s0{stroke:#0969da}.s1{stroke:#cf5a00}.s2{stroke:#1a7f37}.s3{stroke:#8250df}
 .f0{fill:#0969da}.f1{fill:#cf5a00}.f2{fill:#1a7f37}.f3{fill:#8250df}
-@media (prefers-color-scheme:dark){
+@media screen and (prefers-color-scheme:dark){
 text{fill:#9198a1}.title,.label,.heading{fill:#f0f6fc}.paper{fill:#0d1117}.grid{stroke:#2a313c}.axis,.mark{stroke:#656c76}
 .span{stroke:#3d444d}.before{fill:#0d1117;stroke:#9198a1}
 .s0{stroke:#4493f8}.s1{stroke:#f0883e}.s2{stroke:#3fb950}.s3{stroke:#ab7df8}
@@ -242,21 +242,21 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """`text` for XML: escaped, and without the control characters that XML can't hold."""
     return escape("".join(char if char.isprintable() else " " for char in text), {'"': "&quot;"})
 
 
 def _text(x: float, y: float, text: str, css: str = "", anchor: str = "") -> str:
     extra = (f' class="{css}"' if css else "") + (f' text-anchor="{anchor}"' if anchor else "")
-    return f'<text x="{x:.1f}" y="{y:.1f}"{extra}>{_clean(text)}</text>' if text else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}"{extra}>{clean(text)}</text>' if text else ""
 
 
 def _svg(title: str, described: str, height: float, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" '
-        f'height="{height:.0f}" role="img" aria-labelledby="title desc"><title id="title">{_clean(title)}</title>'
-        f'<desc id="desc">{_clean(described)}</desc><style>{STYLE}</style>'
+        f'height="{height:.0f}" role="img" aria-labelledby="title desc"><title id="title">{clean(title)}</title>'
+        f'<desc id="desc">{clean(described)}</desc><style>{STYLE}</style>'
         f'<rect class="paper" width="{WIDTH}" height="{height:.0f}" rx="8"/>'
         f"{_text(16, 28, title, css='title')}{''.join(parts)}</svg>\n"
     )

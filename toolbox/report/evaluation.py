@@ -78,7 +78,9 @@ def measured(row: dict[str, Any] | None, signed: bool = False) -> str:
         return ""
     value, low, high = row.get("value"), row.get("low"), row.get("high")
     text = ("+" if signed and isinstance(value, int | float) and value > 0 else "") + numbers.number(value)
-    return f"{text} [{numbers.number(low)}, {numbers.number(high)}]" if low is not None and high is not None else text
+    if low is None or high is None:
+        return text
+    return f"{text} " + numbers.unbroken(f"[{numbers.number(low)}, {numbers.number(high)}]")
 
 
 def _p(line: Line) -> str:

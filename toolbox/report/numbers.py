@@ -17,6 +17,16 @@ def moment(epoch_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(epoch_s))
 
 
+def minute(epoch_s: float) -> str:
+    """A moment in few characters, on one line."""
+    return unbroken(time.strftime("%Y-%m-%d %H:%M", time.localtime(epoch_s)))
+
+
+def unbroken(text: str) -> str:
+    """`text` with spaces at which no line is broken."""
+    return text.replace(" ", "\u00a0")
+
+
 def number(value: object) -> str:
     """A value as people write it: four significant digits for a fraction, yes and no for a switch."""
     if isinstance(value, bool):

@@ -85,7 +85,7 @@ def data(story: Story) -> str:
         parts.append(markdown.table((_("Data set"), _("Format"), _("Rows")), rows) if rows else "")
         parts.append(_counted(facts.result))
         parts.append(markdown.folded(_("Rows left out"), _left_out(specs)))
-    return markdown.section(_("Data"), *parts)
+    return markdown.section(_("Data of the training"), *parts)
 
 
 def _counted(result: dict[str, Any]) -> str:

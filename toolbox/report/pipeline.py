@@ -51,7 +51,7 @@ def graph(told: Sequence[Facts], chain: Sequence[Facts], origins: Sequence[Origi
         nodes.append(Node(f"o{place}", kind, _lines(hide(origin.name), _(SOURCES.get(origin.source, origin.source)))))
     for place, (facts, shown) in enumerate(zip(told, chain, strict=True)):
         run = f"r{place}"
-        if suites := [Path(str(name)).name for name in shown.plan.get("suites") or []]:
+        if suites := [Path(str(name)).name.removesuffix(".jsonl") for name in shown.plan.get("suites") or []]:
             nodes.append(Node(f"s{place}", "data", _lines(_some(suites), _("suites"))))
             edges.append((f"s{place}", run))
         edges += [(source, run) for source in _sources(facts, told, origins, made)]
@@ -132,7 +132,7 @@ def _paths(plan: dict[str, Any]) -> Iterator[Path]:
                 yield Path(str(spec["path"]))
 
 
-def _some(names: Sequence[str], most: int = 3) -> str:
+def _some(names: Sequence[str], most: int = 2) -> str:
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} + {len(names) - most}"
 

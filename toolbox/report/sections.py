@@ -62,7 +62,7 @@ def short(story: Story) -> str:
     told = []
     for facts in story.chain:
         said = SAID[facts.verb](facts) if facts.verb in SAID and facts.result else ""
-        told += [f"- **{plain(_(VERBS[facts.verb]))}**: {said}"] if said else []
+        told += [_("- **{verb}**: {told}").format(verb=plain(_(VERBS[facts.verb])), told=said)] if said else []
     return markdown.section(_("In short"), "\n".join(told))
 
 
@@ -82,7 +82,7 @@ def _tuned(facts: Facts) -> str:
     if peak and predicted:
         parts.append(_("peak of memory {measured}, predicted {predicted}").format(
             measured=units.size(peak), predicted=units.size(predicted)))  # fmt: skip
-    return ", ".join(parts)
+    return " · ".join(parts)
 
 
 def _merged(facts: Facts) -> str:
@@ -90,7 +90,7 @@ def _merged(facts: Facts) -> str:
     if result.get("max_abs_diff") is None:
         return ""
     proven = _("proven equal to base + adapter") if result.get("passed") else _("the proof failed")
-    return proven + ": " + _("logits differ by up to {difference}, allowed {tolerance}").format(
+    return proven + " · " + _("logits differ by up to {difference}, allowed {tolerance}").format(
         difference=numbers.number(result["max_abs_diff"]), tolerance=numbers.number(result.get("tolerance"))
     )  # fmt: skip
 
@@ -103,13 +103,13 @@ def _evaluated(facts: Facts) -> str:
         return _("figures: {count}, suites: {suites}").format(count=len(found), suites=len({s for s, _m in found}))
     counted = [(name, verdicts.count(name)) for name in VERDICTS]
     return _("of {count} figures: {told}").format(
-        count=len(verdicts), told=", ".join(f"{_(VERDICTS[name])} {n}" for name, n in counted if n)
+        count=len(verdicts), told=" · ".join(f"{_(VERDICTS[name])} {n}" for name, n in counted if n)
     )
 
 
 def _exported(facts: Facts) -> str:
     size = facts.result.get("bytes")
-    return plain(f"{facts.plan.get('format')} {facts.plan.get('type')}") + (f", {units.size(size)}" if size else "")
+    return plain(f"{facts.plan.get('format')} {facts.plan.get('type')}") + (f" · {units.size(size)}" if size else "")
 
 
 def _served(facts: Facts) -> str:
@@ -123,7 +123,7 @@ def _served(facts: Facts) -> str:
     }  # fmt: skip
     for key, name in counted.items():
         parts += [f"{name}: {result[key]:,}"] if isinstance(result.get(key), int) else []
-    return ", ".join(parts)
+    return " · ".join(parts)
 
 
 SAID: dict[str, Callable[[Facts], str]] = {

@@ -20,7 +20,7 @@ def steps(story: Story) -> str:
     """What was fetched and what was run, with state, moment and duration."""
     fetched = [
         ("", _("Download"), code(story.hide(origin.name)), plain(_(SOURCES.get(origin.source, origin.source))),
-         numbers.moment(origin.fetched_at), "")
+         numbers.minute(origin.fetched_at), "")
         for origin in story.origins
         if origin.fetched_at
     ]  # fmt: skip
@@ -29,14 +29,14 @@ def steps(story: Story) -> str:
             story.named(facts),
             f"**{plain(pipeline.step(facts))}**" if facts.run.id == story.run.id else plain(pipeline.step(facts)),
             code(facts.run.id),
-            _(STATES.get(facts.status.state, facts.status.state)),
-            numbers.moment(facts.status.started_at) if facts.status.started_at else "",
+            numbers.unbroken(_(STATES.get(facts.status.state, facts.status.state)).partition(":")[0]),
+            numbers.minute(facts.status.started_at) if facts.status.started_at else "",
             units.duration(facts.status.elapsed_s) if facts.status.finished else "",
         )
         for facts in story.chain
     ]
     header = ("#", _("What"), _("Run"), _("State"), _("Begun"), _("Took"))
-    return markdown.section(_("Steps"), markdown.table(header, [*fetched, *rows]))
+    return markdown.section(_("Steps of the chain"), markdown.table(header, [*fetched, *rows]))
 
 
 def repeated(story: Story) -> str:

@@ -15,7 +15,9 @@ from toolbox.report.story import Story
 def training(story: Story) -> str:
     """A part for each training of the chain."""
     runs = story.of_verb("finetune")
-    return markdown.section(_("Training"), *(part for facts in runs for part in _one(facts, story, len(runs) > 1)))
+    return markdown.section(
+        _("Training, memory and time"), *(part for facts in runs for part in _one(facts, story, len(runs) > 1))
+    )
 
 
 def _one(facts: Facts, story: Story, headed: bool) -> list[str]:
