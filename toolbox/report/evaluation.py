@@ -28,8 +28,12 @@ def evaluations(story: Story) -> str:
             title = _("Step {number}: {run}").format(number=story.named(facts), run=plain(facts.run.id))
             parts += [f"### {title}" if len(found) > 1 else "", table, *_left(facts)]
     if parts:
-        parts.append(_("In brackets: 95 % intervals. Better or worse is said only where the paired interval leaves "
-                       "zero out."))  # fmt: skip
+        parts.append(
+            _(
+                "In brackets: 95 % intervals; p: of the paired test, adjusted by Holm. Better or worse is said "
+                "only where both leave chance out."
+            )
+        )
         parts.append(_shown(line for facts in found for line in lines(facts).values()))
     return markdown.section(_("Evaluation and bias"), *parts)
 
@@ -58,7 +62,7 @@ def _table(found: dict[tuple[str, str], Line]) -> str:
     if not found:
         return ""
     models = [model for model in TITLES if any(model in line for line in found.values())]
-    tested = any(row.get("p") is not None for line in found.values() for row in line.values())
+    tested = any(_p(line) for line in found.values())
     compared = "difference" in models
     header = [_("Suite"), _("Metric"), "n", *(_(TITLES[model]) for model in models)]
     header += ["p"] if tested else []
@@ -84,8 +88,9 @@ def measured(row: dict[str, Any] | None, signed: bool = False) -> str:
 
 
 def _p(line: Line) -> str:
-    p = next((row["p"] for row in line.values() if isinstance(row.get("p"), int | float)), None)
-    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
+    """Of the paired test, adjusted by Holm for all that was tested beside it."""
+    p = line.get("difference", {}).get("p_holm")
+    return "" if not isinstance(p, int | float) else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _left(facts: Facts) -> list[str]:
