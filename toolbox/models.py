@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,16 @@ class ModelFacts(msgspec.Struct, kw_only=True, frozen=True):
             "o_proj": (queries, hidden),
             "gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden),
         }  # fmt: skip
+
+
+def of_server(name: str) -> ModelFacts:
+    """A model that only a server has: nothing is known of it but its name there."""
+    return ModelFacts(
+        id=name, path=Path(os.devnull), source="endpoint", architecture="", model_type="", parameters=0,
+        weights_bytes=0, dtype="", hidden_size=0, intermediate_size=0, num_hidden_layers=0, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=0, vocab_size=0, max_position_embeddings=0, tie_word_embeddings=False,
+        chat_template=True,
+    )  # fmt: skip
 
 
 class Family(msgspec.Struct, kw_only=True, frozen=True):

@@ -156,6 +156,9 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     quantization: Literal["none", "nf4"] = "none"
     BitsAndBytesConfig: dict[str, Any] = {}
     """nf4: the base as the adapter was trained on it."""
+    endpoint: str = ""
+    """The address of the server that is asked instead of a model of this machine. Keys are in the environment only."""
+    endpoint_model: str = ""
     cached: bool = True
     """Take answers that this very model gave before, and keep new ones for others."""
 

@@ -37,6 +37,18 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
     limit: Annotated[int, option(N_("Items of each suite, taken evenly; 0: all"), ge=0)] = 0
     compare: Annotated[bool, option(N_("Measure the base model too"))] = True
+    endpoint: Annotated[
+        str, option(N_("Address of an OpenAI-compatible server, to measure a model there"), metavar="URL")
+    ] = ""
+    endpoint_model: Annotated[str, option(N_("The model's name there; none: its only one"), metavar="NAME")] = ""
+    endpoint_key: Annotated[
+        str,
+        option(
+            N_("The server's API key. YCDY_EVALUATE_ENDPOINT_KEY keeps it off process lists"),
+            metavar="KEY",
+            secret=True,
+        ),
+    ] = ""
     cached: Annotated[bool, option(N_("Take answers that this very model gave before"))] = True
 
 
@@ -49,7 +61,7 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     if session.dry_run:
         return {"plan": msgspec.to_builtins(plan, enc_hook=str)}
     job = runs.create(session.home.runs, run_name(plan), plan)
-    job.start()
+    job.start(_keys(options))
     session.follow(job)
     result = {"run": job.id, **job.result()}
     show_results(result["results"], session)
@@ -57,31 +69,60 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     return result
 
 
-def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
-    """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
-    from toolbox import embedded, plugins, suites, targets
-    from toolbox.errors import InputError
-    from toolbox.plan import EvaluatePlan
+def _keys(options: EvaluateOptions) -> dict[str, str]:
+    """What the job finds in its environment, and no plan or log holds."""
+    return {"YCDY_EVALUATE_ENDPOINT_KEY": options.endpoint_key} if options.endpoint_key else {}
 
-    loaded = plugged.load(options.plugin, session)
-    for name in options.metric:
-        plugins.require("metric", name)
+
+def _target(options: EvaluateOptions, session: Session) -> "Target":
+    """What is to be measured. Raises InputError for what can't be, or contradicts itself."""
+    from toolbox import client, models, targets
+    from toolbox.errors import InputError
+
+    if options.endpoint:
+        if options.model or options.run or options.adapter:
+            raise InputError(
+                _("--endpoint already says whom to ask."), _("Leave out --model, --adapter and --run, or --endpoint.")
+            )
+        address = options.endpoint.rstrip("/").removesuffix("/v1")
+        names = [options.endpoint_model] if options.endpoint_model else client.models(address, options.endpoint_key)
+        if len(names) != 1:
+            raise InputError(
+                _("The server has {count} models.").format(count=len(names)),
+                _("Name one with --endpoint-model: {names}").format(names=", ".join(names[:9])),
+            )
+        return targets.Target(model=models.of_server(names[0]))
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     differing.show(target.model.path, [target.adapter], session)
     if target.model.quantization == "gguf":
         raise InputError(
             _("{model} is GGUF, which is served and not evaluated.").format(model=target.model.id),
-            _("Evaluate the model it was made from; its export's report has the perplexity of both."),
+            _("Serve it, and name its address with --endpoint; its export's report has the perplexity of both."),
         )
+    return target
+
+
+def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
+    """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
+    from toolbox import embedded, plugins, suites
+    from toolbox.plan import EvaluatePlan
+
+    loaded = plugged.load(options.plugin, session)
+    for name in options.metric:
+        plugins.require("metric", name)
+    target = _target(options, session)
     origin = _origin(target, session)
     best = devices.best(session)
+    usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
     return EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,
         device=best,
         adapter=target.adapter,
         run=target.run,
-        suites=[suite.name for suite in suites.resolve_all(options.suite or list(embedded.SUITES), session.home)],
+        endpoint=options.endpoint,
+        endpoint_model=target.model.id if options.endpoint else "",
+        suites=[suite.name for suite in suites.resolve_all(options.suite or usual, session.home)],
         metrics=options.metric,
         plugins=loaded,
         limit=options.limit,
@@ -133,6 +174,7 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
     compared = plan.base.id if plan.base else plan.model.id if plan.adapter else ""
     rows = [
         (_("Model"), plan.model.id),
+        (_("Server"), plan.endpoint),
         (_("Adapter"), str(plan.adapter or "")),
         (_("Compared with"), compared if plan.compare else ""),
         (_("Suites"), ", ".join(plan.suites)),

@@ -13,7 +13,7 @@ from toolbox.evaluation import cache, repaired
 from toolbox.evaluation.masked import Masked
 from toolbox.evaluation.measures import Finding, measure, metric_of
 from toolbox.evaluation.statistics import holm
-from toolbox.evaluation.subjects import Loaded
+from toolbox.evaluation.subjects import Loaded, Subject
 from toolbox.i18n import _
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
@@ -59,17 +59,28 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     return {"results": results, "repair": summary}
 
 
-def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Loaded | Masked]:
+def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Subject]:
+    """Whom to ask, in turn: the model behind a server, or the models of this machine."""
+    if plan.endpoint:
+        from toolbox.evaluation import endpoint
+
+        kept = cache.Cache(run.path / "cache" / "endpoint.jsonl" if run else None)
+        yield endpoint.of(plan.endpoint, plan.endpoint_model, kept)
+    elif models.is_masked(plan.model):
+        device = loading.torch_device(plan.device.kind, plan.device.index)
+        model = loading.masked_model(plan.model.path, device).eval()
+        yield Masked("base", model, loading.tokenizer(plan.model.path, plan.adapter))
+    else:
+        yield from loaded(plan, run)
+
+
+def loaded(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Loaded]:
     """The models to measure, in turn, so that two never lie in memory; for its base an adapter is switched off.
 
     Both are asked through one tokenizer and chat template, the tuned one's, so that their tokens can be compared.
     Without `cached` a run remembers its own answers only, to be resumed by.
     """
     tokenizer = loading.tokenizer(plan.model.path, plan.adapter)
-    if models.is_masked(plan.model):
-        device = loading.torch_device(plan.device.kind, plan.device.index)
-        yield Masked("base", loading.masked_model(plan.model.path, device).eval(), tokenizer)
-        return
     folder = find_home().path / "cache" / "evaluation" if plan.cached or not run else run.path / "cache"
 
     def subject(name: str, model: Any, *weights: Path) -> Loaded:

@@ -54,10 +54,10 @@ class LanguageModel:
             place = loading.torch_device(plan.device.kind, plan.device.index)
             return tuner_for(plan).load(place), loading.tokenizer(self.facts.path)
         from toolbox.commands.evaluate import EvaluateOptions, make_plan
-        from toolbox.evaluation import subjects
+        from toolbox.evaluation import loaded
 
         options = built(EvaluateOptions, "evaluate", {**self.named, "compare": False})
-        subject = next(subjects(make_plan(options, self.session)))
+        subject = next(loaded(make_plan(options, self.session)))
         return subject.model, subject.tokenizer
 
     @property

@@ -35,6 +35,7 @@ KIND = Kind(
     title=N_("Exact match"),
     shows=N_("Whether short answers are right to the letter; one that is right in other words counts as wrong."),
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
 )

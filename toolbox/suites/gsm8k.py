@@ -49,6 +49,7 @@ KIND = Kind(
     ),
     paper="Cobbe et al.: Training Verifiers to Solve Math Word Problems, arXiv:2110.14168",
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
 )
