@@ -273,22 +273,26 @@ def scored_tokens(
     """(ln p(ids[i] | ids[:i]), whether no token is likelier) for each i from `begin`, at least 1, of (ids, begin).
 
     Padding is on the right, where a causal model can't see it. A row may be one longer than what the model can see:
-    its last token is only foretold. `known` and `keep` are as `in_batches` has them.
+    its last token is only foretold, and rows that differ in it alone, as the letters of a multiple choice, are computed
+    once. `known` and `keep` are as `in_batches` has them.
     """
 
     def measure(batch: list[tuple[list[int], int]]) -> list[ScoredTokens]:
-        longest = max(len(row) for row, _begin in batch)
-        ids = torch.tensor([row + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in batch], device=model.device)
-        seen = max(1, longest - 1)
-        logits = model(input_ids=ids[:, :seen], attention_mask=mask[:, :seen], use_cache=False).logits[:, : longest - 1]
-        logits = logits.float()
-        said = logits.gather(-1, ids[:, 1:, None])[..., 0]
-        found, best = (said - logits.logsumexp(-1)).tolist(), (said >= logits.amax(-1)).tolist()
-        return [
-            list(zip(values[begin - 1 : len(row) - 1], firsts[begin - 1 : len(row) - 1], strict=True))
-            for values, firsts, (row, begin) in zip(found, best, batch, strict=True)
-        ]
+        places: dict[tuple[int, ...], int] = {}
+        for row, _begin in batch:
+            places.setdefault(tuple(row[:-1]), len(places))
+        longest = max(1, *map(len, places))
+        ids = torch.tensor([[*seen, *[0] * (longest - len(seen))] for seen in places], device=model.device)
+        mask = torch.tensor([[1] * len(seen) + [0] * (longest - len(seen)) for seen in places], device=model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
+        norms, bests = logits.logsumexp(-1), logits.amax(-1)
+        outcomes = []
+        for row, begin in batch:
+            place, before = places[tuple(row[:-1])], slice(begin - 1, len(row) - 1)
+            said = logits[place, torch.arange(begin - 1, len(row) - 1), row[begin:]]
+            firsts = said >= bests[place, before]
+            outcomes.append(list(zip((said - norms[place, before]).tolist(), firsts.tolist(), strict=True)))
+        return outcomes
 
     longest = max((len(row) for row, _begin in rows), default=1)
     logits_bytes = 4 * longest * model.config.get_text_config().vocab_size

@@ -1,4 +1,4 @@
-"""`runs list|show|tail|diagnose|stop|resume|reproduce|report|remove`: what was started, what can be done with it."""
+"""`runs list|show|tail|diagnose|stop|resume|reproduce|report|compare|remove`: what was started, what to do with it."""
 
 import time
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import msgspec
 
 from toolbox import runs
 from toolbox.commands import Command, Session
+from toolbox.commands.comparing import CompareOptions, compare
 from toolbox.commands.diagnosing import DiagnoseOptions, diagnose
 from toolbox.commands.reproducing import ReproduceOptions, reproduce
 from toolbox.errors import InputError
@@ -296,5 +297,8 @@ COMMANDS = (
     Command("runs resume", N_("Go on from the last checkpoint, or the last answer"), ResumeOptions, resume),
     Command("runs reproduce", N_("Do a report's chain, or a run, again, and compare"), ReproduceOptions, reproduce),
     Command("runs report", N_("Write a run's report again, and show it"), ReportOptions, report),
+    Command(
+        "runs compare", N_("What differs between runs, and what came of it, with pictures"), CompareOptions, compare
+    ),
     Command("runs remove", N_("Delete runs with all they made"), RemoveOptions, remove),
 )

@@ -25,7 +25,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     found = option_log_likelihoods(subject, [(prompt(exam, row), answers(row)) for exam, row in asked], watch)
     table: list[dict[str, Any]] = []
     for (_exam, row), values in zip(asked, found, strict=True):
-        by_length = [value / len(option) for value, option in zip(values, row.options, strict=True)]
+        by_length = [value / max(1, len(option)) for value, option in zip(values, row.options, strict=True)]
         chosen, chosen_norm = int(np.argmax(values)), int(np.argmax(by_length))
         table.append(
             {

@@ -11,6 +11,8 @@ WIDTH, LEFT, RIGHT, TOP = 760, 64, 24, 78
 HEAD = 96
 """Where a line chart begins: its y label takes a line of its own."""
 PLOT_HEIGHT, BOTTOM, ROW_HEIGHT = 264, 52, 28
+DOT_GAP = 13
+"""Between the dots of a row: their intervals must not lie on each other."""
 MOST_POINTS = 600
 """A curve of more points is thinned: a screen shows no more, and the file stays small."""
 
@@ -125,6 +127,58 @@ def dumbbell_chart(
         for row in shown
     )
     return _svg(title, described, bottom + BOTTOM, parts)
+
+
+class Dot(msgspec.Struct, frozen=True):
+    """A value and, where it has one, its interval."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def dot_chart(
+    title: str,
+    rows: Sequence[tuple[str, Sequence[Dot | None]]],
+    names: Sequence[str],
+    x_label: str = "",
+    *,
+    domain: tuple[float, float] | None = None,
+    reference: float | None = None,
+) -> str:
+    """An SVG of several things beside each other, in per cent: a row a figure, and in it a dot for each of `names`.
+
+    rows: (label, a dot or None for each name). `domain` and `reference` are as a dumbbell chart's.
+    """
+    values = [v for _, dots in rows for dot in dots if dot for v in (dot.value, dot.low, dot.high) if v is not None]
+    values = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    left = 28 + max([width_of(label) for label, _ in rows] or [0])
+    low, high = domain or (min(*values, reference or values[0]), max(*values, reference or values[0]))
+    axis = _Axis.over(low, high, left, WIDTH - RIGHT - 20, tight=domain is not None, percent=True)
+    height = max(ROW_HEIGHT, DOT_GAP * (len(names) + 1))
+    bottom = TOP + height * max(1, len(rows))
+    marks = [(tick, "grid") for tick in axis.ticks] + ([] if reference is None else [(reference, "mark")])
+    parts = [_vertical(axis.at(at), TOP - 6, bottom, css) for at, css in marks]
+    for place, (label, dots) in enumerate(rows):
+        middle = TOP + height * (place + 0.5)
+        parts.append(_text(16, middle + 4.5, label, css="label"))
+        ys = [middle + DOT_GAP * (number - (len(names) - 1) / 2) for number in range(len(names))]
+        parts += [_dot(dot, y, axis, number % 4) for number, (dot, y) in enumerate(zip(dots, ys, strict=True)) if dot]
+    parts.append(_x_ticks(axis, bottom))
+    legend = [(name, f'<circle cx="6" cy="-4" r="5" class="f{number % 4}"/>') for number, name in enumerate(names)]
+    parts += [_legend(legend), _text(WIDTH - RIGHT, bottom + 40, x_label, anchor="end")]
+    described = "; ".join(
+        f"{label}: " + ", ".join(axis.name(dot.value) if dot else "–" for dot in dots) for label, dots in rows
+    )
+    return _svg(title, described, bottom + BOTTOM, parts)
+
+
+def _dot(dot: Dot, y: float, axis: "_Axis", colour: int) -> str:
+    circle = f'<circle cx="{axis.at(dot.value):.1f}" cy="{y:.1f}" r="5" class="f{colour}"/>'
+    if dot.low is None or dot.high is None:
+        return circle
+    ends = f'x1="{axis.at(dot.low):.1f}" x2="{axis.at(dot.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+    return f'<line {ends} class="s{colour}" stroke-width="2"/>{circle}'
 
 
 class _Axis(msgspec.Struct, frozen=True):

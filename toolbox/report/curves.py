@@ -55,7 +55,7 @@ def _drawn(facts: Facts) -> list[tuple[str, str]]:
     ):
         trained, held_out = facts.curve(metric), facts.curve(f"eval_{metric}")
         if trained or held_out:
-            train = [Series(_("training"), _smooth(trained)), Series("", trained, faint=True)]
+            train = [Series(_("training"), smooth(trained)), Series("", trained, faint=True)]
             series = [*train, Series(_("evaluation"), held_out, dots=True)]
             drawn.append((file, line_chart(title, series, _("step"), axis)))
     if rates:
@@ -64,7 +64,7 @@ def _drawn(facts: Facts) -> list[tuple[str, str]]:
     return drawn
 
 
-def _smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The centred running mean over about a twentieth of the curve; the ends average over what there is."""
     reach = len(points) // 40
     windows = (points[max(0, i - reach) : i + reach + 1] for i in range(len(points)))
