@@ -148,6 +148,8 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     """Of plugins, for answers to questions."""
     limit: int = 0
     """Items a suite; 0 is all."""
+    samples: int = 1
+    """Programs drawn for each task of suites of code; 1: the greedy one."""
     compare: bool = True
     """With an adapter, or a base: measure the base model too, and show both."""
     base: ModelFacts | None = None

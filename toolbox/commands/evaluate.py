@@ -36,6 +36,9 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     )
     plugin: Annotated[list[str], option(plugged.HELP, metavar="FILE.py")] = msgspec.field(default_factory=list)
     limit: Annotated[int, option(N_("Items of each suite, taken evenly; 0: all"), ge=0)] = 0
+    samples: Annotated[
+        int, option(N_("Programs drawn for each task of a suite of code, for pass@k; 1: the greedy one"), ge=1, le=200)
+    ] = 1
     compare: Annotated[bool, option(N_("Measure the base model too"))] = True
     endpoint: Annotated[
         str, option(N_("Address of an OpenAI-compatible server, to measure a model there"), metavar="URL")
@@ -126,6 +129,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         metrics=options.metric,
         plugins=loaded,
         limit=options.limit,
+        samples=options.samples,
         compare=options.compare,
         cached=options.cached,
         base=_base(target, session),

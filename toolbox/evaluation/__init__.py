@@ -37,7 +37,10 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     Items are saved in the run's evaluation/, charts in its plots/. Raises Interrupted, OutOfMemoryError, InputError.
     """
     reporter = reporter or Silent()
-    chosen = [msgspec.structs.replace(suites.resolve(name, find_home()), metrics=plan.metrics) for name in plan.suites]
+    chosen = [
+        msgspec.structs.replace(suites.resolve(name, find_home()), metrics=plan.metrics, samples=plan.samples)
+        for name in plan.suites
+    ]
     found: dict[str, Findings] = {suite.name: {} for suite in chosen}
     models = 2 if plan.compare and (plan.adapter or plan.base) else 1
     items = [min(plan.limit or suite.items, suite.items) for suite in chosen]

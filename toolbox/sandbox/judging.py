@@ -105,7 +105,11 @@ def _caller(name: str, link: Link) -> Callable[..., Any]:
 def _error(kind: str) -> type[Exception]:
     """The built-in error of that name, since a test may wait for it; else a RuntimeError."""
     found = getattr(builtins, kind, RuntimeError)
-    plain = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, (UnicodeError, ExceptionGroup))
+    plain = (
+        isinstance(found, type)
+        and issubclass(found, Exception)
+        and not issubclass(found, (UnicodeError, ExceptionGroup))
+    )
     return found if plain else RuntimeError
 
 

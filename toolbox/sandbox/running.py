@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from toolbox import processor
 from toolbox.errors import InputError
 from toolbox.i18n import _
 
@@ -60,7 +61,7 @@ def run_all(
     Raises InputError where this machine can't confine them.
     """
     verdicts: list[Verdict] = []
-    with scratch() as root, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as workers:
+    with scratch() as root, ThreadPoolExecutor(processor.cores(Path("/"))) as workers:
         waiting = [workers.submit(run, program, root, limits or Limits(), layers) for program in programs]
         try:
             for future in waiting:
@@ -128,7 +129,7 @@ _BURGLAR = """
 import os, socket
 def tries():
     deeds = {"network": socket.socket, "process": os.fork, "signal": lambda: os.kill(os.getppid(), 0),
-             "file": lambda: open(SECRET), "folder": lambda: os.listdir("/root"), "proc": lambda: open("/proc/self/mem")}
+             "file": lambda: open(SECRET), "process table": lambda: open("/proc/self/mem")}
     done = []
     for name, deed in deeds.items():
         try:

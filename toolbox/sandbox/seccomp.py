@@ -33,10 +33,11 @@ ALLOWED = {
 Not among them, on purpose: sockets, fork and exec, kill, ptrace, io_uring, mount and namespaces, bpf, prlimit,
 and what changes files without opening them for it (chmod, truncate, utime), which Landlock does not govern.
 """
-CLONE, CLONE3, FCNTL = (56, 220), (435, 435), (72, 25)
+CLONE, CLONE3 = (56, 220), (435, 435)
 CLONE_THREAD = 0x10000
-FCNTL_COMMANDS = (*range(8), 1030)
-"""F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC. With F_SETOWN a pipe would send signals to other processes."""
+COMMANDS = {"fcntl": ((72, 25), (*range(8), 1030)), "ioctl": ((16, 29), (0x5401, 0x5450, 0x5451))}
+"""Allowed by their second argument only: F_DUPFD to F_SETLKW and F_DUPFD_CLOEXEC, as with F_SETOWN a pipe would send
+signals to other processes; TCGETS (what Python asks of each file), FIONCLEX, FIOCLEX."""
 
 _LOAD, _EQUAL, _ANY_BIT, _RETURN, _AT_LEAST = 0x20, 0x15, 0x45, 0x06, 0x35
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
@@ -72,7 +73,9 @@ def program(architecture: int, column: int) -> bytes:
     # glibc makes threads with clone3, whose flags lie in memory that no filter sees; told ENOSYS, it takes clone.
     lines += [(_EQUAL, 0, 1, CLONE3[column]), (_RETURN, 0, 0, _REFUSE | errno.ENOSYS)]
     lines += [(_EQUAL, 0, 4, CLONE[column]), (_LOAD, 0, 0, _ARGUMENTS), (_ANY_BIT, 0, 1, CLONE_THREAD), allow, refuse]
-    lines += [(_EQUAL, 1, 0, FCNTL[column]), refuse, (_LOAD, 0, 0, _ARGUMENTS + 8)]
-    for command in FCNTL_COMMANDS:
-        lines += [(_EQUAL, 0, 1, command), allow]
+    for numbers, commands in COMMANDS.values():
+        lines += [(_EQUAL, 0, 2 * len(commands) + 2, numbers[column]), (_LOAD, 0, 0, _ARGUMENTS + 8)]
+        for command in commands:
+            lines += [(_EQUAL, 0, 1, command), allow]
+        lines.append(refuse)
     return b"".join(struct.pack("HBBI", *line) for line in [*lines, refuse])

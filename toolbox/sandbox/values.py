@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 MOST_BYTES = 16 << 20
@@ -48,9 +49,9 @@ def encode(value: Any) -> Any:
     """What JSON takes; a subclass becomes what it is a kind of. Raises TypeError for what is not plain data."""
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
+    for plain in (int, float, str):
+        if isinstance(value, plain):
+            return plain(value)
     if isinstance(value, list):
         return [encode(item) for item in value]
     if isinstance(value, dict):
@@ -81,7 +82,7 @@ def decode(value: Any) -> Any:
     return _MAKERS[name]([decode(item) for item in held])
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "dict": dict, "tuple": tuple, "set": set, "frozenset": frozenset, "bytes": bytes, "bytearray": bytearray,
     "iterator": iter, "complex": lambda parts: complex(*parts), "range": lambda parts: range(*parts),
 }  # fmt: skip

@@ -27,6 +27,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """Rows there are; of a plugin's suite nobody knows."""
     metrics: list[str] = []
     """What an answer to a question is measured by, beside exact match."""
+    samples: int = 1
+    """Programs drawn for each task; 1: the greedy one."""
 
 
 def resolve(name: str, home: Home) -> Suite:

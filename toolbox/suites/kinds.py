@@ -5,10 +5,12 @@ from typing import Any
 from toolbox.suites import (
     bbq,
     cbbq,
+    code,
     crows_pairs,
     exact_match,
     gender,
     gsm8k,
+    ifeval,
     multiple_choice,
     perplexity,
     stereoset,
@@ -22,6 +24,8 @@ from toolbox.suites.metrics import Metric, ideal
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
+        code,
+        ifeval,
         exact_match,
         gender,
         crows_pairs,
