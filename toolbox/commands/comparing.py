@@ -19,7 +19,7 @@ class CompareOptions(msgspec.Struct, kw_only=True):
         option(N_("Two or more runs: ids, their beginnings, or last"), ask=True, positional=True, metavar="RUN",
                choices="runs"),
     ]  # fmt: skip
-    output: Annotated[Path | None, option(N_("Folder for the comparison and its pictures"), metavar="DIR")] = None
+    output: Annotated[str, option(N_("Folder for the comparison and its pictures"), metavar="DIR")] = ""
 
 
 def compare(options: CompareOptions, session: Session) -> dict[str, Any]:
@@ -43,7 +43,8 @@ def compare(options: CompareOptions, session: Session) -> dict[str, Any]:
         session.say(_("Their curves in TensorBoard: {command}").format(command=tensorboard))
     if session.dry_run:
         return result
-    folder = options.output or session.home.path / "comparisons" / "-vs-".join(chosen)[:120]
+    usual = session.home.path / "comparisons" / "-vs-".join(chosen)[:120]
+    folder = Path(options.output) if options.output else usual
     path = compared.write(groups, folder.expanduser().absolute(), tensorboard)
     session.say(_("Tables and pictures: {path}").format(path=path))
     return {**result, "report": str(path), "pictures": [str(file) for file in sorted(path.parent.glob("*.svg"))]}
