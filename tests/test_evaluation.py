@@ -81,6 +81,16 @@ def test_paired_tests_are_those_of_the_books() -> None:
     assert base.difference(base).p == 1
 
 
+def test_a_unit_of_several_values_is_exchanged_whole() -> None:
+    """A profession in two languages is one unit, as the gender probe has it: [professions, languages, names]."""
+    plain = np.array([[1.0]] * 6 + [[0.0]] * 2)
+    twice = np.repeat(plain[:, None, :], 2, axis=1)
+    one = Resampled(plain, lambda units: units[..., 0].mean(-1))
+    alone = one.difference(Resampled(plain * 0, one.statistic))
+    both = Resampled(twice, lambda units: units[..., 0].mean((-1, -2)))
+    assert both.difference(Resampled(twice * 0, both.statistic)) == alone
+
+
 def test_pairing_takes_out_what_makes_items_hard() -> None:
     hard = np.random.default_rng(0).normal(0, 10, (60, 1))
 

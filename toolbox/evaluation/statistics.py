@@ -68,9 +68,9 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Resampled(msgspec.Struct, frozen=True):
-    """A statistic of units [n, k] whose interval comes from drawing units anew (the percentile bootstrap; Efron 1979).
+    """A statistic of units [n, …] whose interval comes from drawing units anew (percentile bootstrap; Efron 1979).
 
-    `statistic` takes units [..., n, k] and returns [...].
+    `statistic` takes units with axes before these and returns what these axes were.
     """
 
     units: np.ndarray
@@ -96,9 +96,10 @@ class Resampled(msgspec.Struct, frozen=True):
     def _exchanged(self, before: "Resampled", value: float) -> float:
         """p of the permutation test; the difference that was found counts as one of the permutations."""
         after, other, generator = self.units, before.units, np.random.default_rng(SEED)
+        whole = (1,) * (after.ndim - 1)  # a unit's values are exchanged together
         extreme = 1
         for _chunk in range(CHUNKS):
-            swapped = generator.random((RESAMPLES // CHUNKS, len(after)))[..., None] < 0.5
+            swapped = generator.random((RESAMPLES // CHUNKS, len(after), *whole)) < 0.5
             one, two = np.where(swapped, other, after), np.where(swapped, after, other)
             found = np.abs(self.statistic(one) - before.statistic(two))
             extreme += int((~(found < abs(value) - ROUNDING)).sum())
