@@ -163,6 +163,14 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     endpoint_model: str = ""
     cached: bool = True
     """Take answers that this very model gave before, and keep new ones for others."""
+    backend: str = ""
+    """A name of `backends.BACKENDS` that measures instead; `suites` are then what `backends.tasks` takes."""
+    python: Path | None = None
+    """The backend's interpreter."""
+    arguments: dict[str, Any] = {}
+    """The backend's own."""
+    fetches: bool = False
+    """Whether the backend may fetch rows of its tasks."""
 
 
 class ServedAdapter(msgspec.Struct, frozen=True):

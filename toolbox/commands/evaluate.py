@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, devices, differing, plugged
+from toolbox.commands import Command, Session, backed, devices, differing, plugged
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -53,6 +53,13 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
         ),
     ] = ""
     cached: Annotated[bool, option(N_("Take answers that this very model gave before"))] = True
+    backend: Annotated[
+        Literal["", "lm-eval", "evalscope"],
+        option(N_("Let lm-evaluation-harness or EvalScope measure; --suite then takes their tasks too")),
+    ] = ""
+    backend_args: Annotated[
+        list[str], option(N_("Settings of the backend's own, as num_fewshot=5"), metavar="KEY=VALUE")
+    ] = msgspec.field(default_factory=list)
 
 
 def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
@@ -68,6 +75,7 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     session.follow(job)
     result = {"run": job.id, **job.result()}
     show_results(result["results"], session)
+    backed.show_stated(result.get("stated", []), session)
     session.say(_("Every answer lies in {path}.").format(path=job.path / "evaluation"))
     return result
 
@@ -117,7 +125,8 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     origin = _origin(target, session)
     best = devices.best(session)
     usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
-    return EvaluatePlan(
+    chosen = [] if options.backend else suites.resolve_all(options.suite or usual, session.home)
+    plan = EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,
         device=best,
@@ -125,7 +134,7 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         run=target.run,
         endpoint=options.endpoint,
         endpoint_model=target.model.id if options.endpoint else "",
-        suites=[suite.name for suite in suites.resolve_all(options.suite or usual, session.home)],
+        suites=[suite.name for suite in chosen],
         metrics=options.metric,
         plugins=loaded,
         limit=options.limit,
@@ -137,6 +146,10 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         quantization=origin.quantization if origin and target.adapter else "none",
         BitsAndBytesConfig=origin.BitsAndBytesConfig if origin and target.adapter else {},
     )
+    if not options.backend:
+        return plan
+    words, arguments = options.suite, options.backend_args
+    return msgspec.structs.replace(plan, **backed.changes(options.backend, words, arguments, plan, session))
 
 
 def run_name(plan: "EvaluatePlan") -> str:
@@ -182,6 +195,7 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
         (_("Adapter"), str(plan.adapter or "")),
         (_("Compared with"), compared if plan.compare else ""),
         (_("Suites"), ", ".join(plan.suites)),
+        (_("Measured by"), plan.backend),
         (_("Items of each suite"), str(plan.limit) if plan.limit else _("all")),
         (_("Device"), f"{plan.device.name}, {plan.dtype}"),
     ]

@@ -50,7 +50,7 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * sum(items) + sum(items[:place]), items[place], models * sum(items))
             found[suite.name][subject.name] = measure(subject, suite, plan.limit, watch)
-    results = _adjusted([row for suite in chosen for row in _rows(suite, found[suite.name])])
+    results = adjusted([row for suite in chosen for row in _rows(suite, found[suite.name])])
     if run:
         for place, suite in enumerate(chosen, 1):
             _save(run, f"{place}-{_short(suite)}", suite, found[suite.name], results)
@@ -132,7 +132,7 @@ def _rows(suite: suites.Suite, findings: Findings) -> Iterator[dict[str, Any]]:
             yield _row(suite, "difference", metric, after[metric].difference(before[metric]))
 
 
-def _adjusted(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def adjusted(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """With `p_holm` beside each p: of many metrics some always seem to have moved."""
     differences = [row for row in results if "p" in row]
     for row, p in zip(differences, holm([row["p"] for row in differences]), strict=True):

@@ -3,26 +3,19 @@
 Transformers, vLLM, SGLang and lmdeploy load that layout. Loaded here it is dequantised (`loading.base_model`).
 """
 
-import os
 import random
 import re
-import select
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox import datasets, engines, files, loading, units
+from toolbox import datasets, engines, files, foreign, loading, units
 from toolbox.errors import InputError, OutOfMemoryError, ToolboxError
 from toolbox.exporting import bnb, checking
 from toolbox.i18n import _
 from toolbox.plan import ExportPlan
-from toolbox.serving.engine_process import LEASH
 from toolbox.serving.view import SAFE
 
 if TYPE_CHECKING:
@@ -33,8 +26,6 @@ IGNORED = ["lm_head", r"re:.*embed.*"]
 """What stays as it is, as in the checkpoints that are published in these formats."""
 LAYER = re.compile(r"\((\d+)/(\d+)\): Calibrating")
 """How llmcompressor's bars begin: which layer of how many."""
-BAR = re.compile(r"\d+%\||^\s*$")
-LOOK_EVERY_S = 0.5
 
 
 class Work(msgspec.Struct, kw_only=True):
@@ -130,48 +121,24 @@ def _compress(plan: ExportPlan, source: Path, folder: Path, rows: list[list[int]
 
 
 def _run(plan: ExportPlan, scratch: Path, step: "Step") -> None:
-    """Run oneshot.py on a leash: it ends with this process, and when `step` raises."""
+    """Run oneshot.py; it ends with this process, and when `step` raises."""
     environ = engines.environment(scratch / "cache", plan.device.kind, plan.device.index, "")
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(LEASH), str(plan.python), "-P", str(SCRIPT), str(scratch / "work.json")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=scratch, env=environ,
-        start_new_session=True,
-    )  # fmt: skip
-    last, done, total = "", 0, 0
-    try:
-        for line in _lines(process):
-            if layer := LAYER.search(line):
-                done, total = int(layer[1]) - 1, int(layer[2])
-            elif line and not BAR.search(line):
-                print(line, flush=True)
-                last = line
-            step(done, total)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        status = process.wait()
+    done, total = 0, 0
+
+    def heed(line: str) -> None:
+        nonlocal done, total
+        if layer := LAYER.search(line):
+            done, total = int(layer[1]) - 1, int(layer[2])
+        step(done, total)
+
+    assert plan.python  # exports.choose has seen to it
+    status, last = foreign.run(plan.python, SCRIPT, scratch / "work.json", environ, heed)
     if status:
         raise _failed(status, last)
 
 
-def _lines(process: "subprocess.Popen[bytes]") -> Iterator[str]:
-    """What it prints, its bars too; and an empty line now and then, so that a stop is heeded while it is silent."""
-    assert process.stdout
-    left = b""
-    while True:
-        if not select.select([process.stdout], [], [], LOOK_EVERY_S)[0]:
-            yield ""
-            continue
-        if not (read := os.read(process.stdout.fileno(), 1 << 16)):
-            break
-        *lines, left = re.split(rb"[\r\n]+", left + read)
-        yield from (line.decode("utf-8", "replace") for line in lines)
-    yield left.decode("utf-8", "replace")
-    process.wait()
-
-
 def _failed(status: int, last: str) -> ToolboxError:
-    if status & 0xFF in (256 - signal.SIGKILL, 128 + signal.SIGKILL):  # as the leash hands it on, or a shell would
+    if foreign.killed(status):
         return OutOfMemoryError(
             _("llmcompressor was killed, as the system does where memory runs out."),
             _("Free some memory, calibrate with fewer rows (--calibration-rows), or take bnb or gguf."),

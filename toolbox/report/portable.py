@@ -15,11 +15,11 @@ SPECS = ("datasets", "eval_datasets", "calibration")
 ELSEWHERE = (
     "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard",
     "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
-    "endpoint", "judge", *SPECS,
+    "endpoint", "judge", "backend", *SPECS,
 )  # fmt: skip
 """Fields of plans that are said otherwise here, or decided anew on each machine."""
-SERVERS = ("endpoint", "judge")
-"""Fields of plans that name servers."""
+SERVERS = ("endpoint", "judge", "backend")
+"""Fields of plans that name servers, or other programs that measure."""
 WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")
 """Endings of files that make a model or an adapter what it is."""
 _kept: dict[tuple[str, int, int], str] = {}
