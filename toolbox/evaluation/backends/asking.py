@@ -34,11 +34,9 @@ REFUSED = re.compile(r"@(no task|runs code) (.+)")
 SAID = "said.json"
 KEY = "OPENAI_API_KEY"
 """Where the script finds the server's key: never in a file, never on a command line."""
-PASSED = (
-    "HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_API_TOKEN", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY",
-    "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
-)  # fmt: skip
-"""What may be needed to fetch a task's rows; a backend that fetches nothing is not given it."""
+WAYS = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+TOKENS = ("HF_ENDPOINT", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
+"""What leads out of this machine, and to the hubs; a backend that needs neither is given neither."""
 
 
 class Work(msgspec.Struct, kw_only=True):
@@ -171,16 +169,22 @@ class Asking:
             "MODELSCOPE_CACHE": str(cache / "modelscope"), "EVALSCOPE_CACHE": str(cache / "evalscope"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_DATASETS_OFFLINE": "1",
         }  # fmt: skip
+        if not (self._plan.fetches or self._plan.endpoint):
+            return environ
+        here = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1"]))
+        environ |= {name: os.environ[name] for name in WAYS if name in os.environ} | {
+            "no_proxy": here,
+            "NO_PROXY": here,
+        }
         if not self._plan.fetches:
             return environ
         settings = find_home().load_settings()
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-            del environ[name]
         hubs = {
             "HF_ENDPOINT": settings.huggingface_endpoint,
             "MODELSCOPE_DOMAIN": settings.modelscope_endpoint.partition("//")[2],
         }
-        return hubs | {name: os.environ[name] for name in PASSED if name in os.environ} | environ
+        named = {name: os.environ[name] for name in TOKENS if name in os.environ}
+        return environ | hubs | named | {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
 
     def _failed(self, status: int, last: str, refused: list[str]) -> ToolboxError:
         title = self._backend.title
