@@ -148,6 +148,8 @@ def test_a_masked_model_is_measured_by_masked_scoring_and_asked_nothing_else(ber
     assert set(result) == {"crows_pairs", "crows_pairs_stereo"}
     with pytest.raises(InputError, match="masked"):
         run(EvaluatePlan(entry=plan.entry, model=plan.model, device=CPU, suites=["demo-qa"]))
+    with pytest.raises(InputError, match="demo-qa can't measure it"):
+        suites.refuse_unmasked([suites.resolve(name, find_home()) for name in (str(path), "demo-qa")])
 
 
 def test_a_likelihood_that_is_no_number_is_refused(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def _target(options: EvaluateOptions, session: Session) -> "Target":
 
 def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
-    from toolbox import embedded, plugins, suites
+    from toolbox import embedded, models, plugins, suites
     from toolbox.plan import EvaluatePlan
 
     loaded = plugged.load(options.plugin, session)
@@ -126,6 +126,8 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     best = devices.best(session)
     usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
     chosen = [] if options.backend else suites.resolve_all(options.suite or usual, session.home)
+    if models.is_masked(target.model):
+        suites.refuse_unmasked(chosen)
     plan = EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,

@@ -72,6 +72,18 @@ def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
     return list(found.values())
 
 
+def refuse_unmasked(chosen: Sequence[Suite]) -> None:
+    """Raises InputError for a suite that a masked model (BERT's kind) can't be measured with."""
+    for suite in chosen:
+        if suite.kind not in KINDS or not KINDS[suite.kind].masked:
+            raise InputError(
+                _("A masked model fills blanks and writes no texts: {suite} can't measure it.").format(
+                    suite=Path(suite.name).name
+                ),
+                _("Measure it with CrowS-Pairs: --suite crows_pairs_anonymized.csv"),
+            )
+
+
 def kind_of(path: Path) -> Kind | None:
     """The kind that a file's content looks like; None where it looks like none."""
     head, first = rows.beginning(path)
