@@ -18,17 +18,21 @@ NAME = re.compile(r"[\w.-]+")
 
 
 def curves(story: Story) -> str:
-    """Put the charts of the whole chain into the run's plots/, those of other runs in folders named after them."""
+    """The charts of the chain's runs; those of evaluations stand beside their tables."""
     parts = []
     for facts in story.chain:
-        folder = Path("plots") if facts.run.id == story.run.id else Path("plots") / facts.run.id
-        charts = pictures(facts)
-        for name, svg in charts.items():
-            files.write_text(story.run.path / folder / f"{name}.svg", svg)
-        if charts and len(story.chain) > 1:
-            parts.append(f"### {plain(_step(story, facts))}")
-        parts += [markdown.image(caption(svg) or name, str(folder / f"{name}.svg")) for name, svg in charts.items()]
+        charts = shown(story, facts) if facts.verb != "evaluate" else []
+        parts += [f"### {plain(_step(story, facts))}", *charts] if charts and len(story.chain) > 1 else charts
     return markdown.section(_("Charts"), *parts)
+
+
+def shown(story: Story, facts: Facts) -> list[str]:
+    """A run's charts as Markdown, put into plots/ of the run that the report is of; others' in a folder of their own."""
+    folder = Path("plots") if facts.run.id == story.run.id else Path("plots") / facts.run.id
+    charts = pictures(facts)
+    for name, svg in charts.items():
+        files.write_text(story.run.path / folder / f"{name}.svg", svg)
+    return [markdown.image(caption(svg) or name, str(folder / f"{name}.svg")) for name, svg in charts.items()]
 
 
 def _step(story: Story, facts: Facts) -> str:

@@ -1,11 +1,12 @@
 """What evaluations say: base, tuned and their difference, and what each suite shows (a report's section)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
-from toolbox.report import markdown, numbers
+from toolbox.report import curves, markdown, numbers
 from toolbox.report.markdown import plain
 from toolbox.report.story import Story
 from toolbox.suites import kinds
@@ -26,7 +27,7 @@ def evaluations(story: Story) -> str:
     for facts in found:
         if table := _table(lines(facts)):
             title = _("Step {number}: {run}").format(number=story.named(facts), run=plain(facts.run.id))
-            parts += [f"### {title}" if len(found) > 1 else "", table, *_left(facts)]
+            parts += [f"### {title}" if len(found) > 1 else "", table, *_left(facts), *curves.shown(story, facts)]
     if parts:
         parts.append(
             _(
@@ -69,11 +70,16 @@ def _table(found: dict[tuple[str, str], Line]) -> str:
     rows = []
     for (suite, _metric), line in found.items():
         first = next(iter(line.values()))
-        cells = [plain(Path(suite).name), plain(kinds.metric(first).title), str(first.get("n", ""))]
+        cells = [plain(Path(suite).name), plain(titled(first)), str(first.get("n", ""))]
         cells += [measured(line.get(model), signed=model == "difference") for model in models]
         cells += [_p(line)] if tested else []
         rows.append([*cells, _(VERDICTS.get(judged(line), ""))] if compared else cells)
     return markdown.table([*header, ""] if compared else header, rows)
+
+
+def titled(row: dict[str, Any]) -> str:
+    """A metric's name, whose arrow begins no line."""
+    return re.sub(r" (?=[↑↓→])", "\u00a0", kinds.metric(row).title)
 
 
 def measured(row: dict[str, Any] | None, signed: bool = False) -> str:

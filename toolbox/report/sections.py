@@ -1,5 +1,6 @@
 """The sections of report.md in their order, each a function from a story to Markdown; an empty text is left out."""
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 
@@ -8,7 +9,7 @@ from toolbox.facts import Facts
 from toolbox.i18n import _
 from toolbox.report import markdown, numbers, reproduction
 from toolbox.report.curves import curves
-from toolbox.report.evaluation import VERDICTS, evaluations, judged, lines
+from toolbox.report.evaluation import VERDICTS, Line, evaluations, judged, lines, titled
 from toolbox.report.markdown import code, plain
 from toolbox.report.merged import exports, proofs
 from toolbox.report.origins import data, hardware, sources
@@ -19,6 +20,9 @@ from toolbox.report.steps import drawn, repeated, steps
 from toolbox.report.story import Story
 from toolbox.report.training import training
 from toolbox.report.words import STATES, VERBS
+
+NAMED = 4
+"""Figures that the summary names, of those that got better and of those that got worse."""
 
 
 def header(story: Story) -> str:
@@ -96,15 +100,21 @@ def _merged(facts: Facts) -> str:
 
 
 def _evaluated(facts: Facts) -> str:
-    """How many metrics got better and worse beyond chance; of a model alone, how many were measured."""
+    """What got better and what worse beyond chance; of a model alone, how many figures there are."""
     found = lines(facts)
-    verdicts = [verdict for line in found.values() if (verdict := judged(line))]
+    verdicts = {key: verdict for key, line in found.items() if (verdict := judged(line))}
     if not verdicts:
         return _("figures: {count}, suites: {suites}").format(count=len(found), suites=len({s for s, _m in found}))
-    counted = [(name, verdicts.count(name)) for name in VERDICTS]
-    return _("of {count} figures: {told}").format(
-        count=len(verdicts), told=" · ".join(f"{_(VERDICTS[name])} {n}" for name, n in counted if n)
-    )
+    told = []
+    for name, count in Counter(verdicts.values()).items():
+        moved = [_moved(found[key]) for key, verdict in verdicts.items() if verdict == name and name != "chance"]
+        told.append(f"{_(VERDICTS[name])} {count}" + (f" ({', '.join(moved[:NAMED])})" if moved else ""))
+    return _("of {count} figures: {told}").format(count=len(verdicts), told=" · ".join(told))
+
+
+def _moved(line: Line) -> str:
+    before, after = (numbers.number(line[model].get("value")) for model in ("base", "tuned"))
+    return plain(f"{titled(line['base'])} {before} → {after}")
 
 
 def _exported(facts: Facts) -> str:
