@@ -18,14 +18,15 @@ MOST_POINTS = 600
 
 STYLE = """
 text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"PingFang SC","Microsoft YaHei","Noto Sans CJK SC",sans-serif}
-text{fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}.label,.heading{fill:#1f2328}.heading{font-weight:600}.value{font-size:12px}
+text{fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}.label,.heading{fill:#1f2328}.value{font-size:12px}
+.heading{font-weight:600;paint-order:stroke;stroke:#fff;stroke-width:5px;stroke-linejoin:round}
 .paper{fill:#fff}.grid{stroke:#d8dee4}.axis{stroke:#8c959f}.mark{stroke:#8c959f;stroke-dasharray:4 4}
 .span{stroke:#d0d7de;stroke-width:3}.before{fill:#fff;stroke:#6e7781;stroke-width:2}
 path{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}path.faint{stroke-width:1.25;opacity:.35}
 .s0{stroke:#0969da}.s1{stroke:#cf5a00}.s2{stroke:#1a7f37}.s3{stroke:#8250df}
 .f0{fill:#0969da}.f1{fill:#cf5a00}.f2{fill:#1a7f37}.f3{fill:#8250df}
 @media screen and (prefers-color-scheme:dark){
-text{fill:#9198a1}.title,.label,.heading{fill:#f0f6fc}.paper{fill:#0d1117}.grid{stroke:#2a313c}.axis,.mark{stroke:#656c76}
+text{fill:#9198a1}.title,.label,.heading{fill:#f0f6fc}.heading{stroke:#0d1117}.paper{fill:#0d1117}.grid{stroke:#2a313c}.axis,.mark{stroke:#656c76}
 .span{stroke:#3d444d}.before{fill:#0d1117;stroke:#9198a1}
 .s0{stroke:#4493f8}.s1{stroke:#f0883e}.s2{stroke:#3fb950}.s3{stroke:#ab7df8}
 .f0{fill:#4493f8}.f1{fill:#f0883e}.f2{fill:#3fb950}.f3{fill:#ab7df8}}

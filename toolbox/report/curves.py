@@ -27,7 +27,7 @@ def curves(story: Story) -> str:
 
 
 def shown(story: Story, facts: Facts) -> list[str]:
-    """A run's charts as Markdown, put into plots/ of the run that the report is of; others' in a folder of their own."""
+    """A run's charts as Markdown, put into plots/ of the report's run; others' in a folder of their own."""
     folder = Path("plots") if facts.run.id == story.run.id else Path("plots") / facts.run.id
     charts = pictures(facts)
     for name, svg in charts.items():

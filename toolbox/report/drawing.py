@@ -7,11 +7,13 @@ from toolbox.i18n import _
 from toolbox.report.charts import WIDTH, clean, width_of
 from toolbox.report.pipeline import Graph, Node
 
-HEIGHT, GAP, MARGIN, BETWEEN, PADDING = 54, 40, 12, 20, 28
+HEIGHT, GAP, MARGIN, BETWEEN, PADDING = 60, 38, 12, 20, 34
 """Of a box, between rows, around all, between boxes, and inside a box beside its text; in pixels."""
+SMALLEST = 0.7
+"""To which share of its size a narrow screen shrinks it; below that it scrolls."""
 NARROW, ROOM = 4.0, 620
 """What an edge takes of a row that it passes, and how wide the boxes of a row may be together."""
-ROUND = {"run": 6, "made": 27, "origin": 14, "data": 14}
+ROUND = {"run": 6, "made": 30, "origin": 14, "data": 14}
 """Corners tell apart what colours do too."""
 
 
@@ -26,12 +28,15 @@ def drawing(graph: Graph) -> str:
             places[node.id] = (x, MARGIN + number * (HEIGHT + GAP), width)
             x += width + BETWEEN
     height = MARGIN * 2 + len(rows) * (HEIGHT + GAP) - GAP
+    left = min((x for x, _y, _width in places.values()), default=0.0) - MARGIN
+    width = WIDTH - 2 * left  # rows are centred
     parts = [_edge([places[id] for id in chain]) for chain in chains]
     parts += [_box(node, places[node.id]) for row in rows for node in row if node.lines]
     names = {node.id: node.lines[0] for node in graph.nodes}
     told = "; ".join(f"{names[before]} → {names[after]}" for before, after in graph.edges)
     return (
-        f'<svg class="pipeline" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
+        f'<svg class="pipeline" viewBox="{left:.0f} 0 {width:.0f} {height}" width="{width:.0f}" '
+        f'height="{height}" style="min-width:{width * SMALLEST:.0f}px" role="img" '
         f'aria-labelledby="pipeline-title pipeline-desc"><title id="pipeline-title">{clean(_("Pipeline"))}</title>'
         f'<desc id="pipeline-desc">{clean(told)}</desc>{"".join(parts)}</svg>'
     )

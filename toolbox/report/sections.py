@@ -9,7 +9,7 @@ from toolbox.facts import Facts
 from toolbox.i18n import _
 from toolbox.report import markdown, numbers, reproduction
 from toolbox.report.curves import curves
-from toolbox.report.evaluation import VERDICTS, Line, evaluations, judged, lines, titled
+from toolbox.report.evaluation import VERDICTS, Line, evaluations, judged, lines
 from toolbox.report.markdown import code, plain
 from toolbox.report.merged import exports, proofs
 from toolbox.report.origins import data, hardware, sources
@@ -20,6 +20,7 @@ from toolbox.report.steps import drawn, repeated, steps
 from toolbox.report.story import Story
 from toolbox.report.training import training
 from toolbox.report.words import STATES, VERBS
+from toolbox.suites import kinds
 
 NAMED = 4
 """Figures that the summary names, of those that got better and of those that got worse."""
@@ -32,8 +33,8 @@ def header(story: Story) -> str:
     title = _("# {model}: {verbs}").format(model=plain(_model(story)), verbs=" → ".join(done))
     lines = [f"**{_(STATES.get(status.state, status.state))}**"]
     if status.error:
-        lines.append("> " + plain(status.error.get("message", "")))
-        lines.append("> → " + plain(status.error.get("remedy", "")))
+        told = (plain(status.error.get("message", "")), plain(status.error.get("remedy", "")))
+        lines.append("> " + "\n>\n> → ".join(filter(None, told)))
     if status.state in ("interrupted", "lost", "failed") and status.resumable:
         lines.append(
             _("It can go on where it stopped: {command}").format(command=code(again.line("runs resume", own.run.id)))
@@ -108,13 +109,14 @@ def _evaluated(facts: Facts) -> str:
     told = []
     for name, count in Counter(verdicts.values()).items():
         moved = [_moved(found[key]) for key, verdict in verdicts.items() if verdict == name and name != "chance"]
-        told.append(f"{_(VERDICTS[name])} {count}" + (f" ({', '.join(moved[:NAMED])})" if moved else ""))
+        told.append(f"{_(VERDICTS[name])} {count}")
+        told[-1] += _(" ({figures})").format(figures=", ".join(moved[:NAMED])) if moved else ""
     return _("of {count} figures: {told}").format(count=len(verdicts), told=" · ".join(told))
 
 
 def _moved(line: Line) -> str:
     before, after = (numbers.number(line[model].get("value")) for model in ("base", "tuned"))
-    return plain(f"{titled(line['base'])} {before} → {after}")
+    return plain(f"{_(kinds.metric(line['base']).label)} {before} → {after}")
 
 
 def _exported(facts: Facts) -> str:
