@@ -161,6 +161,9 @@ class EvaluatePlan(Plan, kw_only=True, tag="evaluate"):
     endpoint: str = ""
     """The address of the server that is asked instead of a model of this machine. Keys are in the environment only."""
     endpoint_model: str = ""
+    judge: str = ""
+    """The address of the server whose model grades answers to open questions."""
+    judge_model: str = ""
     cached: bool = True
     """Take answers that this very model gave before, and keep new ones for others."""
     backend: str = ""

@@ -52,6 +52,16 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
             secret=True,
         ),
     ] = ""
+    judge: Annotated[
+        str, option(N_("Address of an OpenAI-compatible server whose model judges open questions"), metavar="URL")
+    ] = ""
+    judge_model: Annotated[str, option(N_("The judge's name there; none: its only one"), metavar="NAME")] = ""
+    judge_key: Annotated[
+        str,
+        option(
+            N_("The judge's API key. YCDY_EVALUATE_JUDGE_KEY keeps it off process lists"), metavar="KEY", secret=True
+        ),
+    ] = ""
     cached: Annotated[bool, option(N_("Take answers that this very model gave before"))] = True
     backend: Annotated[
         Literal["", "lm-eval", "evalscope"],
@@ -82,12 +92,48 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
 
 def _keys(options: EvaluateOptions) -> dict[str, str]:
     """What the job finds in its environment, and no plan or log holds."""
-    return {"YCDY_EVALUATE_ENDPOINT_KEY": options.endpoint_key} if options.endpoint_key else {}
+    keys = {"YCDY_EVALUATE_ENDPOINT_KEY": options.endpoint_key, "YCDY_EVALUATE_JUDGE_KEY": options.judge_key}
+    return {name: key for name, key in keys.items() if key}
+
+
+def _only_model(role: str, address: str, name: str, key: str) -> str:
+    """The model that is meant at a server: the one that was named, or its only one. Raises InputError, EngineError."""
+    from toolbox import client
+    from toolbox.errors import InputError
+
+    if not address or name:
+        return name
+    names = client.models(address.rstrip("/").removesuffix("/v1"), key)
+    if len(names) != 1:
+        raise InputError(
+            _("The server has {count} models.").format(count=len(names)),
+            _("Name one with --{role}-model: {names}").format(role=role, names=", ".join(names[:9])),
+        )
+    return names[0]
+
+
+def _suites(options: EvaluateOptions, target: "Target", session: Session) -> list[str]:
+    """The names of the suites. Raises InputError for one that is not, or that this model or nobody can do."""
+    from toolbox import embedded, models, suites
+    from toolbox.errors import InputError
+
+    if options.backend:
+        return []
+    usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
+    found = suites.resolve_all(options.suite or usual, session.home)
+    if models.is_masked(target.model):
+        suites.refuse_unmasked(found)
+    if opened := next((suite for suite in found if suite.kind == "open_questions" and not options.judge), None):
+        raise InputError(
+            _("{suite} holds open questions, and nobody judges the answers.").format(suite=opened.name),
+            _("Name a server whose model does: --judge URL; or give rows the column answers."),
+        )
+    return [suite.name for suite in found]
 
 
 def _target(options: EvaluateOptions, session: Session) -> "Target":
     """What is to be measured. Raises InputError for what can't be, or contradicts itself."""
-    from toolbox import client, models, targets
+    from toolbox import models, targets
     from toolbox.errors import InputError
 
     if options.endpoint:
@@ -95,14 +141,8 @@ def _target(options: EvaluateOptions, session: Session) -> "Target":
             raise InputError(
                 _("--endpoint already says whom to ask."), _("Leave out --model, --adapter and --run, or --endpoint.")
             )
-        address = options.endpoint.rstrip("/").removesuffix("/v1")
-        names = [options.endpoint_model] if options.endpoint_model else client.models(address, options.endpoint_key)
-        if len(names) != 1:
-            raise InputError(
-                _("The server has {count} models.").format(count=len(names)),
-                _("Name one with --endpoint-model: {names}").format(names=", ".join(names[:9])),
-            )
-        return targets.Target(model=models.of_server(names[0]))
+        name = _only_model("endpoint", options.endpoint, options.endpoint_model, options.endpoint_key)
+        return targets.Target(model=models.of_server(name))
     target = targets.resolve(options.model, options.adapter, options.run, session.home)
     differing.show(target.model.path, [target.adapter], session)
     if target.model.quantization == "gguf":
@@ -115,7 +155,7 @@ def _target(options: EvaluateOptions, session: Session) -> "Target":
 
 def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     """Everything that is decided before measuring. Raises InputError for a model or a suite that can't be used."""
-    from toolbox import embedded, models, plugins, suites
+    from toolbox import plugins
     from toolbox.plan import EvaluatePlan
 
     loaded = plugged.load(options.plugin, session)
@@ -124,10 +164,6 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
     target = _target(options, session)
     origin = _origin(target, session)
     best = devices.best(session)
-    usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
-    chosen = [] if options.backend else suites.resolve_all(options.suite or usual, session.home)
-    if models.is_masked(target.model):
-        suites.refuse_unmasked(chosen)
     plan = EvaluatePlan(
         entry="toolbox.evaluation:run",
         model=target.model,
@@ -136,7 +172,9 @@ def make_plan(options: EvaluateOptions, session: Session) -> "EvaluatePlan":
         run=target.run,
         endpoint=options.endpoint,
         endpoint_model=target.model.id if options.endpoint else "",
-        suites=[suite.name for suite in chosen],
+        judge=options.judge,
+        judge_model=_only_model("judge", options.judge, options.judge_model, options.judge_key),
+        suites=_suites(options, target, session),
         metrics=options.metric,
         plugins=loaded,
         limit=options.limit,
@@ -194,6 +232,7 @@ def _show_plan(plan: "EvaluatePlan", session: Session) -> None:
     rows = [
         (_("Model"), plan.model.id),
         (_("Server"), plan.endpoint),
+        (_("Judge"), " · ".join(filter(None, [plan.judge_model, plan.judge]))),
         (_("Adapter"), str(plan.adapter or "")),
         (_("Compared with"), compared if plan.compare else ""),
         (_("Suites"), ", ".join(plan.suites)),

@@ -50,6 +50,9 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * sum(items) + sum(items[:place]), items[place], models * sum(items))
             found[suite.name][subject.name] = measure(subject, suite, plan.limit, watch)
+    if plan.judge and (opened := [suite for suite in chosen if suite.kind == "open_questions"]):
+        reporter.resumed(0)
+        _judge(plan, run, reporter, opened, found)
     results = adjusted([row for suite in chosen for row in _rows(suite, found[suite.name])])
     if run:
         for place, suite in enumerate(chosen, 1):
@@ -62,13 +65,23 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     return {"results": results, "repair": summary}
 
 
+def _judge(plan: EvaluatePlan, run: Run | None, reporter: Reporter, opened: list[suites.Suite], found: Any) -> None:
+    """Let the judge look at what all models said to open questions."""
+    from toolbox.evaluation import endpoint, judging
+
+    judge = endpoint.of("judge", plan.judge, plan.judge_model, run)
+    for place, suite in enumerate(opened):
+        reporter.phase(_("{suite}: asking the judge").format(suite=_short(suite)))
+        watch = _watch(reporter, place, 1, len(opened))
+        found[suite.name] = judging.judged(judge, found[suite.name], watch)
+
+
 def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Subject]:
     """Whom to ask, in turn: the model behind a server, or the models of this machine."""
     if plan.endpoint:
         from toolbox.evaluation import endpoint
 
-        kept = cache.Cache(run.path / "cache" / "endpoint.jsonl" if run else None)
-        yield endpoint.of(plan.endpoint, plan.endpoint_model, kept)
+        yield endpoint.of("endpoint", plan.endpoint, plan.endpoint_model, run)
     elif models.is_masked(plan.model):
         device = loading.torch_device(plan.device.kind, plan.device.index)
         model = loading.masked_model(plan.model.path, device).eval()

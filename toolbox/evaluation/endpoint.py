@@ -11,6 +11,7 @@ from toolbox.evaluation.requests import AT_ONCE, RefusedError, Server, key_of
 from toolbox.evaluation.subjects import Choices, Scored
 from toolbox.i18n import _
 from toolbox.inference import Conversation, Keep, Watch, cut_at, in_batches, unwatched
+from toolbox.runs import Run
 from toolbox.suites.kinds import KINDS
 
 
@@ -74,9 +75,11 @@ class Endpoint(msgspec.Struct, frozen=True):
         return self.cache.through([text_key(route, body) for body in bodies], bodies, work)
 
 
-def of(url: str, model: str, kept: Cache) -> Endpoint:
-    """The model of that name at a server; the key is taken from the environment."""
-    return Endpoint("base", Server(url, model, key_of("YCDY_EVALUATE_ENDPOINT_KEY")), kept)
+def of(role: str, url: str, model: str, run: Run | None) -> Endpoint:
+    """The model of that name at a server, as endpoint or judge; its key is taken from the environment."""
+    kept = Cache(run.path / "cache" / f"{role}.jsonl" if run else None)
+    server = Server(url, model, key_of(f"YCDY_EVALUATE_{role.upper()}_KEY"))
+    return Endpoint("base" if role == "endpoint" else role, server, kept)
 
 
 def _scored(answer: dict[str, Any], context: str, continuation: str) -> Scored:

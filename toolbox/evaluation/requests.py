@@ -1,5 +1,6 @@
 """Requests to an OpenAI-compatible server: a bounded number at once, tried again for a bounded time."""
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ class Server:
         )
 
 
+@functools.cache
 def key_of(variable: str) -> str:
     """The key in the environment, which no child process of ours inherits then."""
     return os.environ.pop(variable, "")

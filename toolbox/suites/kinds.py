@@ -12,6 +12,7 @@ from toolbox.suites import (
     gsm8k,
     ifeval,
     multiple_choice,
+    open_questions,
     perplexity,
     stereoset,
     truthfulqa,
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
         gsm8k,
         truthfulqa,
         multiple_choice,
+        open_questions,
         perplexity,
     )
 }
