@@ -67,6 +67,7 @@ KIND = Kind(
     paper="M. Chen et al., Evaluating Large Language Models Trained on Code, arXiv:2107.03374; "
     "J. Austin et al., Program Synthesis with Large Language Models, arXiv:2108.07732",
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
 )

@@ -89,6 +89,7 @@ KIND = Kind(
     ),
     paper="J. Zhou et al., Instruction-Following Evaluation for Large Language Models, arXiv:2311.07911",
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
 )
