@@ -123,6 +123,22 @@ def test_mmlu_is_asked_as_its_paper_asks(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_of_subjects_is_one_suite_unless_others_lie_there(tmp_path: Path) -> None:
+    for subject in ("law", "logic"):
+        for split in ("dev", "test"):
+            (tmp_path / f"{subject}_{split}.csv").write_text(f"{subject} {split}?,a,b,c,d,A\n")
+    (suite,) = suites.resolve_all([str(tmp_path)], Home(tmp_path))
+    assert (suite.path, suite.items) == (tmp_path, 2)
+    assert [(exam.subject, len(exam.examples)) for exam in exams(suite.path, read(suite.path))] == [
+        ("law", 1), ("logic", 1)
+    ]  # fmt: skip
+    before = suite.sha256
+    (tmp_path / "law_dev.csv").write_text("law dev?,a,b,c,d,B\n")
+    assert suite.sha256 != before
+    write_jsonl(tmp_path / "sums.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
+    assert len(suites.resolve_all([str(tmp_path)], Home(tmp_path))) == 5
+
+
 def test_chinese_is_asked_in_chinese(tmp_path: Path) -> None:
     (tmp_path / "agronomy.csv").write_text(CMMLU, encoding="utf-8")
     (exam,) = exams(tmp_path / "agronomy.csv", read(tmp_path / "agronomy.csv"))

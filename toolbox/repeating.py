@@ -215,8 +215,8 @@ def _suite(part: Data, here: Here) -> str:
         suite = suites.resolve(name, here.home)
     except NotFoundError:
         raise _asked_for(part.name, part.sha256) from None
-    if files.sha256(suite.path) != part.sha256:
-        raise _another(suite.path, part.sha256, files.sha256(suite.path))
+    if suite.sha256 != part.sha256:
+        raise _another(suite.path, part.sha256, suite.sha256)
     return suite.name
 
 

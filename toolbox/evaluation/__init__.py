@@ -172,7 +172,7 @@ def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results:
         {
             "suite": suite.name,
             "kind": suite.kind,
-            "sha256": files.sha256(suite.path),
+            "sha256": suite.sha256,
             "results": [row for row in results if row["suite"] == suite.name],
             "categories": {model: finding.categories for model, finding in findings.items()},
             "rows": {model: finding.rows for model, finding in findings.items()},

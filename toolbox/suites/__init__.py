@@ -1,11 +1,12 @@
 """Evaluation suites: the shipped ones, a person's own files and folders, every row checked (`evaluate --suite`)."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from toolbox import embedded, plugins
+from toolbox import embedded, files, plugins
 from toolbox.config import Home
 from toolbox.datasets.reading import no_rows
 from toolbox.errors import InputError, NotFoundError
@@ -30,16 +31,25 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 1
     """Programs drawn for each task; 1: the greedy one."""
 
+    @property
+    def sha256(self) -> str:
+        """Of its file; of a folder, of the list of its files with theirs."""
+        if self.path.is_file():
+            return files.sha256(self.path)
+        listed = sorted(path for path in self.path.rglob("*") if path.is_file())
+        lines = (f"{files.sha256(path)}  {path.relative_to(self.path)}\n" for path in listed)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
 
 def resolve(name: str, home: Home) -> Suite:
-    """The suite that a person means: a shipped one by name, or a file, whose content tells what it measures.
+    """The suite that a person means: a shipped one by name, or a file, whose content tells what it measures, or a
+    folder whose files are one suite together, as MMLU's subjects.
 
     Raises NotFoundError naming what there is, InputError naming the first row that can't be used.
     """
     if name in embedded.SUITES:
         path = embedded.SUITES[name][1]
-    elif Path(name).expanduser().is_file():
-        path = Path(name).expanduser().resolve()
+    elif (path := Path(name).expanduser().resolve()).is_file() or _of_folder(path):
         name = str(path)
     elif name in plugins.added("suite"):
         return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
@@ -49,7 +59,7 @@ def resolve(name: str, home: Home) -> Suite:
             _("There is no suite {name!r}.").format(name=name),
             _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
         )
-    kind = kind_of(path) or KINDS["perplexity"]
+    kind = (_of_folder(path) if path.is_dir() else kind_of(path)) or KINDS["perplexity"]
     if (one := kind.whole(path)) != path:
         path, name = one, str(one)
     if not (items := len(kind.read(path))):
@@ -58,15 +68,16 @@ def resolve(name: str, home: Home) -> Suite:
 
 
 def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
-    """The suites of all words, each once; a folder stands for every suite in it, at any depth.
+    """The suites of all words, each once; a folder stands for every suite in it, at any depth, or is one by itself.
 
     Raises as `resolve` does, and NotFoundError for a folder without any.
     """
     found: dict[Path | str, Suite] = {}
     for word in words:
         names = [word]
-        if word not in embedded.SUITES and Path(word).expanduser().is_dir():
-            names = [str(path) for path in _suites_in(Path(word).expanduser())]
+        folder = Path(word).expanduser()
+        if word not in embedded.SUITES and folder.is_dir() and not _of_folder(folder):
+            names = [str(path) for path in _suites_in(folder)]
         for suite in (resolve(name, home) for name in names):
             found.setdefault(suite.name, suite)
     return list(found.values())
@@ -88,6 +99,15 @@ def kind_of(path: Path) -> Kind | None:
     """The kind that a file's content looks like; None where it looks like none."""
     head, first = rows.beginning(path)
     return next((kind for kind in KINDS.values() if kind.looks_like(path, head, first)), None)
+
+
+def _of_folder(folder: Path) -> Kind | None:
+    """The kind of a folder that is one suite: all its suites are of a kind whose files belong together."""
+    if not folder.is_dir():
+        return None
+    kinds = [kind_of(path) for path in _suites_in(folder)]
+    together = len(kinds) > 1 and all(kind is kinds[0] for kind in kinds)
+    return kinds[0] if together and kinds[0] and kinds[0].folders else None
 
 
 def _suites_in(folder: Path) -> list[Path]:

@@ -53,3 +53,5 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     picture: Picture | None = None
     masked: bool = False
     """Whether a masked model (BERT's kind) can be measured with it."""
+    folders: bool = False
+    """Whether a folder of such files is one suite, as the subjects of MMLU are."""

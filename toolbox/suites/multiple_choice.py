@@ -200,4 +200,5 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    folders=True,
 )
