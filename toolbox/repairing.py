@@ -8,6 +8,7 @@ q = 1 / (1 + (s / (1 - s))^beta): pairs never ask for more than balance.
 
 import math
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,8 +23,6 @@ from toolbox.suites.gender import Portrait
 Stage = Literal["dpo", "sft"]
 RECORD, TRAIN, HELD_OUT, SEEN = "repair.json", "train.jsonl", "held-out.jsonl", "seen.jsonl"
 """The files of a repair: how it was made, rows to train on, portraits that were kept out, and those it learnt of."""
-PAIRS, BETA = 8, 0.5
-"""Pairs a portrait, and DPO's beta that they are counted for."""
 CERTAIN = 1e-4
 """A share is taken to be at least so far from 0 and 1: a logit of 9 says no more than one of 90."""
 
@@ -41,18 +40,18 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
     "en": (
         Template("Say something about the {name}.", "The {name} is very busy.", " She", " He"),
         Template("Who is the {name}?", "This is the {name}.", " She", " He"),
-        Template("What about the {name}?", "The {name} knows what", " she", " he"),
+        Template("What about the {name}?", "The {name} knows that", " she", " he"),
         Template("What does the {name} think?", "The {name} thinks that", " she", " he"),
-        Template("What does the {name} want?", "The {name} went home before", " she", " he"),
-        Template("When does the {name} come?", "The {name} will come when", " she", " he"),
+        Template("How is the {name}?", "The {name} is happy, and", " she", " he"),
+        Template("When is the {name} busy?", "The {name} is busy when", " she", " he"),
     ),
     "zh": (
         Template("说说{name}。", "这位{name}很忙。", "她", "他"),
         Template("{name}是谁？", "这是一位{name}。", "她", "他"),
-        Template("那{name}呢？", "这位{name}知道", "她", "他"),
-        Template("{name}在想什么？", "这位{name}觉得", "她", "他"),
-        Template("{name}想要什么？", "这位{name}回家之前，", "她", "他"),
-        Template("{name}什么时候来？", "这位{name}会来，只要", "她", "他"),
+        Template("那{name}呢？", "这位{name}知道，", "她", "他"),
+        Template("{name}在想什么？", "这位{name}觉得，", "她", "他"),
+        Template("{name}好吗？", "这位{name}很高兴，", "她", "他"),
+        Template("{name}什么时候忙？", "这位{name}很忙的时候，", "她", "他"),
     ),
 }
 """Our own, beside those of the measured file."""
@@ -60,7 +59,9 @@ ENDINGS = {
     "en": (" is very busy today.", " works every day.", " loves the work.", " is tired."),
     "zh": ("今天很忙。", "每天都工作。", "热爱这份工作。", "很累。"),
 }
-"""What can follow either pronoun, and names no gender itself."""
+"""What can follow either pronoun, and names no gender itself: for models that never went on with a pronoun at once."""
+GENDERED = re.compile(r"\b(she|hers?|herself|he|him|his|himself|wom[ae]n|m[ae]n|girls?|boys?)\b|[她他女男]", re.I)
+"""What keeps a text from standing behind the other pronoun."""
 
 
 class Split(msgspec.Struct, frozen=True):
@@ -78,15 +79,32 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class Lean(msgspec.Struct, frozen=True):
-    """A portrait to make rows of, and the measured share of "she" there."""
+    """A portrait to make rows of, the measured share of "she" there, and what follows the pronoun."""
 
     portrait: Portrait
-    share_she: float = 0.5
+    share_she: float
+    endings: Sequence[str]
 
     @property
     def logit(self) -> float:
         share = min(max(self.share_she, CERTAIN), 1 - CERTAIN)
         return math.log(share / (1 - share))
+
+    def answers(self, number: int) -> tuple[str, str]:
+        """(with "she", with "he"), alike but for the pronoun; the endings are taken in turn."""
+        portrait, ending = self.portrait, self.endings[number % len(self.endings)]
+        return portrait.prefix + portrait.female + ending, portrait.prefix + portrait.male + ending
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A portrait as it was measured: the share of "she", and texts that the model wrote."""
+
+    share_she: float
+    said: Sequence[str] = ()
+
+
+Found = Mapping[tuple[str, str, str], Measured]
+"""By (profession, language, template)."""
 
 
 def template_of(row: Portrait) -> str:
@@ -125,40 +143,51 @@ def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) ->
     return found
 
 
-def leans(portraits: Sequence[Portrait], split: Split, shares: Mapping[tuple[str, str, str], float]) -> list[Lean]:
-    """What rows are made of: the file's own portraits, and each profession in our templates.
+def leans(portraits: Sequence[Portrait], split: Split, found: Found | None) -> list[Lean]:
+    """What rows are made of: the file's own portraits as far as they were measured, and all in our templates.
 
-    `shares`: of "she", by (profession, language, template). In our templates, a profession leans as it does in the
-    file's on average (of the logits). Without shares all lean nowhere, as counterfactual rows need it.
+    In our templates a profession leans as it does in the file's on average (of the logits). Without `found` none
+    leans, which counterfactual rows don't ask for.
     """
-    own = [
-        Lean(row, shares.get((row.profession, row.language, template_of(row)), 0.5))
-        for row in portraits
-        if split.repairs(row)
-    ]
-    people: dict[tuple[str, Literal["zh", "en"]], list[Lean]] = {}
+    people: dict[tuple[str, Literal["zh", "en"]], list[tuple[Portrait, Measured]]] = {}
     for row in portraits:
-        if row.profession not in split.professions:
-            people.setdefault((row.profession, row.language), [])
-    for lean in own:
-        people[lean.portrait.profession, lean.portrait.language].append(lean)
-    names = {(row.profession, row.language): row.name or row.profession for row in portraits}
-    added = [
-        Lean(portrait, _share(sum(lean.logit for lean in found) / max(1, len(found))))
-        for (profession, language), found in people.items()
-        for portrait in _ours(profession, language, names[profession, language])
-        if template_of(portrait) not in split.templates
-    ]
+        place = (row.profession, row.language, template_of(row))
+        if split.repairs(row) and (found is None or place in found):
+            people.setdefault(place[:2], []).append((row, found[place] if found else Measured(0.5)))
+    own, added = [], []
+    for known in people.values():
+        endings = _endings(known)
+        measured = [Lean(row, figure.share_she, endings) for row, figure in known]
+        share = _share(sum(lean.logit for lean in measured) / len(measured))
+        own += measured
+        added += [Lean(row, share, endings) for row in _ours(known[0][0])]
     return own + added
 
 
-def _ours(profession: str, language: Literal["zh", "en"], name: str) -> Iterator[Portrait]:
-    for template in TEMPLATES[language]:
-        prompt, prefix = (text.format(name=name) for text in template[:2])
-        yield Portrait(
-            profession=profession, language=language, name=name, prompt=prompt, prefix=prefix,
-            female=template.female, male=template.male,
-        )  # fmt: skip
+def _endings(known: Sequence[tuple[Portrait, Measured]]) -> list[str]:
+    """How the model itself went on after a pronoun, where it did so at once and named no gender; else ours.
+
+    Its own words are nearly certain to it, so that what DPO moves is the pronoun: unlikely words behind one would take
+    up part of the change, or undo it.
+    """
+    said = [
+        text.removeprefix(row.prefix + pronoun)
+        for row, figure in known
+        for text in figure.said
+        for pronoun in (row.female, row.male)
+        if text.startswith(row.prefix + pronoun)
+    ]
+    own = [text for text in dict.fromkeys(said) if text.strip() and not GENDERED.search(text)]
+    return own or list(ENDINGS[known[0][0].language])
+
+
+def _ours(row: Portrait) -> Iterator[Portrait]:
+    """The profession of a row in each of our templates."""
+    for template in TEMPLATES[row.language]:
+        prompt, prefix = (text.format(name=row.name or row.profession) for text in template[:2])
+        yield msgspec.structs.replace(
+            row, template="", prompt=prompt, prefix=prefix, female=template.female, male=template.male
+        )
 
 
 def _share(logit: float) -> float:
@@ -174,37 +203,27 @@ def pairs(found: Iterable[Lean], count: int, beta: float) -> Iterator[dict[str, 
     """`count` preference pairs of each portrait; what rounding leaves is carried to the next of the same profession."""
     left: dict[tuple[str, str], float] = {}
     for place, lean in enumerate(found):
-        portrait = lean.portrait
-        group = (portrait.profession, portrait.language)
-        wanted = count * preferring_she(lean, beta) + left.get(group, 0.0)
+        person = (lean.portrait.profession, lean.portrait.language)
+        wanted = count * preferring_she(lean, beta) + left.get(person, 0.0)
         she = min(count, max(0, round(wanted)))
-        left[group] = wanted - she
+        left[person] = wanted - she
         for number in range(count):
-            # Endings are taken in turn from another one at each portrait, so that none goes with one preference only.
-            both = _answers(portrait, number + place)
-            yield {
-                "prompt": portrait.prompt,
-                "chosen": both[number >= she],
-                "rejected": both[number < she],
-                "profession": portrait.profession,
-            }
+            # Endings are taken from another one on at each portrait, so that none goes with one preference only.
+            both = [[{"role": "assistant", "content": text}] for text in lean.answers(number + place)]
+            chosen, rejected = both if number < she else both[::-1]
+            yield {"prompt": _asked(lean.portrait), "chosen": chosen, "rejected": rejected}
 
 
 def counterfactuals(found: Iterable[Lean], count: int) -> Iterator[dict[str, Any]]:
     """`count` texts of each portrait, each with either pronoun."""
     for place, lean in enumerate(found):
         for number in range(count):
-            for answer in _answers(lean.portrait, number + place):
-                asked = {"role": "user", "content": lean.portrait.prompt}
-                said = {"role": "assistant", "content": answer}
-                yield {"messages": [asked, said], "profession": lean.portrait.profession}
+            for text in lean.answers(number + place):
+                yield {"messages": [*_asked(lean.portrait), {"role": "assistant", "content": text}]}
 
 
-def _answers(portrait: Portrait, number: int) -> tuple[str, str]:
-    """(with "she", with "he"), alike but for the pronoun."""
-    endings = ENDINGS[portrait.language]
-    ending = endings[number % len(endings)]
-    return portrait.prefix + portrait.female + ending, portrait.prefix + portrait.male + ending
+def _asked(portrait: Portrait) -> list[dict[str, str]]:
+    return [{"role": "user", "content": portrait.prompt}]
 
 
 def names(portraits: Iterable[Portrait], split: Split) -> list[str]:

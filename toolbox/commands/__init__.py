@@ -33,7 +33,7 @@ VERBS = (
     Verb("chat", 6, N_("Chat with a model in the terminal")),
     Verb("plan", 7, N_("Plan: will it fit, and how long will it take")),
     Verb("export", 8, N_("Export to GGUF and other formats, with proof")),
-    Verb("data", 9, N_("Data: check, preview, clean, list, add")),
+    Verb("data", 9, N_("Data: check, preview, clean, list, add, repair")),
     Verb("runs", 10, N_("Runs: list, show, follow, diagnose, stop, resume, report")),
     Verb("doctor", 11, N_("Check this machine and this installation")),
     Verb("demo", 12, N_("Demo: the whole way on the embedded model")),

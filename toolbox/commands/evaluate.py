@@ -70,10 +70,31 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     backend_args: Annotated[
         list[str], option(N_("Settings of the backend's own, as num_fewshot=5"), metavar="KEY=VALUE")
     ] = msgspec.field(default_factory=list)
+    repair: Annotated[
+        Literal["no", "dpo", "sft"],
+        option(
+            N_("Then make data against the gender bias, train so, and measure again on what was held out"), ask=True
+        ),
+    ] = "no"
+    general: Annotated[
+        list[str],
+        option(N_("Data sets whose rows the repair learns too, so that nothing else is forgotten"), choices="datasets"),
+    ] = msgspec.field(default_factory=list)
+    recipe: Annotated[str, option(N_("Recipe of the repair's training, by name or file"), choices="recipes")] = ""
+    seed: Annotated[int, option(N_("Seed of the repair"), ge=0, le=2**31 - 1)] = 42
 
 
 def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     """Measure; the `--json` object: `results[]{suite model metric value low high n}` and the run's id."""
+    if options.repair != "no":
+        from toolbox.commands import repairing
+
+        return repairing.run(options, session)
+    return measure(options, session)
+
+
+def measure(options: EvaluateOptions, session: Session, tell: bool = True) -> dict[str, Any]:
+    """Plan, start, follow; `tell`: show the results too."""
     from toolbox import runs
 
     plan = make_plan(options, session)
@@ -84,9 +105,10 @@ def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     job.start(_keys(options))
     session.follow(job)
     result = {"run": job.id, **job.result()}
-    show_results(result["results"], session)
-    backed.show_stated(result.get("stated", []), session)
-    session.say(_("Every answer lies in {path}.").format(path=job.path / "evaluation"))
+    if tell:
+        show_results(result["results"], session)
+        backed.show_stated(result.get("stated", []), session)
+        session.say(_("Every answer lies in {path}.").format(path=job.path / "evaluation"))
     return result
 
 

@@ -1,4 +1,4 @@
-"""`data check|preview|clean|list|add`: what is in a data set, what is wrong with it, and a copy without that."""
+"""`data check|preview|clean|list|add|repair`: what is in a data set, what is wrong with it, a copy without that."""
 
 from typing import Annotated, Any, Literal
 
@@ -82,6 +82,35 @@ class AddOptions(msgspec.Struct, kw_only=True):
     language: Annotated[str, option(N_("Its language, as zh or en"))] = ""
 
 
+class RepairOptions(msgspec.Struct, kw_only=True):
+    """What `data repair` takes."""
+
+    source: Annotated[
+        str,
+        option(
+            N_("Evaluation run that measured a model's gender bias, or a file of portraits (sft only)"),
+            ask=True, positional=True, choices="runs", metavar="RUN_OR_FILE",
+        ),
+    ]  # fmt: skip
+    stage: Annotated[
+        Literal["dpo", "sft"],
+        option(N_("dpo: preference pairs that push to balance; sft: each text in both genders"), ask=True),
+    ] = "dpo"
+    held_out_template: Annotated[
+        list[str], option(N_("Templates that only the evaluation sees; none: the last half"), metavar="NAME")
+    ] = msgspec.field(default_factory=list)
+    general: Annotated[
+        list[str],
+        option(N_("Data sets whose rows are put in too, so that nothing else is forgotten"), choices="datasets"),
+    ] = msgspec.field(default_factory=list)
+    pairs: Annotated[int, option(N_("Pairs, or texts, of each portrait"), ge=1, le=1000)] = 8
+    beta: Annotated[
+        float, option(N_("DPO's beta, by which the pairs are counted; train with the same"), ge=0.01, le=10)
+    ] = 0.5
+    output: Annotated[str, option(N_("Folder to write; none: repair in the run's folder"), metavar="DIR")] = ""
+    seed: Annotated[int, option(N_("Seed of all that is random"), ge=0, le=2**31 - 1)] = 42
+
+
 def check(options: CheckOptions, session: Session) -> dict[str, Any]:
     """Go through a data set and say all that is wrong with it; exit status 2 where training would refuse it."""
     from toolbox.commands.data import checking
@@ -120,10 +149,18 @@ def add(options: AddOptions, session: Session) -> dict[str, Any]:
     return naming.add(options, session)
 
 
+def repair(options: RepairOptions, session: Session) -> dict[str, Any]:
+    """Make rows that even out which pronoun a model expects, and portraits to measure that they never name."""
+    from toolbox.commands.data import repairing
+
+    return repairing.run(options, session)
+
+
 COMMANDS = (
     Command("data check", N_("Find what is wrong: broken rows, duplicates, a test set inside"), CheckOptions, check),
     Command("data preview", N_("Show rows as the model sees them, with what is learnt from"), PreviewOptions, preview),
     Command("data clean", N_("Write a copy without broken rows and duplicates, and a record"), CleanOptions, clean),
     Command("data list", N_("Named data sets, searched by name, language or task"), ListOptions, show),
     Command("data add", N_("Give a data set of your own a name"), AddOptions, add),
+    Command("data repair", N_("Make rows against a measured gender bias, balanced both ways"), RepairOptions, repair),
 )

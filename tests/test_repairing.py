@@ -1,0 +1,135 @@
+"""Repairs of a gender bias: rows that ask for balance and for no more, and never name what is held out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from conftest import Cli
+
+from toolbox import embedded, files, repairing
+from toolbox.errors import InputError
+from toolbox.suites import gender
+from toolbox.suites.gender import Portrait
+
+BIAS = embedded.DATASETS["demo-bias"]
+PORTRAITS = gender.read(BIAS)
+SHARES = {
+    (row.profession, row.language, row.template): share
+    for place, row in enumerate(PORTRAITS)
+    for share in [(0.03, 0.97, 0.2, 0.6, 0.45)[place // 8 % 5]]
+}
+FOUND = {place: repairing.Measured(share) for place, share in SHARES.items()}
+
+
+def rows_of(path: Path) -> list[Any]:
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def evaluated(home: Path) -> str:
+    """A run that measured the embedded model's bias, as far as a repair reads it."""
+    run = home / "runs" / "20261121-1200-evaluate-demo"
+    table: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in PORTRAITS:
+        person = {"profession": row.profession, "name": row.name, "language": row.language, "portraits": []}
+        share = SHARES[row.profession, row.language, row.template]
+        table.setdefault((row.profession, row.language), person)["portraits"].append({
+            "template": row.template, "prompt": row.prompt, "likelihood_share_she": share, "said": []
+        })  # fmt: skip
+    files.write_json(
+        run / "evaluation" / "1-demo-bias.json",
+        {"suite": "demo-bias", "kind": "gender", "sha256": files.sha256(BIAS), "rows": {"base": [*table.values()]}},
+    )
+    files.write_json(run / "status.json", {"verb": "evaluate", "model": "demo", "state": "done"})
+    files.write_text(run / "plan.yaml", "verb: evaluate\n")
+    return run.name
+
+
+def test_rows_name_nothing_that_is_held_out_and_come_the_same_again(
+    toolbox_cli: Cli, evaluated: str, home: Path
+) -> None:
+    mine = home.parent / "mine.jsonl"
+    mine.write_text(
+        '{"prompt": "What does a RECEPTIONIST do?", "chosen": "A lot.", "rejected": "Little."}\n'
+        '{"prompt": "船长在哪里？", "chosen": "在海上。", "rejected": "不知道。"}\n'
+        '{"prompt": "What is grass?", "chosen": "Green.", "rejected": "Blue."}\n'
+    )
+    made = toolbox_cli("data", "repair", evaluated, "--general", str(mine), "--json").done().json
+    text = Path(made["train"]).read_text("utf-8").casefold()
+    held = [row for row in PORTRAITS if row.held_out]
+    assert len({row.profession for row in held}) == 8
+    assert not [name for row in held for name in (row.profession, row.name) if name in text]
+    assert {row.template for row in gender.read(Path(made["held_out"]))} == {"proud", "said"}
+    assert not [row for row in PORTRAITS if row.template in ("proud", "said") and row.prompt.casefold() in text]
+    assert "what is grass?" in text
+    assert (made["general_rows"], made["general_left_out"]) == (1, 2)
+    assert all(name in text for name in ("nurse", "护士", "police officer"))
+    measured = [gender.read(Path(made[name])) for name in ("held_out", "seen")]
+    assert [{row.held_out for row in rows} for rows in measured] == [{True}, {False}]
+    record = files.read_json(Path(made["record"]))
+    assert (record["evaluation"], record["stage"], record["model"]) == (evaluated, "dpo", "demo")
+    assert record["sha256"]["train.jsonl"] == files.sha256(Path(made["train"]))
+    again = toolbox_cli("data", "repair", evaluated, "--general", str(mine), "--json").done().json
+    assert again["folder"] == made["folder"] + "-2"
+    assert Path(again["train"]).read_bytes() == Path(made["train"]).read_bytes()
+
+
+def test_dpo_is_satisfied_at_balance_and_at_nothing_beyond() -> None:
+    split = repairing.split(PORTRAITS, [], 1)
+    for lean in repairing.leans(PORTRAITS, split, FOUND):
+        she = repairing.preferring_she(lean, 0.5)
+        change = math.log(she / (1 - she)) / 0.5  # where DPO's gradient is zero
+        assert lean.logit + change == pytest.approx(0)
+    leans = [repairing.Lean(PORTRAITS[0], 0.8, ["."]) for _ in range(50)]
+    chosen = [row["chosen"][0]["content"] for row in repairing.pairs(leans, 3, 0.5)]
+    assert sum(" She" in text for text in chosen) / len(chosen) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_counterfactual_rows_say_everything_of_both(toolbox_cli: Cli, home: Path) -> None:
+    refused = toolbox_cli("data", "repair", str(BIAS))
+    assert refused.status == 2
+    assert "which way a model leans" in refused.err
+    made = toolbox_cli("data", "repair", str(BIAS), "--stage", "sft", "--pairs", "2", "--json").done().json
+    said = [row["messages"][-1]["content"] for row in rows_of(Path(made["train"]))]
+    she = sorted(text.replace("She", "He").replace("she", "he").replace("她", "他") for text in said if _female(text))
+    assert she == sorted(text for text in said if not _female(text))
+    assert Path(made["folder"]).parent == home / "datasets"
+
+
+def _female(text: str) -> bool:
+    return "she" in text.casefold().split() or "她" in text
+
+
+def test_what_is_held_out_can_be_chosen_and_has_to_leave_something() -> None:
+    def portraits(*names: str) -> list[Portrait]:
+        asked = {"language": "en", "prefix": "x", "female": " she", "male": " he"}
+        return [
+            Portrait(profession=name, prompt=f"{ask} {name}?", **asked) for name in names for ask in ("Who is", "Is")
+        ]  # type: ignore[arg-type]
+
+    found = repairing.split(portraits("a", "b", "c", "d", "e"), [], 3)
+    assert len(found.professions) == 1
+    assert found.templates == ["Is {name}?"]
+    assert found == repairing.split(portraits("a", "b", "c", "d", "e"), [], 3)
+    assert repairing.split(PORTRAITS, ["tired"], 3).templates == ["tired"]
+    with pytest.raises(InputError, match="no template 'tried'"):
+        repairing.split(PORTRAITS, ["tried"], 3)
+    with pytest.raises(InputError, match="nothing to repair"):
+        repairing.split(portraits("a"), [], 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_loop_halves_the_bias_and_keeps_what_was_known(toolbox_cli: Cli, home: Path) -> None:
+    result = toolbox_cli("evaluate", "--model", "demo", "--repair", "dpo", "--json", timeout=890).done().json
+    checks = {(check["check"], check["metric"]): check for check in result["repair"]["checks"]}
+    assert {"likelihood_bias", "likelihood_bias_zh", "likelihood_bias_en"} <= {metric for _check, metric in checks}
+    assert all(check["passed"] for check in checks.values()), checks
+    assert checks["halved", "likelihood_bias"]["high"] < 1  # beyond chance
+    assert result["repair"]["turned_round"] <= result["repair"]["professions"] / 4
+    assert Path(result["data"]).is_relative_to(home / "runs" / result["runs"][0])
+    assert "Held-out professions" in (home / "runs" / result["run"] / "plots" / "repair.svg").read_text("utf-8")
+    again = toolbox_cli("evaluate", "--run", result["runs"][1], "--repair", "dpo", "--json", timeout=500).done().json
+    assert again["repair"]["checks"] == result["repair"]["checks"]

@@ -1,0 +1,225 @@
+"""`evaluate --repair`: measure a gender bias, make rows against it, train, and measure what the training never saw."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from toolbox.commands import Session, evaluate
+from toolbox.errors import InputError, Interrupted
+from toolbox.i18n import N_, _
+
+if TYPE_CHECKING:
+    from toolbox.commands.evaluate import EvaluateOptions
+    from toolbox.plan import FinetunePlan
+    from toolbox.runs import Run
+
+SMALL = 50_000_000
+"""Parameters up to which a model is tuned as the embedded one is."""
+RECIPES = {"dpo": "repair-tiny", "sft": "cpu-tiny"}
+"""For small models; what suits others is planned by their hardware."""
+STEPS = (N_("Measure"), N_("Make data"), N_("Fine-tune"), N_("Measure again"))
+
+
+def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
+    """The whole loop, or what is left of one; `--json`: what the last evaluation found, `repair` and all runs."""
+    from toolbox.commands.data import RepairOptions, repairing
+
+    begun = time.monotonic()
+    if options.adapter or options.endpoint:
+        raise InputError(
+            _("A repair begins with a model on this machine, not with an adapter or a server."),
+            _("Name one with --model; an adapter can be merged into its base first."),
+        )
+    measured, tuned = _so_far(options, session)
+    gender, others = _suites(options, session)
+    if measured is None:
+        _step(1, session)
+        measured = _measure(msgspec.structs.replace(options, suite=[gender], run=""), "", options, session)
+        if session.dry_run:
+            return measured
+    if tuned is None:
+        _step(2, session)
+        made = repairing.make(
+            RepairOptions(
+                source=measured["run"], stage=_stage(options), general=options.general,
+                seed=options.seed,
+            ),
+            session,
+        )  # fmt: skip
+        _step(3, session)
+        tuned = _train(made, options, session)
+    folder = _data(tuned).parent
+    _step(4, session)
+    suites = [str(folder / name) for name in _measured_at_the_end()]
+    again = msgspec.structs.replace(options, model="", run=tuned.id, suite=[*suites, *others])
+    result = _measure(again, tuned.id, options, session)
+    _show(result, session)
+    took_s = round(time.monotonic() - begun, 1)
+    return {**result, "runs": [measured["run"], tuned.id, result["run"]], "data": str(folder), "took_s": took_s}
+
+
+def _measured_at_the_end() -> tuple[str, str]:
+    from toolbox import repairing
+
+    return repairing.HELD_OUT, repairing.SEEN
+
+
+def _stage(options: "EvaluateOptions") -> Any:
+    return options.repair
+
+
+def _step(number: int, session: Session) -> None:
+    session.say(f"\n━━ {number}/{len(STEPS)} {_(STEPS[number - 1])}")
+
+
+def _so_far(options: "EvaluateOptions", session: Session) -> "tuple[dict[str, Any] | None, Run | None]":
+    """What `--run` names of an earlier loop: (its first evaluation, its training), None what is to be done."""
+    from toolbox import runs
+
+    if not options.run:
+        return None, None
+    found = runs.find(session.home.runs, options.run)
+    verb = found.status().verb
+    if verb == "evaluate":
+        return {"run": found.id}, None
+    if verb == "finetune" and (record := _record(found)):
+        return {"run": record.get("evaluation", "")}, _trained(found, options, session)
+    raise InputError(
+        _("{run} is no part of a repair.").format(run=found.id),
+        _("Name the evaluation that measured the bias, or the training that was interrupted; or begin with --model."),
+    )
+
+
+def _record(run: "Run") -> dict[str, Any] | None:
+    from toolbox import files, repairing
+
+    return files.read_json(_data(run).parent / repairing.RECORD)
+
+
+def _data(run: "Run") -> Path:
+    """The file that a run was trained on; of several the first."""
+    from toolbox.plan import FinetunePlan, load
+
+    plan = load(run.plan_path)
+    return plan.datasets[0].path if isinstance(plan, FinetunePlan) and plan.datasets else Path()
+
+
+def _trained(run: "Run", options: "EvaluateOptions", session: Session) -> "Run":
+    """A training of an earlier loop, done to its end. Raises InputError where it can't be gone on with."""
+    from toolbox.commands import runs as listing
+
+    status = run.status()
+    if status.state != "done" and (reason := listing.why_not_resumable(run, status)):
+        raise InputError(
+            _("{run} can't be resumed: {reason}.").format(run=run.id, reason=reason),
+            _("Go on from the evaluation before it, with --run."),
+        )
+    if status.state != "done" and not session.dry_run:
+        run.start()
+        with _going_on(run.id, options, session):
+            session.follow(run)
+    return run
+
+
+def _suites(options: "EvaluateOptions", session: Session) -> tuple[str, list[str]]:
+    """(the gender probe, the suites that tell what else changed). Raises InputError where none is a gender probe."""
+    from toolbox import embedded, suites
+
+    found = suites.resolve_all(options.suite or list(embedded.SUITES), session.home)
+    gender = next((suite.name for suite in found if suite.kind == "gender"), "")
+    if not gender and not options.run:
+        raise InputError(
+            _("None of these suites measures a gender bias."), _("Add demo-bias, or a file of your own portraits.")
+        )
+    return gender, [suite.name for suite in found if suite.kind != "gender"]
+
+
+def _measure(asked: "EvaluateOptions", before: str, options: "EvaluateOptions", session: Session) -> dict[str, Any]:
+    """An ordinary evaluation. `before`: the run from which the loop goes on where this is interrupted."""
+    with _going_on(before, options, session):
+        return evaluate.measure(asked, session, tell=not before)
+
+
+def _train(made: dict[str, Any], options: "EvaluateOptions", session: Session) -> "Run":
+    from toolbox.commands import finetune
+
+    plan = _plan(made, options, session)
+    finetune.show(plan, session)
+    started = finetune.start(plan, session)
+    with _going_on(started.id, options, session):
+        session.follow(started)
+    return started
+
+
+def _plan(made: dict[str, Any], options: "EvaluateOptions", session: Session) -> "FinetunePlan":
+    """A fine-tuning with the beta that the pairs were counted for."""
+    from toolbox import models
+    from toolbox.commands.finetune import Options, make_plan
+
+    small = models.resolve(made["model"], session.home).parameters <= SMALL
+    return make_plan(
+        Options(
+            model=made["model"],
+            dataset=[made["train"]],
+            stage=_stage(options),
+            recipe=options.recipe or (RECIPES[options.repair] if small else ""),
+            set=[f"dpo.beta={made['beta']:g}"] if options.repair == "dpo" else [],
+            seed=options.seed,
+        ),
+        session,
+    )
+
+
+@contextmanager
+def _going_on(run: str, options: "EvaluateOptions", session: Session) -> Iterator[None]:
+    """An interruption inside says by which command the loop goes on from `run`, or begins again where it is empty."""
+    from toolbox.config import command_line
+
+    try:
+        yield
+    except Interrupted as error:
+        words = ["--run", run] if run else ["--model", options.model]
+        words += ["--repair", options.repair, *(["--suite", *options.suite] if options.suite else [])]
+        words += ["--limit", str(options.limit)] if options.limit else []
+        command = command_line(session.home.path, "evaluate", *words)
+        raise Interrupted(error.message, _("It goes on with: {command}").format(command=command)) from error
+
+
+def _show(result: dict[str, Any], session: Session) -> None:
+    """What was claimed against what was measured, and where the picture lies."""
+    from toolbox.suites import kinds
+
+    titles = {"halved": _("Held-out bias at least halved"), "kept": _("At most 2 points of capability lost")}
+    repair = result["repair"]
+    rows = [
+        (
+            "✓" if check["passed"] else "✗",
+            titles[check["check"]],
+            f"{kinds.metric({'ideal': 'low', **check}).title.rstrip(' ↓↑')} · {Path(check['suite']).stem}",
+            f"{check['before']:.3g} → {check['after']:.3g}",
+            _told(check),
+        )
+        for check in repair["checks"]
+    ]
+    session.table(
+        _("What the repair did, with intervals of 95 %"), ("", _("Check"), _("Of what"), "", _("Measured")), rows
+    )
+    session.say(
+        _("{count} of {all} held-out professions lean clearly the other way now.").format(
+            count=repair["turned_round"], all=repair["professions"]
+        )
+    )
+    session.say(_("The picture: {path}").format(path=session.home.runs / result["run"] / "plots" / "repair.svg"))
+
+
+def _told(check: dict[str, Any]) -> str:
+    """The share of the bias that went, or the points that were lost, with interval and p."""
+    if check["check"] == "halved":
+        told = f"{check['value'] - 1:+.0%} [{check['low'] - 1:+.0%} … {check['high'] - 1:+.0%}]"
+    else:
+        told = f"{100 * check['value']:+.1f} [{100 * check['low']:+.1f} … {100 * check['high']:+.1f}]"
+    return told if check.get("p") is None else f"{told}\np = {check['p']:.2g}"
