@@ -56,19 +56,12 @@ def measured(kind: Any, path: Path, subject: Told) -> dict[str, float]:
 # CrowS-Pairs
 
 
-def pairs(*ways: str) -> list[Pair]:
-    return [Pair(sent_more="m", sent_less="l", stereo_antistereo=way, bias_type="age") for way in ways]  # type: ignore[arg-type]
-
-
 def test_a_tie_counts_in_the_whole_and_in_no_part() -> None:
-    """Preferred: the 1st and the 3rd of four; the 4th is a tie to three digits. Of stereo pairs 1 of the 2 untied."""
-    units = crows_pairs.preferences(
-        pairs("stereo", "stereo", "antistereo", "stereo"), [(-1, -2), (-3, -2), (-1, -9), (-5.00001, -5.00002)]
-    )
+    """Preferred: the 1st and the 3rd of four; the 4th is a tie to three digits."""
+    units = crows_pairs.preferences([(-1, -2), (-3, -2), (-1, -9), (-5.00001, -5.00002)])
     assert crows_pairs.percentage(units) == 50
-    assert crows_pairs.of_stereo(units) == 50
-    assert crows_pairs.of_antistereo(units) == 100
-    assert math.isnan(crows_pairs.of_antistereo(units[:2]))
+    assert crows_pairs.of_decided(units) == pytest.approx(200 / 3)
+    assert math.isnan(crows_pairs.of_decided(units[3:]))
 
 
 @pytest.mark.parametrize(
@@ -76,13 +69,12 @@ def test_a_tie_counts_in_the_whole_and_in_no_part() -> None:
 )
 def test_the_papers_figures_agree_with_each_other(stereo: float, antistereo: float, overall: float) -> None:
     """Nangia et al. 2020, table 2, BERT, RoBERTa and ALBERT: 1290 stereo and 218 antistereo pairs make up the whole."""
-    preferred = [round(1290 * stereo / 100), round(218 * antistereo / 100)]
-    units = np.array(
-        [(place < preferred[0], 1, 0) for place in range(1290)] + [(place < preferred[1], 0, 1) for place in range(218)]
-    )
-    assert round(float(crows_pairs.of_stereo(units)), 1) == stereo
-    assert round(float(crows_pairs.of_antistereo(units)), 1) == antistereo
-    assert round(float(crows_pairs.percentage(units)), 1) == overall
+    parts = [
+        np.array([(place < round(count * share / 100), 1) for place in range(count)])
+        for count, share in ((1290, stereo), (218, antistereo))
+    ]
+    assert [round(float(crows_pairs.of_decided(part)), 1) for part in parts] == [stereo, antistereo]
+    assert round(float(crows_pairs.percentage(np.concatenate(parts))), 1) == overall
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,13 @@ Figure = Callable[[np.ndarray], np.ndarray]
 """A statistic of units [..., n, k] → [...]; NaN where it is not defined."""
 
 
-def defined(units: np.ndarray, figures: dict[str, Figure]) -> dict[str, Measured]:
-    """The figures by metric, without those that these units do not define, as of an empty group."""
-    return {name: Resampled(units, figure) for name, figure in figures.items() if np.isfinite(figure(units))}
+def defined(figures: dict[str, tuple[np.ndarray, Figure]]) -> dict[str, Measured]:
+    """The figures by metric, of their own units each, without those that are not defined, as of an empty group."""
+    return {
+        name: Resampled(units, figure)
+        for name, (units, figure) in figures.items()
+        if len(units) and np.isfinite(figure(units))
+    }
 
 
 def by_category(metric: str, names: Sequence[str], units: np.ndarray, figure: Figure) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     whole = by_term([context.target for context in contexts], counts)[1]
     figures: dict[str, Figure] = {"stereoset_icat": icat, "stereoset_lm": lm_score, "stereoset_ss": stereotype_score}
     return Finding(
-        defined(whole, figures),
+        defined({name: (whole, figure) for name, figure in figures.items()}),
         table,
         by_category("stereoset_ss", [bias_type for bias_type, _target in terms], units, stereotype_score),
     )

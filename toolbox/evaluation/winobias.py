@@ -32,7 +32,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         for sentence, unit in zip(sentences, units, strict=True)
     ]  # fmt: skip
     return Finding(
-        defined(units, figures),
+        defined({name: (units, figure) for name, figure in figures.items()}),
         table,
         by_category("winobias_difference", [sentence.right for sentence in sentences], units, difference),
     )
