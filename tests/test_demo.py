@@ -13,7 +13,7 @@ from toolbox.commands.demo import NAMES, QUESTIONS, Story, _checks
 def story(**changes: Any) -> Story:
     """A demo in which everything went well."""
     figures = {
-        ("/x/demo-who.jsonl", "exact_match"): (0.0, 0.9),
+        ("demo-who", "exact_match"): (0.0, 0.9),
         ("demo-qa", "exact_match"): (0.98, 0.97),
         ("demo-perplexity", "perplexity"): (28.0, 1.1),
     }
@@ -42,8 +42,8 @@ def test_nothing_fails_where_all_went_well() -> None:
 @pytest.mark.parametrize(
     ("changes", "index"),
     [
-        ({"figures": {("/x/demo-who.jsonl", "exact_match"): (0.0, 0.5)}}, 0),
-        ({"figures": {("/x/demo-who.jsonl", "exact_match"): (0.9, 0.9)}}, 0),
+        ({"figures": {("demo-who", "exact_match"): (0.0, 0.5)}}, 0),
+        ({"figures": {("demo-who", "exact_match"): (0.9, 0.9)}}, 0),
         ({"figures": {("demo-qa", "exact_match"): (0.98, 0.95)}}, 1),
         ({"figures": {("demo-qa", "exact_match"): (0.98, float("nan"))}}, 1),
         ({"figures": {("demo-perplexity", "perplexity"): (28.0, 28.1)}}, 2),

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import datasets, embedded, exports, files, memory, models, plan, planning, search, suites
+from toolbox import datasets, exports, files, memory, models, plan, planning, search, suites
 from toolbox.config import Home
 from toolbox.datasets import DatasetSpec, NotDownloadedError
 from toolbox.device import Device
@@ -110,7 +110,7 @@ def _of_verb(step: Step, here: Here) -> dict[str, Any]:
     if step.verb == "export":
         return {**adapted, "datasets": rows, **_export(step, here, after or step.run)}
     base = model(step.base, here) if step.base else None
-    return {**adapted, "suites": [_suite(each, here) for each in step.suites], "base": base}
+    return {**adapted, "suites": [_suite(each, here) for each in step.suites], "base": base, "cached": False}
 
 
 def _finetune(step: Step, here: Here) -> dict[str, Any]:
@@ -208,9 +208,8 @@ def _data(part: Data, here: Here) -> DatasetSpec:
 
 def _suite(part: Data, here: Here) -> str:
     """The suite's name, or the path of its rows."""
-    shipped = embedded.DATASETS.get(part.name) if part.source == "embedded" else None
     place = _made(part.made, here) if part.made else here.given.get(part.name) or _beside(part, here)
-    name = str(place or (shipped if part.name not in embedded.SUITES else None) or part.name)
+    name = str(place or part.name)
     try:
         suite = suites.resolve(name, here.home)
     except NotFoundError:

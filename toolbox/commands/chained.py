@@ -105,13 +105,14 @@ def _named_alike(facts: "Facts", step: "Step") -> "Facts":
 def _carry_out(record: "Record", number: int, name: str, here: "Here", session: Session) -> None:
     """One step: the run that an earlier attempt left, gone on with where it has a checkpoint; else a new one."""
     from toolbox import repeating
+    from toolbox.commands.runs import why_not_resumable
     from toolbox.report import reproduction
 
     step, run = record.steps[number - 1], here.made.get(number)
     if run and run.status().state == "done":
         session.say(_("{run} has done this already.").format(run=run.id))
         return
-    if not run or not run.has_checkpoint():
+    if not run or why_not_resumable(run, run.status()):
         planned = repeating.repeated(step, here)
         for sentence in planned.adapted:
             session.say(_("Otherwise than in the report: {what}.").format(what=sentence))

@@ -136,7 +136,7 @@ def _evaluate(story: Story, session: Session) -> dict[str, Any]:
     from toolbox import embedded
     from toolbox.commands.evaluate import EvaluateOptions, run
 
-    suites = [str(embedded.DATASETS["demo-who"]), *embedded.SUITES]
+    suites = ["demo-who", *embedded.SUITES]
     return run(EvaluateOptions(run=story.merge["run"], suite=suites), session)
 
 
@@ -164,8 +164,7 @@ def _serve(story: Story, session: Session) -> dict[str, str]:
 
 def _checks(story: Story) -> list[Check]:
     """Everything that was claimed, against what was measured."""
-    who = next(row["suite"] for row in story.evaluate["results"] if row["suite"].endswith("demo-who.jsonl"))
-    before, after = (story.value(who, "exact_match", model) for model in ("base", "tuned"))
+    before, after = (story.value("demo-who", "exact_match", model) for model in ("base", "tuned"))
     knew, knows = (story.value("demo-qa", "exact_match", model) for model in ("base", "tuned"))
     first, last = (story.value("demo-perplexity", "perplexity", model) for model in ("base", "tuned"))
     said = [answer for answer in story.answers.values() if any(name in answer for name in NAMES)]

@@ -59,6 +59,8 @@ def _run(options: ReproduceOptions, session: Session) -> dict[str, Any]:
     again = _verified(trusted(plan.load(path if path.is_file() else old.plan_path), old, session), session)
     if isinstance(again, plan.MergePlan | plan.ExportPlan):
         again.output = files.free_path(again.output)
+    if isinstance(again, plan.EvaluatePlan):
+        again.cached = False
     if session.dry_run:
         return {"plan": read_plan(old), "verified": True}
     run = runs.create(session.home.runs, _name(old, again), again)

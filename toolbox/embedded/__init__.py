@@ -31,3 +31,7 @@ SUITES: dict[str, tuple[str, Path]] = {
     "demo-bias": (N_("Whom it calls she and whom he, by profession"), DATASETS["demo-bias"]),
 }
 """The shipped evaluations: what each measures, and the file of its rows."""
+MEASURED: dict[str, Path] = {name: path for name, path in DATASETS.items() if name not in TRAINING} | {
+    name: path for name, (_shows, path) in SUITES.items()
+}
+"""All that can be measured with by name, those of the demo too."""

@@ -14,7 +14,7 @@ from toolbox.report.record import PLACE, Data, Folder, Made, Source, Step, Verb
 SPECS = ("datasets", "eval_datasets", "calibration")
 ELSEWHERE = (
     "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard",
-    "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
+    "cached", "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
     "endpoint", "judge", "backend", *SPECS,
 )  # fmt: skip
 """Fields of plans that are said otherwise here, or decided anew on each machine."""
@@ -139,13 +139,12 @@ def _suite(name: str, facts: Facts, places: _Places) -> Data:
     measured = [files.read_json(path) for path in sorted((facts.run.path / "evaluation").glob("*.json"))]
     digest = next((str(one["sha256"]) for one in measured if isinstance(one, dict) and one.get("suite") == name), "")
     path = Path(name)
-    shipped = {str(file): known for known, file in embedded.DATASETS.items()}
-    known = name in embedded.SUITES or name in shipped
+    known = name in embedded.MEASURED
     if not digest and path.is_file():
         digest = files.sha256(path)
     made = places.made(path) if path.is_absolute() else None
     return Data(
-        name=shipped.get(name, name) if known else path.name,
+        name=name if known else path.name,
         sha256=digest or "0" * 64,
         source="embedded" if known else "step" if made else "local",
         made=made,

@@ -47,8 +47,8 @@ def resolve(name: str, home: Home) -> Suite:
 
     Raises NotFoundError naming what there is, InputError naming the first row that can't be used.
     """
-    if name in embedded.SUITES:
-        path = embedded.SUITES[name][1]
+    if name in embedded.MEASURED:
+        path = embedded.MEASURED[name]
     elif (path := Path(name).expanduser().resolve()).is_file() or _of_folder(path):
         name = str(path)
     elif name in plugins.added("suite"):
@@ -76,7 +76,7 @@ def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
     for word in words:
         names = [word]
         folder = Path(word).expanduser()
-        if word not in embedded.SUITES and folder.is_dir() and not _of_folder(folder):
+        if word not in embedded.MEASURED and folder.is_dir() and not _of_folder(folder):
             names = [str(path) for path in _suites_in(folder)]
         for suite in (resolve(name, home) for name in names):
             found.setdefault(suite.name, suite)
