@@ -214,6 +214,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--sides", nargs="+", default=["ours", "ours-engine", "lf", "transformers",
                         "transformers-cb-sized", "swift", "swift-mbs8"])  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", type=Path, help="docs/figures.json, from which the READMEs take what they state")
     given = parser.parse_args(words)
     with (peers / "assets/data/prompts200.jsonl").open() as file:
         chats = [json.loads(line)["messages"] for line in file]
@@ -229,6 +230,24 @@ def main(words: list[str]) -> None:
                 found[name] = {"error": str(error)[:300], "said": last}
             print(json.dumps({"side": name, **found[name]}), flush=True)
     print(json.dumps(ratios(found)), flush=True)
+    if given.record:
+        record(found, given.record)
+
+
+def record(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """What the READMEs state of ours, and of LLaMA-Factory's speed, as far as it was measured."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import figures
+
+    ours, peer = found.get("ours", {}), found.get("lf", {})
+    stated = {
+        "serve.tokens_s": (ours.get("tokens_s_8"), "tokens/s", 0),
+        "serve.lf.tokens_s": (peer.get("tokens_s_8"), "tokens/s", 0),
+        "serve.first_token_s": (ours.get("first_token_s_of_8"), "s", 2),
+        "serve.peak_mib": (ours.get("peak_mib"), "MiB", 0),
+    }
+    measured = {name: (value, unit, digits) for name, (value, unit, digits) in stated.items() if value is not None}
+    figures.keep(measured, "bench/serve.py", path)
 
 
 def ratios(found: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="by default 14 of small, 9 of qwen8")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--folder", type=Path, help="where logs and runs stay; by default a temporary one")
+    parser.add_argument("--record", type=Path, help="docs/figures.json, from which the READMEs take what they state")
     parser.add_argument("--quick", action="store_true", help="few steps, and LLaMA-Factory alone")
     given = parser.parse_args()
     if given.steps and given.steps < WARM + 3:
@@ -71,7 +72,7 @@ def main() -> int:
             for dtype in given.dtypes:
                 steps = given.steps or (QUICK if given.quick else STEPS)[shape]
                 case = prepare(shape, dtype, steps, given.threads, folder, peers)
-                compare(case, ["lf"] if given.quick else given.peers)
+                compare(case, ["lf"] if given.quick else given.peers, given.record)
     return 0
 
 
@@ -102,7 +103,7 @@ def order(rows: int, steps: int) -> list[int]:
     return [item.index for micro_batches in taken for items in micro_batches for item in items]
 
 
-def compare(case: Case, peers: list[str]) -> None:
+def compare(case: Case, peers: list[str], record: Path | None = None) -> None:
     """Run all sides of a case and print its table."""
     expected, complaint = train_sides.run_reference(case)
     if len(expected) < case.steps:
@@ -116,7 +117,15 @@ def compare(case: Case, peers: list[str]) -> None:
         print(row(side, expected), flush=True)
     if all(side.error for side in found[1:]) or found[0].error:
         return
-    print("\n" + ratios(found[0], [side for side in found[1:] if not side.error]))
+    peers_found = [side for side in found[1:] if not side.error]
+    print("\n" + ratios(found[0], peers_found))
+    if record and case.shape == "small":
+        sys.path.insert(0, str(ROOT / "scripts"))
+        import figures
+
+        times = rates(found[0], WARM)[0] / max(rates(side, WARM)[0] for side in peers_found)
+        unit = "times the best peer's tokens a CPU second"
+        figures.keep({f"train.{case.dtype}.times": (times, unit, 1)}, "bench/train.py", record)
     rate = rates(found[0], WARM)[0] * sum(needed) / sum(tokens)
     most = product(case)
     print(f"Arithmetic: {rate / 1e9:.0f} of {most / 1e9:.0f} Gflop a CPU second, {rate / most:.0%}.", flush=True)

@@ -1,4 +1,4 @@
-"""Writes docs/commands.md and docs/commands.en.md from the verbs' own option fields, and docs/models: `make docs`."""
+"""Writes docs/commands from the verbs' option fields, docs/models, the tutorial, the READMEs' figures: `make docs`."""
 
 import sys
 from pathlib import Path
@@ -59,9 +59,13 @@ def _table(command: Command, columns: tuple[str, ...]) -> list[str]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
+    import figures
     import models_page
+    import tutorial
 
-    for made in (sys.modules[__name__], models_page):
+    for made in (sys.modules[__name__], models_page, tutorial):
         for language, path in made.PAGES.items():
             path.write_text(made.page(language), encoding="utf-8")
             print(path.relative_to(ROOT))
+    for path in figures.READMES.values():
+        path.write_text(figures.filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from toolbox import cli, i18n
+from toolbox.report import record
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -23,7 +24,7 @@ def commands(readme: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
-@pytest.mark.parametrize("script", ["reference", "models_page"])
+@pytest.mark.parametrize("script", ["reference", "models_page", "tutorial"])
 def test_generated_pages_equal_the_code(script: str, language: str) -> None:
     made = importlib.import_module(script)
     written = made.PAGES[language].read_text(encoding="utf-8")
@@ -31,6 +32,21 @@ def test_generated_pages_equal_the_code(script: str, language: str) -> None:
         assert written == made.page(language), "run `make docs`"
     finally:
         i18n.use("en")
+
+
+def test_the_readmes_figures_come_from_what_was_measured() -> None:
+    """docs/figures.json and the code state them; the tutorial's are those of its record."""
+    figures, tutorial = (importlib.import_module(name) for name in ("figures", "tutorial"))
+    marks = []
+    for path in figures.READMES.values():
+        text = path.read_text(encoding="utf-8")
+        assert text == figures.filled(text), "run `make docs`"
+        marks.append(sorted(name for name, _shown in figures.MARK.findall(text)))
+    assert marks[0] == marks[1]
+    assert set(figures.read()) | set(figures.counted()) == set(marks[0]), "every figure is stated, and none is typed"
+    known = figures.read()
+    for name, (value, _unit, _digits) in tutorial.figures(record.read(tutorial.PAGES["en"]).record).items():
+        assert known[name].value == pytest.approx(value)
 
 
 @pytest.mark.parametrize("readme", READMES)

@@ -1,5 +1,6 @@
 """The record of a report: it survives what people do to texts, says no place of a machine, and hostile ones end."""
 
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def test_what_is_written_is_read_again_whatever_a_text_goes_through(chain: list[
                   "".join(f"> {line}\n" for line in text.splitlines()).replace("> ", "   ")):  # fmt: skip
         again = as_read(path, other)
         assert (again.record, again.edited) == (found.record, False)
+    json = html.escape(text.partition("json\n")[2]).replace("```", "</code></pre>")
+    assert as_read(path, f'<!DOCTYPE html>\n<pre><code class="language-json">{json}').record == found.record
     assert as_read(path, text.replace("It learnt.", "It learnt a lot.")).edited
 
 
@@ -84,6 +87,7 @@ HOSTILE = {
     "a step after it": lambda r: r["steps"][0].update(model={"from": "step", "step": 1, "path": "adapter"}),
     "a path in a setting": lambda r: r["steps"][0]["settings"]["LoraConfig"].update(x="/root/.ssh/id_rsa"),
     "an address in a setting": lambda r: r["steps"][0]["settings"].update(recipe="http://169.254.169.254/"),
+    "a run that is a path": lambda r: r["steps"][0].update(run="../../etc"),
     "another version": lambda r: r.update(schema="yichuidingyin-record/9"),
     "no steps": lambda r: r.update(steps=[]),
     "1000 steps": lambda r: r.update(steps=r["steps"] * 1000),

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Cli
+from conftest import ROOT, Cli
 from plans import CPU, demo_facts, finetune_run
 
 from toolbox import chains, files, repeating, runs
@@ -119,3 +119,14 @@ def test_a_chain_is_done_again_elsewhere(
     assert [one["name"] for one in doctored.json["differed"]] == ["rows"]
     assert doctored.json["edited"]
     assert f"rows: {rows + 1} → {rows}" in doctored.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_tutorial_holds(toolbox_cli: Cli, tmp_path: Path) -> None:
+    """Every number that has to hold does, on whatever machine this is; and what the page shows is its record's."""
+    answer = toolbox_cli("runs", "reproduce", str(ROOT / "docs" / "tutorial.en.md"), "--json", timeout=890)
+    assert answer.status == 0, answer.err
+    assert not answer.json["edited"]
+    assert len(answer.json["steps"]) == len(record.read(ROOT / "docs" / "tutorial.md").record.steps)
+    assert {one["name"] for one in answer.json["held"]} >= {"eval_loss", "passed", "demo-who exact_match tuned"}

@@ -46,7 +46,7 @@ def reproduce(options: "ReproduceOptions", session: Session) -> dict[str, Any]:
         home=session.home,
         device=best,
         fetch=partial(_fetch, session),
-        given=_given(options.data),
+        given=_of_these_runs(found.record, session) | _given(options.data),
         beside=path.resolve().parent if options.plan != "-" else None,
         made={} if options.anew else _begun(found.record, session),
     )
@@ -111,6 +111,9 @@ def _carry_out(record: "Record", number: int, name: str, here: "Here", session: 
     step, run = record.steps[number - 1], here.made.get(number)
     if run and run.status().state == "done":
         session.say(_("{run} has done this already.").format(run=run.id))
+        return
+    if run and run.alive():
+        session.watch(run)
         return
     if not run or why_not_resumable(run, run.status()):
         planned = repeating.repeated(step, here)
@@ -220,6 +223,21 @@ def _given(words: list[str]) -> dict[str, Path]:
                 _("Write --data NAME=PATH, with a name of the report."),
             )
         found[name] = path.absolute()
+    return found
+
+
+def _of_these_runs(record: "Record", session: Session) -> dict[str, Path]:
+    """Where a person's own files lie, as the plans say where the report's very runs are of this home."""
+    from toolbox.facts import read_plan
+
+    found: dict[str, Path] = {}
+    for step in record.steps:
+        plan = read_plan(Run(session.home.runs / step.run))
+        specs = [spec for name in ("datasets", "eval_datasets", "calibration") for spec in plan.get(name) or []]
+        places = [plan.get("model"), plan.get("base"), *specs]
+        paths = [str(place.get("path", "")) for place in places if isinstance(place, dict)]
+        paths += [str(path) for path in (plan.get("adapter"), *(plan.get("suites") or [])) if path]
+        found |= {Path(path).name: Path(path) for path in paths if Path(path).is_absolute() and Path(path).exists()}
     return found
 
 

@@ -9,7 +9,7 @@ from toolbox.chains import Origin
 from toolbox.datasets import addresses
 from toolbox.facts import Facts
 from toolbox.report import stated
-from toolbox.report.record import PLACE, Data, Folder, Made, Source, Step, Verb
+from toolbox.report.record import PLACE, Data, Folder, Made, Repair, Source, Step, Verb
 
 SPECS = ("datasets", "eval_datasets", "calibration")
 ELSEWHERE = (
@@ -96,6 +96,7 @@ def _step(facts: Facts, places: _Places) -> Step:
         adapters=[places.folder(Path(path)) for path in _adapters(plan)],
         judge=places.folder(Path(judge)) if judge else None,
         suites=[_suite(str(name), facts, places) for name in plan.get("suites") or []],
+        repair=_repair(facts),
         after=places.number.get(str(plan.get("run", "")), 0),
         needs=_needs(plan),
         settings=_settings({name: value for name, value in plan.items() if name not in ELSEWHERE}),
@@ -105,6 +106,14 @@ def _step(facts: Facts, places: _Places) -> Step:
         eval_datasets=[places.data(spec) for spec in plan.get("eval_datasets") or []],
         calibration=[places.data(spec) for spec in plan.get("calibration") or []],
     )
+
+
+def _repair(facts: Facts) -> Repair | None:
+    """How the rows in the run's repair/ were made, where it has any."""
+    told = files.read_json(facts.run.path / "repair" / "repair.json")
+    if not isinstance(told, dict):
+        return None
+    return Repair(**{name: told[name] for name in Repair.__struct_fields__ if name in told})
 
 
 def _adapters(plan: dict[str, Any]) -> list[str]:

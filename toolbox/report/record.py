@@ -4,6 +4,7 @@ One collapsed block of JSON, so that it survives GitHub, editors and the clipboa
 """
 
 import hashlib
+import html
 import re
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from toolbox.report.tolerances import Name as Kind
 SCHEMA = "yichuidingyin-record/1"
 MOST_BYTES = 4 << 20
 """Of a report that is read; 1000 times what the tutorial's takes would still be read."""
-BEGINS = re.compile(rf'^([ \t]*)\{{\n\s*"schema": "{SCHEMA.rpartition("/")[0]}/', re.MULTILINE)
+BEGINS = re.compile(rf'^([ \t]*)(?:<pre><code[^>\n]*>)?\{{\n\s*"schema": "{SCHEMA.rpartition("/")[0]}/', re.MULTILINE)
 
 Verb = Literal["finetune", "merge", "export", "evaluate", "serve"]
 Source = Literal["embedded", "modelscope", "huggingface", "hub", "local", "step"]
@@ -30,6 +31,10 @@ Source = Literal["embedded", "modelscope", "huggingface", "hub", "local", "step"
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Number = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 """Of a step, from 1."""
+
+
+Id = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]*$", max_length=200)]
+"""Of a run."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -68,10 +73,22 @@ class Data(Part, frozen=True, kw_only=True):
     skip_broken: bool = False
 
 
+class Repair(Part, frozen=True, kw_only=True):
+    """What `data repair` made of an evaluation, in its folder repair/, for the steps after it."""
+
+    stage: Literal["dpo", "sft"] = "dpo"
+    seed: int = 42
+    pairs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
+    beta: float = 0.5
+    label_smoothing: float = 0.15
+    general: list[str] = []
+    """Names of data sets."""
+
+
 class Step(Part, frozen=True, kw_only=True):
     """A run of the chain: its plan without places, what computed it, and what it said."""
 
-    run: str
+    run: Id
     verb: Verb
     model: Folder | Made
     base: Folder | Made | None = None
@@ -82,6 +99,7 @@ class Step(Part, frozen=True, kw_only=True):
     eval_datasets: list[Data] = []
     calibration: list[Data] = []
     suites: list[Data] = []
+    repair: Repair | None = None
     after: int = 0
     """The step that the plan calls its run."""
     needs: list[str] = []
@@ -137,7 +155,7 @@ class Found(msgspec.Struct, frozen=True):
 
     record: Record
     edited: bool
-    """Whether the text above it has changed since the record was written."""
+    """Whether the text above it has changed since the record was written; of a page of HTML nobody knows."""
 
 
 def read(path: Path) -> Found:
@@ -159,7 +177,10 @@ def read(path: Path) -> Found:
     except UnicodeDecodeError as error:
         raise _wrong(path, data[: error.start].count(b"\n") + 1, _("it is not UTF-8")) from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _found(path, "\n".join(line.rstrip() for line in text.split("\n")) + "\n")
+    if is_page := text.lstrip()[:9].lower() == "<!doctype":
+        text = html.unescape(text)
+    found = _found(path, "\n".join(line.rstrip() for line in text.split("\n")) + "\n")
+    return Found(found.record, edited=False) if is_page else found
 
 
 def _found(path: Path, text: str) -> Found:
@@ -234,6 +255,8 @@ def _check(step: Step, place: int) -> None:
             _inside(name)
     for data in _data(step):
         _named(data.name, data.source)
+    for general in step.repair.general if step.repair else ():
+        _named(general, "hub")
     _settings(step.settings, lambda text: refuse_place(text))
 
 

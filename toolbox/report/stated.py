@@ -19,7 +19,7 @@ LEFT_OUT = ("ladder", "results", "bases", "eval", "eval_before")
 ROUNDING = ("max_abs_diff", "tolerance", "adapter_effect")
 POINTS = 20
 """Of a curve; of more points these many are stated, evenly, with the last."""
-INTERVAL = {"low": LOW, "high": HIGH, "p": ", p"}
+INTERVAL = {"low": LOW, "high": HIGH, "p": ", p", "p_holm": ", p (Holm)"}
 
 
 def numbers(facts: Facts) -> Numbers:
@@ -50,7 +50,8 @@ def _of_result(facts: Facts) -> Iterator[tuple[Name, str, Value]]:
     usual: Name = "loss" if facts.verb == "finetune" else "metric"
     for name, value in _leaves({key: part for key, part in facts.result.items() if key not in LEFT_OUT}):
         if kind := _kind(name, value, usual):
-            yield kind, name, value
+            within, _dot, leaf = name.rpartition(".")
+            yield kind, f"{within}.value{INTERVAL[leaf]}" if leaf in INTERVAL else name, value
 
 
 def _kind(name: str, value: Any, usual: Name) -> Name | None:
@@ -66,6 +67,8 @@ def _kind(name: str, value: Any, usual: Name) -> Name | None:
         return "bytes"
     if first in OF_THE_MACHINE or leaf.endswith(("_s", "_ms", "_wh")):
         return "time"
+    if leaf in INTERVAL:
+        return "bound"
     if leaf in ROUNDING:
         return "rounding"
     return usual if isinstance(value, float) else "exact"
