@@ -96,7 +96,7 @@ def make() -> Record:
         return Record(schema=record.SCHEMA, steps=steps(chains.chain(Run(Path(folder) / "runs" / ids[0]))))
 
 
-def otherwise() -> dict[str, str]:
+def otherwise() -> dict[str, float]:
     """Per cent between the evaluation losses of the tutorial's training and of the same one rounded otherwise."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -110,7 +110,7 @@ def otherwise() -> dict[str, str]:
             "threads": run(folder, *words, "cpu-tiny", OMP_NUM_THREADS="2")["eval_loss"],
             "bfloat16": run(folder, *words, "sixteen", OMP_NUM_THREADS="1")["eval_loss"],
         }
-    return {name: f"{100 * abs(loss / losses[''] - 1):.1g}" for name, loss in losses.items() if name}
+    return {name: round(100 * abs(loss / losses[""] - 1), 5) for name, loss in losses.items() if name}
 
 
 if __name__ == "__main__":

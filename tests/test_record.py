@@ -3,13 +3,13 @@
 import html
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import msgspec
 import pytest
 from plans import finetune_run
 
-from toolbox import files
+from toolbox import files, plan
 from toolbox.errors import InputError
 from toolbox.facts import Facts
 from toolbox.report import record, tolerances
@@ -84,6 +84,9 @@ HOSTILE = {
     "a hash that is none": lambda r: r["steps"][0]["datasets"][0].update(sha256="abc"),
     "a verb that is none": lambda r: r["steps"][0].update(verb="uninstall"),
     "plugins": lambda r: r["steps"][0].update(plugins=["evil.py"]),
+    "plugins in its settings": lambda r: r["steps"][0]["settings"].update(plugins=[{"path": "evil.py", "sha256": "a"}]),
+    "an interpreter": lambda r: r["steps"][0]["settings"].update(python="evil/python"),
+    "a way out": lambda r: r["steps"][0]["settings"].update(fetches=True),
     "a step after it": lambda r: r["steps"][0].update(model={"from": "step", "step": 1, "path": "adapter"}),
     "a path in a setting": lambda r: r["steps"][0]["settings"]["LoraConfig"].update(x="/root/.ssh/id_rsa"),
     "an address in a setting": lambda r: r["steps"][0]["settings"].update(recipe="http://169.254.169.254/"),
@@ -116,6 +119,14 @@ def test_what_is_no_record_is_told_with_its_line(chain: list[Facts], tmp_path: P
     path.write_bytes(b"one\n\xff\xfe")
     with pytest.raises(InputError, match="line 2"):
         record.read(path)
+
+
+def test_no_plan_has_a_place_that_a_record_might_set() -> None:
+    """Whoever gives plans a new field with a path has to decide it on each machine, as `portable` and `repeating` do."""
+    kinds = (plan.FinetunePlan, plan.MergePlan, plan.ExportPlan, plan.EvaluatePlan, plan.ServePlan)
+    places = {field for kind in kinds for field, hint in get_type_hints(kind).items() if "Path" in str(hint)}
+    assert places
+    assert places <= record.ELSEWHERE
 
 
 def test_numbers_hold_as_their_kind_says() -> None:

@@ -9,15 +9,8 @@ from toolbox.chains import Origin
 from toolbox.datasets import addresses
 from toolbox.facts import Facts
 from toolbox.report import stated
-from toolbox.report.record import PLACE, Data, Folder, Made, Repair, Source, Step, Verb
+from toolbox.report.record import ELSEWHERE, PLACE, Data, Folder, Made, Repair, Source, Step, Verb
 
-SPECS = ("datasets", "eval_datasets", "calibration")
-ELSEWHERE = (
-    "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard",
-    "cached", "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
-    "endpoint", "judge", "backend", *SPECS,
-)  # fmt: skip
-"""Fields of plans that are said otherwise here, or decided anew on each machine."""
 SERVERS = ("endpoint", "judge", "backend")
 """Fields of plans that name servers, or other programs that measure."""
 WEIGHTS = (".safetensors", ".json", ".jinja", ".model", ".txt", ".gguf")

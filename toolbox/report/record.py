@@ -7,7 +7,6 @@ import hashlib
 import html
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -257,7 +256,9 @@ def _check(step: Step, place: int) -> None:
         _named(data.name, data.source)
     for general in step.repair.general if step.repair else ():
         _named(general, "hub")
-    _settings(step.settings, lambda text: refuse_place(text))
+    if decided := sorted(ELSEWHERE & step.settings.keys()):
+        raise InputError(_("it sets {name}, which no report may").format(name=decided[0]))
+    _settings(step.settings)
 
 
 def all_made(step: Step) -> list[Made]:
@@ -284,6 +285,12 @@ def _named(name: str, source: str) -> None:
         raise InputError(_("it names {text!r}, a place that it may not").format(text=name))
 
 
+ELSEWHERE = frozenset({
+    "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard", "cached",
+    "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
+    "endpoint", "endpoint_model", "judge", "backend", "arguments", "fetches", "datasets", "eval_datasets", "calibration",
+})  # fmt: skip
+"""Fields of plans that a record says otherwise, or that each machine decides anew: never among a step's settings."""
 REACHING = ("trust_remote_code", "auto_mapping", "megatron_config", "megatron_core", "tokenizer_name_or_path")
 """Settings of libraries by which code or files of the machine would be loaded."""
 FREE_TEXT = ("chat_template", "prompt_tuning_init_text")
@@ -296,18 +303,18 @@ def refuse_place(text: str) -> None:
         raise InputError(_("it names {text!r}, a place that it may not").format(text=text[:80]))
 
 
-def _settings(value: Any, check: Callable[[str], None], name: str = "") -> None:
+def _settings(value: Any, name: str = "") -> None:
     """Look at every text in settings, whose names are checked too."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if key in REACHING and inner:
                 raise InputError(_("it sets {name}, which no report may").format(name=key))
-            _settings(inner, check, key)
+            _settings(inner, key)
     elif isinstance(value, list):
         for inner in value:
-            _settings(inner, check, name)
+            _settings(inner, name)
     elif isinstance(value, str) and name not in FREE_TEXT:
-        check(value)
+        refuse_place(value)
 
 
 def _wrong(path: Path, line: int, reason: str) -> InputError:
