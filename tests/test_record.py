@@ -122,7 +122,7 @@ def test_what_is_no_record_is_told_with_its_line(chain: list[Facts], tmp_path: P
 
 
 def test_no_plan_has_a_place_that_a_record_might_set() -> None:
-    """Whoever gives plans a new field with a path has to decide it on each machine, as `portable` and `repeating` do."""
+    """Who gives plans a new field with a path has to decide it on each machine, as `portable` and `repeating` do."""
     kinds = (plan.FinetunePlan, plan.MergePlan, plan.ExportPlan, plan.EvaluatePlan, plan.ServePlan)
     places = {field for kind in kinds for field, hint in get_type_hints(kind).items() if "Path" in str(hint)}
     assert places

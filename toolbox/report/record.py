@@ -288,7 +288,8 @@ def _named(name: str, source: str) -> None:
 ELSEWHERE = frozenset({
     "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard", "cached",
     "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
-    "endpoint", "endpoint_model", "judge", "backend", "arguments", "fetches", "datasets", "eval_datasets", "calibration",
+    "endpoint", "endpoint_model", "judge", "backend", "arguments", "fetches", "datasets", "eval_datasets",
+    "calibration",
 })  # fmt: skip
 """Fields of plans that a record says otherwise, or that each machine decides anew: never among a step's settings."""
 REACHING = ("trust_remote_code", "auto_mapping", "megatron_config", "megatron_core", "tokenizer_name_or_path")

@@ -14,8 +14,8 @@ Verdict = Literal["held", "differed", "reported"]
 """`reported`: it is shown, and may be anything."""
 
 LOSS = 0.05
-"""Relative. What other rounding does to a loss grows with the steps: after the tutorial's 100 steps it came to 0.00002 %
-with two threads for one, and to 0.7 % with bfloat16 for float32 (docs/tutorial.en.md)."""
+"""Relative. What other rounding does to a loss grows with the steps: after the tutorial's 100 steps it came to
+0.00002 % with two threads for one, and to 0.7 % with bfloat16 for float32 (docs/tutorial.en.md)."""
 METRIC = 0.1
 """Relative, of metrics that state no interval."""
 
