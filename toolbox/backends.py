@@ -45,7 +45,8 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend(
-            name="lm-eval", title="lm-evaluation-harness", loads=True, kinds=frozenset({"exact_match"}),
+            name="lm-eval", title="lm-evaluation-harness", loads=True,
+            kinds=frozenset({"exact_match", "multiple_choice"}),
             arguments=frozenset({
                 "num_fewshot", "apply_chat_template", "fewshot_as_multiturn", "system_instruction", "gen_kwargs",
                 "batch_size", "max_length",

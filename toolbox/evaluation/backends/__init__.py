@@ -29,7 +29,7 @@ def run(plan: EvaluatePlan, run: Run, reporter: Reporter | None = None) -> dict[
     reporter, tasks = reporter or Silent(), backends.tasks(backend, plan.suites, find_home())
     reporter.resumable()
     asking = Asking(plan, backend, tasks, folder, reporter)
-    own = {task.name: task.suite.path for task in tasks if task.suite}
+    own = {task.name: task.suite.path for task in tasks if task.suite and task.suite.path.is_file()}
     found = {name: asking.told(name) for name in asking.subjects}
     by_suite = {
         suite: {name: told[suite] for name, told in found.items() if suite in told}

@@ -127,7 +127,7 @@ class Asking:
         if not task.suite:
             return found | ({"task": str(task.path)} if self._backend.loads and task.path else {})
         suites = folder.parent / "suites"
-        found |= {"limit": 0, "chat": True, "max_tokens": conversion.MAX_NEW_TOKENS}
+        found |= {"limit": 0, "chat": conversion.by_chat(task.suite), "max_tokens": conversion.MAX_NEW_TOKENS}
         if self._backend.loads:
             return found | {"task": str(conversion.for_lm_eval(task.suite, self._plan.limit, suites))}
         name = Path(task.name).stem

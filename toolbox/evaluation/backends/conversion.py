@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from toolbox import files
-from toolbox.suites import Suite, exact_match
+from toolbox.evaluation.multiple_choice import answers, prompt
+from toolbox.suites import Suite, exact_match, multiple_choice
 from toolbox.suites.rows import spread
 
 MAX_NEW_TOKENS = 64
@@ -29,6 +30,11 @@ def for_lm_eval(suite: Suite, limit: int, folder: Path) -> Path:
     return folder / f"{name}.yaml"
 
 
+def by_chat(suite: Suite) -> bool:
+    """Whether ours asks by the chat template."""
+    return suite.kind == "exact_match"
+
+
 def _questions_for_lm_eval(suite: Suite, limit: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Asked as a conversation, by the chat template, as ours are."""
     metric = {
@@ -44,7 +50,27 @@ def _questions_for_lm_eval(suite: Suite, limit: int) -> tuple[list[dict[str, Any
     return rows, settings
 
 
-_LM_EVAL = {"exact_match": _questions_for_lm_eval}
+def _choices_for_lm_eval(suite: Suite, limit: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The likeliest option after the very text that ours shows; solved examples are part of it."""
+    exams = multiple_choice.exams(suite.path, spread(multiple_choice.read(suite.path), limit))
+    rows = [
+        {
+            "context": prompt(exam, row),
+            "options": [text.removeprefix(" ") for text in answers(row)],
+            "answer": row.answer,
+        }
+        for exam in exams
+        for row in exam.questions
+    ]
+    metrics = ["acc"] if any(row.lettered for exam in exams for row in exam.questions) else ["acc", "acc_norm"]
+    settings = {
+        "output_type": "multiple_choice", "doc_to_text": "{{context}}", "doc_to_choice": "options",
+        "doc_to_target": "answer", "metric_list": [{"metric": metric} for metric in metrics],
+    }  # fmt: skip
+    return rows, settings
+
+
+_LM_EVAL = {"exact_match": _questions_for_lm_eval, "multiple_choice": _choices_for_lm_eval}
 
 
 def for_evalscope(suite: Suite, limit: int, folder: Path) -> Path:
