@@ -44,6 +44,11 @@ class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
     """It was told to stay as it is, whatever the lock says."""
 
     @property
+    def package(self) -> str:
+        """Its main package; of the llama.cpp engine none has its name."""
+        return self.name.removesuffix("-cpu")
+
+    @property
     def half_made(self) -> bool:
         return (self.folder / "preparing").exists()
 
@@ -88,7 +93,7 @@ def ask(found: Interpreter) -> tuple[str, bool]:
     The version is empty where the lock has no package of that name. Raises ToolboxError where the interpreter does not
     start, or lacks the package.
     """
-    main = [found.name] if found.name in found.pins() else []
+    main = [found.package] if found.package in found.pins() else []
     try:
         done = subprocess.run(
             [str(found.python), "-I", "-c", ASK, *main], capture_output=True, text=True, timeout=START_TIMEOUT_S

@@ -32,10 +32,10 @@ def show(options: ListOptions, session: Session) -> dict[str, Any]:
     session.table(
         _("Engines and tools with an environment of their own"),
         (_("Name"), _("Version"), _("State"), _("Folder")),
-        [(each.name, each.pins().get(each.name, "-"), _state(each), str(each.folder)) for each in found],
+        [(each.name, each.pins().get(each.package, "-"), _state(each), str(each.folder)) for each in found],
     )
     return {"engines": [
-        {"name": each.name, "version": each.pins().get(each.name), "installed": each.python is not None,
+        {"name": each.name, "version": each.pins().get(each.package), "installed": each.python is not None,
          "stale": each.stale, "pinned": each.pinned, "previous": each.before.is_dir(), "path": str(each.folder)}
         for each in found
     ]}  # fmt: skip
@@ -85,7 +85,7 @@ def _tell(found: "Interpreter", session: Session) -> bool:
     size = interpreters.INSTALLED_BYTES.get(found.name, 0)
     needed, free = int(size * interpreters.ROOM), files.free_bytes(found.folder)
     room = _("{size}, and {needed} while it is made").format(size=units.size(size), needed=units.size(needed))
-    main = [f"{name} {pins[name]}" for name in (found.name, "torch") if name in pins]
+    main = [f"{name} {pins[name]}" for name in (found.package, "torch") if name in pins]
     session.table(_("To be installed"), ("", ""), [
         (_("Packages"), _("{main}; {count} in all, each with its hash").format(
             main=", ".join(main) or found.name, count=len(pins))),
