@@ -14,7 +14,7 @@ from toolbox import backends, embedded, evaluation
 from toolbox.backends import BACKENDS
 from toolbox.commands.evaluate import EvaluateOptions, make_plan
 from toolbox.config import Home, Settings, find_home
-from toolbox.errors import InputError, Interrupted, NotFoundError, OutOfMemoryError, ToolboxError
+from toolbox.errors import HubError, InputError, Interrupted, NotFoundError, OutOfMemoryError, ToolboxError
 from toolbox.evaluation.backends import asking, conversion, run
 from toolbox.plan import EvaluatePlan
 from toolbox.runs import Run, Silent
@@ -140,6 +140,7 @@ class Stopping(Silent):
         ('sys.exit("@runs code " + json.dumps(["humaneval"]))', InputError, "humaneval"),
         ("os.kill(os.getpid(), signal.SIGKILL)", OutOfMemoryError, "memory"),
         ('raise ValueError("no such column")', ToolboxError, "no such column"),
+        ("""raise OSError("Couldn't reach 'allenai/ai2_arc' on the Hub")""", HubError, "ai2_arc"),
     ],
 )
 def test_why_it_failed_is_said_in_a_sentence(

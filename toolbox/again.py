@@ -31,10 +31,19 @@ def words(verb: str, plan: dict[str, Any], settings: Sequence[str] = ()) -> list
     if verb == "finetune":
         said += _training(plan, settings)
     said += ["--suite", *map(str, plan["suites"])] if verb == "evaluate" and plan.get("suites") else []
+    said += _backend(plan) if plan.get("backend") else []
     said += ["--format", str(plan.get("format")), "--type", str(plan.get("type"))] if verb == "export" else []
     said += _mixed(plan) if verb == "merge" else []
     said += ["--output", str(plan["output"])] if verb in ("merge", "export") and "output" in plan else []
     return said + _server(plan) if verb == "serve" else said
+
+
+def _backend(plan: dict[str, Any]) -> list[str]:
+    """What measures instead, and as it was told to."""
+    settings = [
+        f"{name}={msgspec.json.encode(value).decode()}" for name, value in (plan.get("arguments") or {}).items()
+    ]
+    return ["--backend", str(plan["backend"]), *(["--backend-args", *settings] if settings else [])]
 
 
 def _server(plan: dict[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from toolbox.backends import BACKENDS
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.report import curves, markdown, numbers
@@ -100,9 +101,22 @@ def _p(line: Line) -> str:
 
 
 def _left(facts: Facts) -> list[str]:
-    """What else the evaluation says of itself: its limit, how many were asked."""
-    limit = facts.plan.get("limit")
-    return [_("At most {limit} items of each suite, taken evenly.").format(limit=limit)] if limit else []
+    """What else the evaluation says of itself: who measured, its limit, figures that have no interval."""
+    limit, backend = facts.plan.get("limit"), facts.result.get("backend")
+    said = (
+        [_("At most {limit} items of each suite, taken evenly.").format(limit=limit)] if limit and not backend else []
+    )
+    if isinstance(backend, dict):
+        name, version = str(backend.get("name")), str(backend.get("version"))
+        title = BACKENDS[name].title if name in BACKENDS else name
+        said.append(_("Measured by {title} {version}.").format(title=plain(title), version=plain(version)))
+        said += [_("At most {limit} items of each suite.").format(limit=limit)] if limit else []
+    for row in facts.result.get("stated") or []:
+        told = ", ".join(plain(Path(str(row.get(key))).name) for key in ("suite", "model", "metric"))
+        said.append(
+            _("Without an interval: {told}: {value}.").format(told=told, value=numbers.number(row.get("value")))
+        )
+    return said
 
 
 def _shown(found: Any) -> str:

@@ -13,7 +13,7 @@ import msgspec
 from toolbox import engines, files, foreign, loading
 from toolbox.backends import Backend, Task
 from toolbox.config import find_home
-from toolbox.errors import InputError, Interrupted, NotFoundError, OutOfMemoryError, ToolboxError
+from toolbox.errors import HubError, InputError, Interrupted, NotFoundError, OutOfMemoryError, ToolboxError
 from toolbox.evaluation.backends import conversion
 from toolbox.evaluation.backends.figures import Said, Told
 from toolbox.evaluation.backends.server import serving_model
@@ -32,6 +32,10 @@ TURN = re.compile(r"@task (\d+)")
 REFUSED = re.compile(r"@(no task|runs code) (.+)")
 """What the scripts print of themselves."""
 SAID = "said.json"
+UNREACHED = re.compile(
+    r"Couldn't reach|offline ?mode|LocalEntryNotFound|ConnectionError|ConnectError|Max retries", re.I
+)
+"""How libraries say that a hub is out of reach."""
 KEY = "OPENAI_API_KEY"
 """Where the script finds the server's key: never in a file, never on a command line."""
 WAYS = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
@@ -168,6 +172,7 @@ class Asking:
         environ = engines.environment(cache, device.kind, device.index, "") | {
             "MODELSCOPE_CACHE": str(cache / "modelscope"), "EVALSCOPE_CACHE": str(cache / "evalscope"),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "HF_DATASETS_OFFLINE": "1",
+            "HF_EVALUATE_OFFLINE": "1",  # a metric of that library is a program, fetched and run
         }  # fmt: skip
         if not (self._plan.fetches or self._plan.endpoint):
             return environ
@@ -200,6 +205,13 @@ class Asking:
                     title=title, name=refused[1]
                 ),
                 _("Measure it without --backend, in the sandbox here."),
+            )
+        if UNREACHED.search(last):
+            return HubError(
+                _("{title} could not fetch the rows of its tasks: {reason}").format(title=title, reason=last),
+                _(
+                    "Check the network, HF_HUB_OFFLINE and config set huggingface_endpoint, or name files that are here."
+                ),
             )
         if foreign.killed(status):
             return OutOfMemoryError(

@@ -12,6 +12,7 @@ from typing import Any
 import lm_eval
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable
 
 KEPT = 4000
@@ -22,7 +23,7 @@ def main(work: dict[str, Any]) -> None:
     """Measure every task of `work["tasks"]`, one after the other, on one model."""
     manager = TaskManager()
     for task in work["tasks"]:
-        known(task["task"], manager)
+        refuse(task["task"], manager)
     model, told = make(work), {}
     for number, task in enumerate(work["tasks"]):
         print(f"@task {number}", flush=True)
@@ -32,11 +33,14 @@ def main(work: dict[str, Any]) -> None:
     os.replace(work["said"] + ".part", work["said"])
 
 
-def known(name: str, manager: TaskManager) -> None:
-    """End with a sentence where the harness has no such task, before a model is loaded."""
+def refuse(name: str, manager: TaskManager) -> None:
+    """End with a sentence for a task that there is not, or that runs generated code; before a model is loaded."""
     if name not in manager.all_tasks and not os.path.exists(name):
         near = difflib.get_close_matches(name, manager.all_tasks, n=3)
         sys.exit(f"@no task {json.dumps([name, near])}")
+    path = manager.task_index[name].yaml_path if name in manager.task_index else name
+    if path and load_yaml(path, resolve_func=False).get("unsafe_code"):
+        sys.exit(f"@runs code {json.dumps([name])}")
 
 
 def make(work: dict[str, Any]) -> Any:
