@@ -209,9 +209,7 @@ class Asking:
         if UNREACHED.search(last):
             return HubError(
                 _("{title} could not fetch the rows of its tasks: {reason}").format(title=title, reason=last),
-                _(
-                    "Check the network, HF_HUB_OFFLINE and config set huggingface_endpoint, or name files that are here."
-                ),
+                _("Check the network, HF_HUB_OFFLINE and huggingface_endpoint (config), or name files that are here."),
             )
         if foreign.killed(status):
             return OutOfMemoryError(
