@@ -1,4 +1,4 @@
-"""Writes docs/commands from the verbs' option fields, docs/models, the tutorial, the READMEs' figures: `make docs`."""
+"""Writes docs/commands from the verbs' options, docs/models, docs/evaluation, the tutorial, figures: `make docs`."""
 
 import sys
 from pathlib import Path
@@ -59,11 +59,12 @@ def _table(command: Command, columns: tuple[str, ...]) -> list[str]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
+    import evaluation_page
     import figures
     import models_page
     import tutorial
 
-    for made in (sys.modules[__name__], models_page, tutorial):
+    for made in (sys.modules[__name__], models_page, tutorial, evaluation_page):
         for language, path in made.PAGES.items():
             path.write_text(made.page(language), encoding="utf-8")
             print(path.relative_to(ROOT))

@@ -24,7 +24,7 @@ def commands(readme: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("language", ["zh", "en"])
-@pytest.mark.parametrize("script", ["reference", "models_page", "tutorial"])
+@pytest.mark.parametrize("script", ["reference", "models_page", "tutorial", "evaluation_page"])
 def test_generated_pages_equal_the_code(script: str, language: str) -> None:
     made = importlib.import_module(script)
     written = made.PAGES[language].read_text(encoding="utf-8")
