@@ -10,10 +10,14 @@ from toolbox import suites
 from toolbox.config import Home
 from toolbox.errors import InputError
 from toolbox.evaluation import code
-from toolbox.sandbox.running import Program, run_all
+from toolbox.sandbox.running import Limits, Program, run_all
 from toolbox.suites.code import Task
 
 HUMANEVAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "eval" / "HumanEval.jsonl.gz"
+ROWS = (
+    [json.loads(line) for line in gzip.decompress(HUMANEVAL.read_bytes()).splitlines()] if HUMANEVAL.is_file() else []
+)
+SOLUTIONS = {row["task_id"]: row["canonical_solution"] for row in ROWS}
 needs_data = pytest.mark.skipif(not HUMANEVAL.is_file(), reason="no HumanEval")
 TASK = Task(
     prompt="from typing import List\n\ndef twice(x):\n    return 2 * x\n\n"
@@ -101,18 +105,37 @@ def test_all_of_humanevals_own_solutions_pass_and_fail_when_changed() -> None:
 
 def _solved(limit: int, changed: bool = False) -> list[str]:
     """Outcomes of the paper's own solutions; changed: what they return is wrapped, so that every answer is wrong."""
-    rows = [json.loads(line) for line in gzip.decompress(HUMANEVAL.read_bytes()).splitlines()][: limit or None]
     tasks = code.code.read(HUMANEVAL)[: limit or None]
     spoil = "\n_right = {name}\ndef {name}(*a, **k):\n    return ('wrong', _right(*a, **k))\n"
-    return [
-        verdict.outcome
-        for verdict in run_all(
-            [
-                Program(
-                    task.prompt + row["canonical_solution"] + (spoil.format(name=task.entry_point) if changed else ""),
-                    task.tests,
-                )
-                for row, task in zip(rows, tasks, strict=True)
-            ]
+    programs = [
+        Program(
+            task.prompt + SOLUTIONS[str(task.task_id)] + (spoil.format(name=task.entry_point) if changed else ""),
+            task.tests,
         )
+        for task in tasks
     ]
+    return [verdict.outcome for verdict in run_all(programs)]
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_judge_in_another_process_says_what_one_process_says() -> None:
+    """Over changed solutions, of which some still pass: as the paper's program runs them, and as ours does."""
+    changed = [(task, program) for task in code.code.read(HUMANEVAL) for program in _mutants(task)]
+    limits = Limits(cpu_s=2)
+    apart = run_all([Program(program, task.tests) for task, program in changed], limits)
+    whole = [Program(f"{program}\n{task.tests}\ndone = True", "assert done") for task, program in changed]
+    together = run_all(whole, limits)
+    passed = [verdict.outcome == "passed" for verdict in apart]
+    assert passed == [verdict.outcome == "passed" for verdict in together]
+    assert len(passed) > 300
+    assert 20 < sum(passed) < len(passed) - 200
+
+
+def _mutants(task: Task) -> list[str]:
+    """Up to two programs that differ from the paper's solution in one number or one comparison."""
+    solution = SOLUTIONS[str(task.task_id)]
+    swaps = [("<=", "<"), (" > ", " >= "), ("==", "!="), (" + ", " - "), ("1", "2"), ("True", "False"), ("0", "1")]
+    made = [solution.replace(old, new, 1) for old, new in swaps if old in solution]
+    return [task.prompt + body for body in made[:2]]

@@ -26,11 +26,12 @@ def test_honest_programs_pass_and_wrong_ones_fail() -> None:
     caught = (
         "assert list(f(2)) == [0, 1]\ntry: f(-1)\nexcept ValueError as e: assert str(e) == 'negative'\nelse: assert 0"
     )
+    shadowing = Program("def sum(a, b): return a * b", "assert sum(2, 3) == 6")
     verdicts = running.run_all(
-        [Program(plain, checked), Program(raising, caught), Program(raising, "assert list(f(2)) == [0]")]
+        [Program(plain, checked), Program(raising, caught), shadowing, Program(raising, "assert list(f(2)) == [0]")]
     )
-    assert [verdict.outcome for verdict in verdicts] == ["passed", "passed", "failed"]
-    assert verdicts[2].detail.startswith("assert list(f(2)) == [0]: AssertionError")
+    assert [verdict.outcome for verdict in verdicts] == ["passed", "passed", "passed", "failed"]
+    assert verdicts[3].detail.startswith("assert list(f(2)) == [0]: AssertionError")
 
 
 WANTS_FIVE = """
@@ -58,6 +59,7 @@ CHEATS = {
         "builtins.len = lambda x: 3\ndef f(x): return 0",
         WANTS_FIVE,
     ),
+    "redefines the language": ("def f(x): return 0\ndef abs(x): return 0\ndef len(x): return 5", WANTS_FIVE),
     "brings a module": ("import sys\nmath = sys.modules['math'] = type(sys)('math')\nmath.fabs = len", WANTS_FIVE),
     "speaks out of turn": (
         "import os\nfor n in range(3, 64):\n    try: os.write(n, b'[\"loaded\", {}]\\n' * 3)\n    except OSError: pass",

@@ -8,6 +8,7 @@ import builtins
 import importlib
 import inspect
 import os
+import re
 import signal
 import sys
 import traceback
@@ -50,7 +51,7 @@ def judge(test: str, link: Link, process: int) -> dict[str, str]:
         kind, *rest = link.receive()
         if kind != "loaded":
             return {"outcome": "failed", "detail": ": ".join(map(str, rest))[:DETAIL]}
-        space = {name: _standin(name, value, link) for name, value in rest[0].items()}
+        space = {name: _standin(name, value, link) for name, value in _usable(rest[0], test).items()}
         exec(compile(test, "test.py", "exec"), {**space, "__name__": "test"})
     except BaseException as error:  # whatever a test raises is its verdict
         detail = ": ".join([_line(error, test), *_told(error)])[:DETAIL]
@@ -75,6 +76,15 @@ def _described(value: Any) -> Any:
         return {"value": encode(value)}
     except (TypeError, RecursionError):
         return None
+
+
+def _usable(told: dict[str, Any], test: str) -> dict[str, Any]:
+    """The candidate's names, but those of the language, with which it would judge itself: `def abs(x): return 0`.
+
+    Unless the test uses no other name of the candidate's: a task of MBPP asks for a `sum` of its own.
+    """
+    own = {name: value for name, value in told.items() if not hasattr(builtins, name)}
+    return own if any(re.search(rf"\b{re.escape(name)}\b", test) for name in own) else told
 
 
 def _standin(name: str, described: Any, link: Link) -> Any:
