@@ -69,6 +69,7 @@ def checks(machine: "Machine", home: "Home") -> Iterator[Check]:
     yield disk(home)
     yield settings(home)
     yield embedded_model(home)
+    yield sandbox()
     yield from engines(machine, home)
     yield from plugged()
 
@@ -203,6 +204,19 @@ def embedded_model(home: "Home") -> Check:
     except ToolboxError as error:
         return Check(name=name, ok=False, detail=error.message, remedy=_("Install the package again."), required=True)
     return Check(name=name, ok=True, detail=f"{facts.architecture}, {facts.parameters / 1e6:.1f}M")
+
+
+def sandbox() -> Check:
+    """Whether programs that a model writes can be measured (`evaluate --suite HumanEval.jsonl`); tried, not guessed."""
+    from toolbox.errors import InputError
+    from toolbox.sandbox import running
+
+    name = _("Generated code")
+    try:
+        held = ", ".join(running.check())
+    except InputError as error:
+        return Check(name=name, ok=sys.platform != "linux", detail=str(error), remedy=error.remedy)
+    return Check(name=name, ok=True, detail=_("confined by {held}").format(held=held))
 
 
 def engines(machine: "Machine", home: "Home") -> Iterator[Check]:

@@ -138,11 +138,14 @@ def _suites(options: EvaluateOptions, target: "Target", session: Session) -> lis
     """The names of the suites. Raises InputError for one that is not, or that this model or nobody can do."""
     from toolbox import embedded, models, suites
     from toolbox.errors import InputError
+    from toolbox.sandbox import running
 
     if options.backend:
         return []
     usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
     found = suites.resolve_all(options.suite or usual, session.home)
+    if any(suite.kind == "code" for suite in found):
+        running.check()
     if models.is_masked(target.model):
         suites.refuse_unmasked(found)
     if opened := next((suite for suite in found if suite.kind == "open_questions" and not options.judge), None):
