@@ -37,8 +37,8 @@ class Figure(msgspec.Struct, frozen=True):
 
     def measured(self, n: int) -> Measured | None:
         """By its rows where it has any, else by its error; None where nothing is known but the value."""
-        if self.values and set(self.values) <= {0.0, 1.0}:
-            return Share([value == 1.0 for value in self.values])
+        if self.values and {round(value, 6) for value in self.values} <= {0.0, 1.0}:  # Rouge's F says 0.999999995
+            return Share([value > 0.5 for value in self.values])
         if self.values:
             return mean(self.values)
         return None if self.stderr is None else Stated(self.value, self.stderr, n)
