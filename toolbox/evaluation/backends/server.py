@@ -9,7 +9,7 @@ from typing import Any
 
 from toolbox import engines, serving
 from toolbox.config import find_home
-from toolbox.errors import EngineError, ToolboxError
+from toolbox.errors import EngineError, Interrupted, ToolboxError
 from toolbox.i18n import _
 from toolbox.models import ModelFacts
 from toolbox.plan import EvaluatePlan, ServedAdapter, ServePlan
@@ -37,7 +37,7 @@ def serving_model(
     """While inside, the model, with its adapter where there is one, answers: yields `url api_key model`.
 
     Its files lie in `folder`. However this process ends, the engine ends too. Raises EngineError where it can't be
-    started, and what `reporter` raises when asked to stop.
+    started, Interrupted when asked to stop before it answers.
     """
     told = _Told()
     served = _plan(plan, model, adapter)
@@ -49,7 +49,7 @@ def serving_model(
             if not thread.is_alive():
                 raise told.error or EngineError(_("The engine could not be started."))
             if reporter.stopping:
-                break
+                raise Interrupted(_("Interrupted before everything was measured."), _("Go on with: runs resume"))
             time.sleep(LOOK_EVERY_S)
         yield told.facts
     finally:
