@@ -15,6 +15,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable
 
+RESAMPLES = 2000
+"""For errors of figures that are no mean; the harness' own 100 000 take minutes."""
 KEPT = 4000
 """Characters of a prompt or an answer in the rows; `samples.jsonl` has all of them."""
 
@@ -60,7 +62,7 @@ def measure(work: dict[str, Any], task: dict[str, Any], model: Any, manager: Tas
     arguments.setdefault("apply_chat_template", task["chat"] or work["endpoint"])
     return lm_eval.simple_evaluate(
         model=model, tasks=[task["task"]], task_manager=manager, limit=task["limit"] or None, log_samples=True,
-        confirm_run_unsafe_code=False, **arguments,
+        confirm_run_unsafe_code=False, bootstrap_iters=RESAMPLES, **arguments,
     )  # fmt: skip
 
 
