@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.commands import Command, Session, backed, devices, differing, plugged
+from toolbox.commands import Command, Session, backed, devices, differing, plugged, suites
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -29,7 +29,11 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
     ] = ""
     suite: Annotated[
         list[str],
-        option(N_("Suites by name, or JSONL files; empty: all that are shipped"), ask=True, choices="suites"),
+        option(
+            N_("Suites by name, files or folders (--list-suites); empty: those shipped"),
+            ask=True,
+            choices="suites",
+        ),
     ] = msgspec.field(default_factory=list)
     metric: Annotated[list[str], option(N_("Metrics of plugins for questions, beside exact match"), metavar="NAME")] = (
         msgspec.field(default_factory=list)
@@ -62,6 +66,7 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
             N_("The judge's API key. YCDY_EVALUATE_JUDGE_KEY keeps it off process lists"), metavar="KEY", secret=True
         ),
     ] = ""
+    list_suites: Annotated[bool, option(N_("List the suites that there are, and measure nothing"))] = False
     cached: Annotated[bool, option(N_("Take answers that this very model gave before"))] = True
     backend: Annotated[
         Literal["", "lm-eval", "evalscope"],
@@ -86,6 +91,8 @@ class EvaluateOptions(msgspec.Struct, kw_only=True):
 
 def run(options: EvaluateOptions, session: Session) -> dict[str, Any]:
     """Measure; the `--json` object: `results[]{suite model metric value low high n}` and the run's id."""
+    if options.list_suites:
+        return suites.listed(session)
     if options.repair != "no":
         from toolbox.commands import repairing
 
@@ -136,18 +143,19 @@ def _only_model(role: str, address: str, name: str, key: str) -> str:
 
 def _suites(options: EvaluateOptions, target: "Target", session: Session) -> list[str]:
     """The names of the suites. Raises InputError for one that is not, or that this model or nobody can do."""
-    from toolbox import embedded, models, suites
+    from toolbox import embedded, models
     from toolbox.errors import InputError
     from toolbox.sandbox import running
+    from toolbox.suites import refuse_unmasked
 
     if options.backend:
         return []
     usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
-    found = suites.resolve_all(options.suite or usual, session.home)
+    found = suites.chosen(options.suite or usual, session)
     if any(suite.kind == "code" for suite in found):
         running.check()
     if models.is_masked(target.model):
-        suites.refuse_unmasked(found)
+        refuse_unmasked(found)
     if opened := next((suite for suite in found if suite.kind == "open_questions" and not options.judge), None):
         raise InputError(
             _("{suite} holds open questions, and nobody judges the answers.").format(suite=opened.name),

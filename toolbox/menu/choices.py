@@ -9,6 +9,8 @@ from toolbox.config import Home
 from toolbox.i18n import _
 from toolbox.menu.prompts import CATALOGUE
 from toolbox.runs import Run
+from toolbox.suites import catalogue
+from toolbox.suites.catalogue import CATALOGUE as SUITES
 
 Choice = tuple[str, str]
 """(the value, a faint note beside it)"""
@@ -62,7 +64,12 @@ def _hubs(home: Home) -> list[Choice]:
 
 
 def _suites(home: Home) -> list[Choice]:
-    return [(name, _(measured)) for name, (measured, _path) in embedded.SUITES.items()]
+    """Those that are here first; the others are fetched, or their page is named."""
+    named = sorted(SUITES, key=lambda name: not catalogue.is_here(name, home))
+    return [
+        *((name, _(measured)) for name, (measured, _path) in embedded.SUITES.items()),
+        *((name, " · ".join([_(SUITES[name].title), _(catalogue.where(name, home))])) for name in named),
+    ]
 
 
 def _recipes(home: Home) -> list[Choice]:

@@ -11,7 +11,8 @@ from toolbox.config import Home
 from toolbox.datasets.reading import no_rows
 from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
-from toolbox.suites import rows
+from toolbox.suites import catalogue, rows
+from toolbox.suites.catalogue import CATALOGUE
 from toolbox.suites.kind import Kind
 from toolbox.suites.kinds import KINDS
 
@@ -42,8 +43,8 @@ class Suite(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(name: str, home: Home) -> Suite:
-    """The suite that a person means: a shipped one by name, or a file, whose content tells what it measures, or a
-    folder whose files are one suite together, as MMLU's subjects.
+    """The suite that a person means: a shipped one or one of the catalogue by name; a file, whose content tells what
+    it measures; or a folder whose files are one suite together, as MMLU's subjects.
 
     Raises NotFoundError naming what there is, InputError naming the first row that can't be used.
     """
@@ -51,17 +52,19 @@ def resolve(name: str, home: Home) -> Suite:
         path = embedded.MEASURED[name]
     elif (path := Path(name).expanduser().resolve()).is_file() or _of_folder(path):
         name = str(path)
+    elif name in CATALOGUE:
+        path = catalogue.find(name, home)
     elif name in plugins.added("suite"):
         return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
     else:
-        known = [*embedded.SUITES, *plugins.added("suite")]
+        known = [*embedded.SUITES, *CATALOGUE, *plugins.added("suite")]
         raise NotFoundError(
             _("There is no suite {name!r}.").format(name=name),
             _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
         )
     kind = (_of_folder(path) if path.is_dir() else kind_of(path)) or KINDS["perplexity"]
     if (one := kind.whole(path)) != path:
-        path, name = one, str(one)
+        path, name = one, name if name in CATALOGUE else str(one)
     if not (items := len(kind.read(path))):
         raise no_rows(path)
     return Suite(name=name, kind=kind.name, path=path, items=items)

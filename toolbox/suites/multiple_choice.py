@@ -24,6 +24,10 @@ LETTERS = "ABCDEFGHIJ"
 SHOTS = 5
 """Solved examples before each question, where a dev split lies beside the file: as in the papers."""
 SPLITS = ("test", "val", "validation", "dev")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+"""What Hugging Face's Parquet files have behind their split; their folder is then the subject."""
+WHOLE = ("all", "data", "default", "main")
+"""Folders that are no subject."""
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -146,7 +150,9 @@ def _is_question(line: bytes) -> bool:
 
 def _subject(path: Path) -> str:
     """The name of a file without its split: abstract_algebra of abstract_algebra_test.csv."""
-    stem = path.name.partition(".")[0]
+    stem = _SHARD.sub("", path.name.partition(".")[0])
+    if stem in SPLITS and _SHARD.search(path.name.partition(".")[0]):
+        return "" if path.parent.name in WHOLE else path.parent.name
     head, _bar, split = stem.rpartition("_")
     return head if split in SPLITS else "" if stem in (*SPLITS, "train") else stem
 
@@ -176,7 +182,7 @@ def _of_folder(folder: Path) -> list[Path]:
 
 
 def _split(file: Path) -> str:
-    tail = file.name.partition(".")[0].rpartition("_")[2]
+    tail = _SHARD.sub("", file.name.partition(".")[0]).rpartition("_")[2]
     return tail if tail in (*SPLITS, "train") else file.parent.name
 
 
