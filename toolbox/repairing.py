@@ -17,7 +17,8 @@ import msgspec
 
 from toolbox import files
 from toolbox.errors import InputError
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
+from toolbox.suites import kinds
 from toolbox.suites.gender import Portrait
 
 Stage = Literal["dpo", "sft"]
@@ -252,3 +253,35 @@ def write(
         held_out = msgspec.structs.asdict(split)
         files.write_json(scratch / RECORD, {**facts, "rows": len(rows), "held_out": held_out, "sha256": hashes})
     return folder / RECORD
+
+
+CLAIMS = {"halved": N_("Held-out bias at least halved"), "kept": N_("At most 2 points of capability lost")}
+"""The checks of a repair, as its last evaluation's `repair` names them."""
+
+
+def claim_columns() -> tuple[str, ...]:
+    return "", _("Check"), _("Of what"), _("Before and after"), _("Measured")
+
+
+def claims(repair: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a check: of the bias how much of it went, of capability the points lost; with interval and p."""
+    rows: list[tuple[str, ...]] = []
+    for check in repair["checks"]:
+        if check["check"] == "halved":
+            told = "{:+.0%} [{:+.0%}, {:+.0%}]".format(*(check[name] - 1 for name in ("value", "low", "high")))
+        else:
+            told = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * check[name] for name in ("value", "low", "high")))
+        metric = kinds.METRICS[check["metric"]].label if check["metric"] in kinds.METRICS else check["metric"]
+        rows.append((
+            "✓" if check["passed"] else "✗", _(CLAIMS[check["check"]]), f"{_(metric)}, {Path(check['suite']).stem}",
+            f"{check['before']:.3g} → {check['after']:.3g}",
+            told if check.get("p") is None else f"{told}, p = {check['p']:.2g}",
+        ))  # fmt: skip
+    return rows
+
+
+def turned(repair: Mapping[str, Any]) -> str:
+    """Whether balance was overshot."""
+    return _("{count} of {all} held-out professions (each language) lean clearly the other way now.").format(
+        count=repair["turned_round"], all=repair["professions"]
+    )

@@ -191,35 +191,9 @@ def _going_on(run: str, options: "EvaluateOptions", session: Session) -> Iterato
 
 def _show(result: dict[str, Any], session: Session) -> None:
     """What was claimed against what was measured, and where the picture lies."""
-    from toolbox.suites import kinds
+    from toolbox import repairing
 
-    titles = {"halved": _("Held-out bias at least halved"), "kept": _("At most 2 points of capability lost")}
     repair = result["repair"]
-    rows = [
-        (
-            "✓" if check["passed"] else "✗",
-            titles[check["check"]],
-            f"{kinds.metric({'ideal': 'low', **check}).title.rstrip(' ↓↑')} · {Path(check['suite']).stem}",
-            f"{check['before']:.3g} → {check['after']:.3g}",
-            _told(check),
-        )
-        for check in repair["checks"]
-    ]
-    session.table(
-        _("What the repair did, with intervals of 95 %"), ("", _("Check"), _("Of what"), "", _("Measured")), rows
-    )
-    session.say(
-        _("{count} of {all} held-out professions lean clearly the other way now.").format(
-            count=repair["turned_round"], all=repair["professions"]
-        )
-    )
+    session.table(_("What the repair did, with intervals of 95 %"), repairing.claim_columns(), repairing.claims(repair))
+    session.say(repairing.turned(repair))
     session.say(_("The picture: {path}").format(path=session.home.runs / result["run"] / "plots" / "repair.svg"))
-
-
-def _told(check: dict[str, Any]) -> str:
-    """The share of the bias that went, or the points that were lost, with interval and p."""
-    if check["check"] == "halved":
-        told = f"{check['value'] - 1:+.0%} [{check['low'] - 1:+.0%} … {check['high'] - 1:+.0%}]"
-    else:
-        told = f"{100 * check['value']:+.1f} [{100 * check['low']:+.1f} … {100 * check['high']:+.1f}]"
-    return told if check.get("p") is None else f"{told}\np = {check['p']:.2g}"

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from toolbox import repairing
 from toolbox.backends import BACKENDS
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
@@ -28,7 +29,13 @@ def evaluations(story: Story) -> str:
     for facts in found:
         if table := _table(lines(facts)):
             title = _("Step {number}: {run}").format(number=story.named(facts), run=plain(facts.run.id))
-            parts += [f"### {title}" if len(found) > 1 else "", table, *_left(facts), *curves.shown(story, facts)]
+            parts += [
+                f"### {title}" if len(found) > 1 else "",
+                table,
+                *_left(facts),
+                *_repaired(facts),
+                *curves.shown(story, facts),
+            ]
     if parts:
         parts.append(
             _(
@@ -117,6 +124,15 @@ def _left(facts: Facts) -> list[str]:
             _("Without an interval: {told}: {value}.").format(told=told, value=numbers.number(row.get("value")))
         )
     return said
+
+
+def _repaired(facts: Facts) -> list[str]:
+    """What a repair promised, and whether it held."""
+    repair = facts.result.get("repair")
+    if not isinstance(repair, dict) or not repair.get("checks"):
+        return []
+    rows = [[plain(cell) for cell in row] for row in repairing.claims(repair)]
+    return [_("What the repair did:"), markdown.table([*repairing.claim_columns()], rows), repairing.turned(repair)]
 
 
 def _shown(found: Any) -> str:
