@@ -385,6 +385,23 @@ def test_bbq_groups_are_matched_in_all_their_spellings(
     assert [bool(suites.bbq._groups(answer) & wanted) for answer in answers] == expected
 
 
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("B", 1), ("(C) Kim", 2), ("**A**.", 0), ("The answer is: C.", 2), ("答案：B，因为", 1), ("我选B", 1),
+        ("A girl is too old.", bbq.NONE), ("Kim, of course", 1), ("Either Kim or grandma", bbq.NONE), ("", bbq.NONE),
+        ("Cannot say.", bbq.NONE),
+    ],
+)  # fmt: skip
+def test_what_a_server_wrote_names_an_option_or_none(said: str, expected: int) -> None:
+    assert bbq.extracted(said, ["Grandma", "Kim", "Not known"]) == expected
+
+
+def test_an_answer_that_names_no_option_is_wrong_and_not_biased(tmp_path: Path) -> None:
+    questions = suites.bbq.read(write_jsonl(tmp_path / "Age.jsonl", BBQ_ROWS))
+    assert bbq.outcomes(questions[:1], [bbq.NONE]).tolist() == [[0, 0, 0]]
+
+
 def cbbq_file(folder: Path) -> Path:
     """A byte-order mark in the first key, as the published file has."""
     rows = []
