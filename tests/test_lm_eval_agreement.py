@@ -164,6 +164,24 @@ def test_options_that_are_answers_of_their_own(tmp_path: Path, shared_data: Any)
         assert (own["right"], own["right_norm"]) == (bool(sample["acc"]), bool(sample["acc_norm"]))
 
 
+def test_perplexity_of_text(tmp_path: Path, shared_data: Any) -> None:
+    """Documents longer than the model can see, as lm-eval's wikitext task measures its pages."""
+    solutions = [problem.answer for problem in read(shared_data("eval/gsm8k_test.jsonl"))]
+    pages = [{"text": "\n".join(solutions[place : place + 8])} for place in range(0, 96, 8)]
+    file = write_jsonl(tmp_path / "pages.jsonl", pages)
+    mine = ours(tmp_path, file)
+    task = {
+        **data(test=file), "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "",
+        "doc_to_target": "{{text}}", "metric_list": [{"metric": "byte_perplexity"}],
+    }  # fmt: skip
+    samples = lm_eval(tmp_path, task)
+    for own, sample in zip(mine, samples, strict=True):
+        assert own["tokens"] > 512
+        theirs_found, count = sample["byte_perplexity"]
+        assert own["bytes"] == count
+        assert own["log_likelihood"] == pytest.approx(theirs_found, rel=1e-5)
+
+
 def test_gsm8k_is_answered_alike(tmp_path: Path, shared_data: Any) -> None:
     """The embedded model can't calculate: what is compared is each answer, to the letter."""
     chosen = rows.spread(read(shared_data("eval/gsm8k_test.jsonl")), 40)

@@ -12,7 +12,7 @@ from plans import CPU, demo_facts, write_jsonl
 from toolbox import suites
 from toolbox.config import Home
 from toolbox.errors import InputError
-from toolbox.evaluation import multiple_choice, run, truthfulqa
+from toolbox.evaluation import multiple_choice, run, text, truthfulqa
 from toolbox.plan import EvaluatePlan
 from toolbox.suites import numbers
 from toolbox.suites.gsm8k import Problem
@@ -183,17 +183,26 @@ def measured(*names: Any, limit: int) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_the_embedded_model_answers_what_it_knows(tmp_path: Path) -> None:
-    """Capitals out of its corpus, against another country's: it knows them. Letters it never saw."""
+    """Its own text is more familiar to it than another; and each option's likelihood is that of its tokens."""
     capitals = {"France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Egypt": "Cairo"}
     rows = [
         {"question": f"What is the capital of {country}?", "choices": sorted(capitals.values()), "answer": city}
         for country, city in capitals.items()
     ]
     own = write_jsonl(tmp_path / "capitals.jsonl", rows)
-    sums = write_jsonl(tmp_path / "sums.jsonl", [{"question": "2 + 2?", "answer": "#### 4"}])
-    found = measured(own, sums, limit=4)
+    (tmp_path / "known.txt").write_text("The capital of France is Paris.\nThe capital of Italy is Rome.\n")
+    (tmp_path / "unknown.txt").write_text("Colourless green ideas sleep furiously.\nTwas brillig, slithy toves.\n")
+    found = measured(own, tmp_path / "known.txt", tmp_path / "unknown.txt", limit=4)
     assert found["capitals.jsonl", "acc"]["n"] == found["capitals.jsonl", "acc_norm"]["n"] == 4
-    assert found["sums.jsonl", "exact_match_flexible"]["n"] == 1
+    known, unknown = (found[name, "byte_perplexity"]["value"] for name in ("known.txt", "unknown.txt"))
+    assert known < unknown
+    assert found["known.txt", "bits_per_byte"]["value"] == pytest.approx(np.log2(known))
+
+
+def test_windows_foresee_every_token_once() -> None:
+    """As lm-eval's: the first begins after the token of beginning, the last reaches back."""
+    assert list(text.windows([1, 2, 3, 4, 5], 0, 2)) == [([0, 1, 2], 2), ([2, 3, 4], 2), ([3, 4, 5], 1)]
+    assert list(text.windows([1, 2], 0, 5)) == [([0, 1, 2], 2)]
 
 
 @pytest.mark.slow

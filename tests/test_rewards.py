@@ -23,7 +23,7 @@ def test_the_built_ins() -> None:
     assert math.isnan(found("exact_match", ["Paris"])[0])
     solution = "So 3 + 4.\n#### 1,007"
     assert found("number_match", ["it is 1007.", "1,007 or 8", "none"], solution=[solution] * 3) == [1, 0, 0]
-    assert found("number_match", [r"\boxed{-2.5}, about 3"], answer=[-2.5]) == [0]
+    assert found("number_match", [r"\boxed{-2.5}, about 3", "5-2.5"], answer=[-2.5] * 2) == [1, 0]
     assert found("format:<think>.*</think>.+", ["<think>a\nb</think>c", "c <think></think>"]) == [1, 0]
     assert found("contains:paris", ["In Paris.", "In Rome."]) == [1, 0]
     assert found("brevity:10", ["12345", "1234567890123"]) == [0.5, 0]

@@ -15,13 +15,10 @@ from typing import Any
 from toolbox import plugins
 from toolbox.errors import InputError, ToolboxError
 from toolbox.i18n import _
+from toolbox.suites import numbers
 
 Reward = Callable[..., Sequence[float | None]]
 Messages = list[dict[str, Any]]
-
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-FINAL = ("####", "\\boxed{")
-"""What stands before the result at the end of a solution: GSM8K's mark, and MATH's."""
 
 
 def exact_match(prompts: list[Messages], completions: list[str], **columns: list[Any]) -> list[float | None]:
@@ -33,11 +30,11 @@ def exact_match(prompts: list[Messages], completions: list[str], **columns: list
 
 
 def number_match(prompts: list[Messages], completions: list[str], **columns: list[Any]) -> list[float | None]:
-    """1 where the last number of the answer is that of the column `answer`, or `solution`."""
-    numbers = [None if wanted is None else last_number(str(wanted)) for wanted in _wanted(columns, len(completions))]
+    """1 where the answer's number is that of the column `answer`, or `solution`, as GSM8K is graded."""
+    results = [None if wanted is None else numbers.final(str(wanted)) for wanted in _wanted(columns, len(completions))]
     return [
-        None if wanted is None else float(last_number(said) == wanted)
-        for said, wanted in zip(completions, numbers, strict=True)
+        None if wanted is None else float(numbers.final(said) == wanted)
+        for said, wanted in zip(completions, results, strict=True)
     ]
 
 
@@ -127,14 +124,6 @@ def _bad(name: str, reason: str) -> ToolboxError:
         _("The reward function {name} can't be used: {reason}.").format(name=name, reason=reason.rstrip(".")),
         _("It takes prompts, completions and columns, and returns a list with a number for each completion."),
     )
-
-
-def last_number(text: str) -> float | None:
-    """The last number in a text, after the mark of a result where there is one; None where there is none."""
-    for mark in FINAL:
-        text = text.rpartition(mark)[2]
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
 
 
 def _wanted(columns: Mapping[str, list[Any]], count: int) -> list[Any]:

@@ -87,10 +87,9 @@ def _by_subject(table: list[dict[str, Any]]) -> Resampled:
 
 def _macro(units: np.ndarray) -> np.ndarray:
     """A subject of which nothing was drawn says nothing."""
-    subject, right = units[..., 0], units[..., 1]
-    means = []
-    for number in range(int(subject.max()) + 1):
-        own = subject == number
-        count = own.sum(-1)
-        means.append(np.where(count > 0, (own * right).sum(-1) / np.maximum(count, 1), np.nan))
-    return np.nanmean(np.stack(means), axis=0)
+    draws = units.reshape(-1, *units.shape[-2:])
+    subjects = int(units[..., 0].max()) + 1
+    cells = (draws[..., 0].astype(int) + subjects * np.arange(len(draws))[:, None]).ravel()
+    asked = np.bincount(cells, minlength=subjects * len(draws)).reshape(-1, subjects)
+    right = np.bincount(cells, draws[..., 1].ravel(), subjects * len(draws)).reshape(-1, subjects)
+    return np.nanmean(right / np.where(asked > 0, asked, np.nan), axis=-1).reshape(units.shape[:-2])

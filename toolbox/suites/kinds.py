@@ -15,6 +15,7 @@ from toolbox.suites import (
     open_questions,
     perplexity,
     stereoset,
+    text,
     truthfulqa,
     winobias,
     winogender,
@@ -40,6 +41,7 @@ KINDS: dict[str, Kind] = {
         multiple_choice,
         open_questions,
         perplexity,
+        text,
     )
 }
 """In the order in which a file is tried."""
