@@ -1,5 +1,6 @@
 """Generated code is confined: what it tries against the machine, and against its own tests, comes to nothing."""
 
+import platform
 import re
 import socket
 import subprocess
@@ -196,6 +197,43 @@ def test_time_and_memory_are_bounded_and_nothing_is_left(layers: tuple[str, ...]
         assert verdict.outcome != "passed"
     assert time.monotonic() - begun < 120
     assert not [line for line in _processes() if "toolbox.sandbox" in line]
+
+
+FORBIDDEN = """
+import ctypes, struct, sys
+from toolbox.errors import InputError
+from toolbox.sandbox import running
+numbers = [int(word) for word in sys.argv[1:]]
+lines = [(0x20, 0, 0, 0)] + [line for n in numbers for line in ((0x15, 0, 1, n), (0x06, 0, 0, 0x00050001))]
+code = b"".join(struct.pack("HBBI", *line) for line in [*lines, (0x06, 0, 0, 0x7FFF0000)])
+buffer = ctypes.create_string_buffer(code)
+filters = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)))
+assert ctypes.CDLL(None).prctl(38, ctypes.c_ulong(1), None, None, None) == 0
+assert ctypes.CDLL(None).prctl(22, ctypes.c_ulong(2), filters, ctypes.c_ulong(0), ctypes.c_ulong(0)) == 0
+try:
+    print(*running.check())
+except InputError:
+    print("refused")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of other calls")
+@pytest.mark.parametrize(
+    ("calls", "held"),
+    [
+        pytest.param([272], "landlock seccomp", id="unshare: Docker's default"),
+        pytest.param([165], "landlock seccomp", id="mount: Ubuntu's AppArmor"),
+        pytest.param([444], "namespaces seccomp", id="Landlock: an old kernel"),
+        pytest.param([272, 444], "refused", id="both"),
+        pytest.param([157], "refused", id="prctl: no seccomp"),
+    ],
+)
+def test_what_a_machine_forbids_is_made_up_for_or_refused(calls: list[int], held: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", FORBIDDEN, *map(str, calls)], cwd=running.ROOT, capture_output=True, text=True
+    )
+    assert (told.stdout.strip(), told.stderr) == (held, "")
 
 
 @pytest.mark.slow

@@ -81,20 +81,25 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judge(order: dict[str, Any], target: int) -> None:
-    """The judge's process, which never returns from here."""
-    die_with_parent()
-    asked, asking = os.pipe()
-    answered, answering = os.pipe()
-    candidate = os.fork()
-    if not candidate:
+    """The judge's process. Neither it nor the candidate ever returns from here, whatever is raised."""
+    try:
         die_with_parent()
-        shut_in(order, [asked, answering])
-        judging.candidate(order["code"], Link(asked, answering))
-        os._exit(0)
-    shut_in(order, [answered, asking, target])
-    verdict = json.dumps(judging.judge(order["test"], Link(answered, asking), candidate))
-    os.write(target, verdict.encode())
-    os._exit(0)
+        asked, asking = os.pipe()
+        answered, answering = os.pipe()
+        candidate = os.fork()
+        if not candidate:
+            die_with_parent()
+            shut_in(order, [asked, answering])
+            judging.candidate(order["code"], Link(asked, answering))
+            os._exit(0)
+        try:
+            shut_in(order, [answered, asking, target])
+            verdict = judging.judge(order["test"], Link(answered, asking), candidate)
+        except OSError as error:
+            verdict = {"outcome": "refused", "detail": f"seccomp: {error}"}
+        os.write(target, json.dumps(verdict).encode())
+    finally:
+        os._exit(1)
 
 
 def shut_in(order: dict[str, Any], kept: list[int]) -> None:
