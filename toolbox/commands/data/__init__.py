@@ -106,7 +106,7 @@ class RepairOptions(msgspec.Struct, kw_only=True):
     pairs: Annotated[int, option(N_("Pairs, or texts, of each portrait"), ge=1, le=1000)] = 8
     beta: Annotated[
         float, option(N_("DPO's beta, by which the pairs are counted; train with the same"), ge=0.01, le=10)
-    ] = 0.5
+    ] = 1.0
     output: Annotated[str, option(N_("Folder to write; none: repair in the run's folder"), metavar="DIR")] = ""
     seed: Annotated[int, option(N_("Seed of all that is random"), ge=0, le=2**31 - 1)] = 42
 
