@@ -20,9 +20,10 @@ def write_report(run: Run) -> Path:
 
 def write_reports(run: Run) -> Path:
     """Write the report of a run that has just ended, and again those of the runs it was made from: they tell of it."""
+    path = write_report(run)
     for earlier in chains.earlier(run):
         write_report(earlier)
-    return write_report(run)
+    return path
 
 
 def write_page(run: Run, output: Path | None = None) -> Path:

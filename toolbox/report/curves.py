@@ -1,5 +1,7 @@
 """The pictures of a report: curves drawn from the metrics, and every chart that a run's work left in its plots/."""
 
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,9 +72,10 @@ def _drawn(facts: Facts) -> list[tuple[str, str]]:
 
 def smooth(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The centred running mean over about a twentieth of the curve; the ends average over what there is."""
-    reach = len(points) // 40
-    windows = (points[max(0, i - reach) : i + reach + 1] for i in range(len(points)))
-    return [(points[i][0], sum(y for _, y in window) / len(window)) for i, window in enumerate(windows)]
+    points = [point for point in points if math.isfinite(point[1])]
+    reach, sums = len(points) // 40, [0.0, *itertools.accumulate(y for _, y in points)]
+    ends = [(max(0, i - reach), min(len(points), i + reach + 1)) for i in range(len(points))]
+    return [(x, (sums[end] - sums[start]) / (end - start)) for (x, _), (start, end) in zip(points, ends, strict=True)]
 
 
 def caption(svg: str) -> str:
