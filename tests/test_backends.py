@@ -140,6 +140,7 @@ class Stopping(Silent):
         ('sys.exit("@runs code " + json.dumps(["humaneval"]))', InputError, "humaneval"),
         ("os.kill(os.getpid(), signal.SIGKILL)", OutOfMemoryError, "memory"),
         ('raise ValueError("no such column")', ToolboxError, "no such column"),
+        ('raise NotImplementedError("Loglikelihood is not supported for chat")', InputError, "likelihoods"),
         ("""raise OSError("Couldn't reach 'allenai/ai2_arc' on the Hub")""", HubError, "ai2_arc"),
     ],
 )

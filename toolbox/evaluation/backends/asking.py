@@ -206,6 +206,11 @@ class Asking:
                 ),
                 _("Measure it without --backend, in the sandbox here."),
             )
+        if "Loglikelihood is not supported" in last:
+            return InputError(
+                _("{title} asks a server by chat, which tells no likelihoods.").format(title=title),
+                _("Let it load the model: --model or --run instead of --endpoint; or measure without --backend."),
+            )
         if UNREACHED.search(last):
             return HubError(
                 _("{title} could not fetch the rows of its tasks: {reason}").format(title=title, reason=last),
