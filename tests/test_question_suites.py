@@ -139,6 +139,16 @@ def test_a_folder_of_subjects_is_one_suite_unless_others_lie_there(tmp_path: Pat
     assert len(suites.resolve_all([str(tmp_path)], Home(tmp_path))) == 5
 
 
+def test_the_splits_of_a_hub_are_told_apart(tmp_path: Path) -> None:
+    row = {"question": "?", "A": "a", "B": "b", "answer": "B"}
+    for split, count in (("val", 2), ("dev", 6)):
+        (tmp_path / "law").mkdir(exist_ok=True)
+        write_jsonl(tmp_path / "law" / f"{split}-00000-of-00001.jsonl", [row] * count)
+    (suite,) = suites.resolve_all([str(tmp_path)], Home(tmp_path))
+    (exam,) = exams(suite.path, read(suite.path))
+    assert (exam.subject, len(exam.questions), len(exam.examples)) == ("law", 2, 5)
+
+
 def test_chinese_is_asked_in_chinese(tmp_path: Path) -> None:
     (tmp_path / "agronomy.csv").write_text(CMMLU, encoding="utf-8")
     (exam,) = exams(tmp_path / "agronomy.csv", read(tmp_path / "agronomy.csv"))

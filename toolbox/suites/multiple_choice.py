@@ -29,6 +29,8 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 WHOLE = ("all", "data", "default", "main")
 """Folders that are no subject."""
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_SHARD = re.compile(r"-\d+-of-\d+")
+"""How hubs number the parts of a split."""
 _ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -149,12 +151,17 @@ def _is_question(line: bytes) -> bool:
 
 
 def _subject(path: Path) -> str:
-    """The name of a file without its split: abstract_algebra of abstract_algebra_test.csv."""
-    stem = _SHARD.sub("", path.name.partition(".")[0])
-    if stem in SPLITS and _SHARD.search(path.name.partition(".")[0]):
-        return "" if path.parent.name in WHOLE else path.parent.name
+    """By a file's name without its split: abstract_algebra of abstract_algebra_test.csv; law of a hub's
+    law/val-00000-of-00001.parquet."""
+    stem = _stem(path)
+    if stem in (*SPLITS, "train"):
+        return path.parent.name if _SHARD.search(path.name) else ""
     head, _bar, split = stem.rpartition("_")
-    return head if split in SPLITS else "" if stem in (*SPLITS, "train") else stem
+    return head if split in SPLITS else stem
+
+
+def _stem(path: Path) -> str:
+    return _SHARD.sub("", path.name.partition(".")[0])
 
 
 def _dev_of(path: Path) -> Path | None:
