@@ -86,7 +86,9 @@ def plan(work: dict[str, Any], task: dict[str, Any], number: int) -> TaskConfig:
     return TaskConfig(
         model=work["model"], api_url=work["url"], api_key=os.environ["OPENAI_API_KEY"], eval_type="openai_api",
         datasets=[task["task"]], dataset_args={task["task"]: own}, limit=task["limit"] or None, work_dir=str(folder),
-        use_cache=str(folder) if before else None, no_timestamp=True, generation_config=generation,
+        # Resumed, the model is at another port, which EvalScope takes for another model unless told to score anew.
+        use_cache=str(folder) if before else None,
+        rerun_review=before, no_timestamp=True, generation_config=generation,
         eval_batch_size=arguments.get("eval_batch_size", 8), dataset_dir=work["cache"],
         dataset_hub=arguments.get("dataset_hub", work["hub"]), collect_perf=False,
     )  # fmt: skip
