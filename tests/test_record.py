@@ -140,6 +140,8 @@ def test_numbers_hold_as_their_kind_says() -> None:
     assert judge("hash", "a", "b", same_bits=False) == "reported"
     assert judge("hash", "a", "b", same_bits=True) == "differed"
     assert judge("time", 1.0, 9.0, same_bits=True) == "reported"
+    assert judge("metric", 0.73046418, 0.73046419, same_bits=True) == "held"
+    assert judge("metric", 0.73046418, 0.73047, True, (0.5, 0.9)) == "differed"
     assert judge("metric", 0.79, 0.71, False, (0.52, 0.92)) == "held"
     assert judge("metric", 0.79, 0.4, False, (0.52, 0.92)) == "differed"
     here = Machine(kind="cpu", name="A", threads=2, simd="avx2", versions={"torch": "2.13.0"})

@@ -81,6 +81,7 @@ def _do(record: "Record", name: str, here: "Here", skipped: dict[int, str], sess
         if number not in skipped:
             session.say(f"\n━━ {number}/{len(record.steps)} {step.verb}")
             _carry_out(record, number, name, here, session)
+            _repair(step, here.made[number], session)
     found: list[Compared] = []
     for number, run in sorted(here.made.items()):
         step = record.steps[number - 1]
@@ -133,6 +134,14 @@ def _carry_out(record: "Record", number: int, name: str, here: "Here", session: 
         session.follow(run)
     except Interrupted as stopped:
         raise Interrupted(stopped.message, _("The same command goes on from here.")) from stopped
+
+
+def _repair(step: "Step", run: Run, session: Session) -> None:
+    """The rows that `data repair` made of an evaluation, made of what was measured here."""
+    from toolbox.commands.data import RepairOptions, repairing
+
+    if step.repair and not (run.path / "repair").exists():
+        repairing.make(RepairOptions(source=run.id, **msgspec.structs.asdict(step.repair)), session)
 
 
 def _threads(step: "Step", device: "Device") -> dict[str, str]:

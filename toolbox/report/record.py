@@ -79,7 +79,6 @@ class Repair(Part, frozen=True, kw_only=True):
     seed: int = 42
     pairs: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 8
     beta: float = 0.5
-    label_smoothing: float = 0.15
     general: list[str] = []
     """Names of data sets."""
 
