@@ -1,6 +1,6 @@
 """Suites by name: what a hub has is fetched when first asked for, what none has whole is named with its page.
 
-Addresses are those that EvalScope 1.8 and lm-evaluation-harness 0.4 fetch from; files that lie in HOME/suites/NAME*
+Addresses are those that EvalScope 1.14 and lm-evaluation-harness 0.4.13 fetch from; files that lie in HOME/suites/NAME*
 come first.
 """
 
