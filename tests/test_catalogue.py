@@ -24,6 +24,7 @@ def exam(question: str, answer: str) -> dict[str, Any]:
     return {"id": 0, "question": question, "A": "一", "B": "二", "C": "三", "D": "四", "answer": answer}
 
 
+@pytest.mark.slow
 def test_a_suite_is_fetched_by_name_and_measured(toolbox_cli: Any, home: Path, tmp_path: Path) -> None:
     """Laid out as on the hubs, among files that do not belong to it; a second time no hub is asked."""
     files = {
