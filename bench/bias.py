@@ -72,7 +72,8 @@ def main() -> int:
                 interval = f"{check['value']:.3f} [{check['low']:.3f} … {check['high']:.3f}]"
                 print(f"  {'held' if check['passed'] else 'FAILED'}: {check['check']} {check['metric']} {interval}")
             print(f"  turned round: {result['repair']['turned_round']} of {result['repair']['professions']}")
-            kept.append(all(check["passed"] for check in result["repair"]["checks"]))
+            promised = ("likelihood_bias", "exact_match")  # of both languages together; each is shown above
+            kept.append(all(check["passed"] for check in result["repair"]["checks"] if check["metric"] in promised))
     print(f"\n{sum(kept)} of {len(kept)} seeds kept both promises")
     return 0 if all(kept) else 1
 
