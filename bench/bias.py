@@ -33,7 +33,7 @@ def loop(stage: str, seed: int, home: Path, more: list[str]) -> dict[str, Any]:
     words = ["evaluate", "--model", "demo", "--repair", stage, "--seed", str(seed), "--json", "--yes", *more]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "toolbox", *words, "--home", str(home), "--lang", "en"],
-        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=home, check=True,
+        stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=home,
     )  # fmt: skip
     return {**json.loads(done.stdout), "wall_s": time.monotonic() - begun, "cpu_s": _cpu_s() - spent}
 
@@ -61,6 +61,8 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="kept; without it all is removed again")
     parser.add_argument("more", nargs="*", help="after --: more options of evaluate")
     options = parser.parse_args()
+    if options.home:
+        options.home.mkdir(parents=True, exist_ok=True)
     kept = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in options.seeds:
@@ -72,8 +74,7 @@ def main() -> int:
                 interval = f"{check['value']:.3f} [{check['low']:.3f} … {check['high']:.3f}]"
                 print(f"  {'held' if check['passed'] else 'FAILED'}: {check['check']} {check['metric']} {interval}")
             print(f"  turned round: {result['repair']['turned_round']} of {result['repair']['professions']}")
-            promised = ("likelihood_bias", "exact_match")  # of both languages together; each is shown above
-            kept.append(all(check["passed"] for check in result["repair"]["checks"] if check["metric"] in promised))
+            kept.append(result["repair"]["kept"])
     print(f"\n{sum(kept)} of {len(kept)} seeds kept both promises")
     return 0 if all(kept) else 1
 

@@ -280,6 +280,12 @@ def claims(repair: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def kept(checks: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what is promised came true: of all portraits together; a language's own figure is shown beside it."""
+    languages = tuple(f"_{language}" for language in ("zh", "en"))
+    return all(check["passed"] for check in checks if not check["metric"].endswith(languages))
+
+
 def turned(repair: Mapping[str, Any]) -> str:
     """Whether balance was overshot."""
     return _("{count} of {all} held-out professions (each language) lean clearly the other way now.").format(

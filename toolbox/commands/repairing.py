@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from toolbox.commands import Session, evaluate
-from toolbox.errors import InputError, Interrupted
+from toolbox.errors import DONE, FAILED, InputError, Interrupted
 from toolbox.i18n import N_, _
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     result = _measure(again, tuned.id, options, session)
     _show(result, session)
     took_s = round(time.monotonic() - begun, 1)
-    return {**result, "runs": [measured["run"], tuned.id, result["run"]], "data": str(folder), "took_s": took_s}
+    status = DONE if result["repair"]["kept"] else FAILED
+    runs = [measured["run"], tuned.id, result["run"]]
+    return {**result, "runs": runs, "data": str(folder), "took_s": took_s, "exit_status": status}
 
 
 def _measured_at_the_end() -> tuple[str, str]:
@@ -196,4 +198,6 @@ def _show(result: dict[str, Any], session: Session) -> None:
     repair = result["repair"]
     session.table(_("What the repair did, with intervals of 95 %"), repairing.claim_columns(), repairing.claims(repair))
     session.say(repairing.turned(repair))
+    if not repair["kept"]:
+        session.say(_("✗ The repair did not keep what it promises: see the rows marked ✗."))
     session.say(_("The picture: {path}").format(path=session.home.runs / result["run"] / "plots" / "repair.svg"))

@@ -122,14 +122,14 @@ def _load(plan: EvaluatePlan, facts: ModelFacts) -> Any:
 
 
 def _watch(reporter: Reporter, before: int, items: int, all_items: int) -> Watch:
-    """Reports hundredths of items of all suites on all models, and stops between batches when asked to."""
+    """Reports items of all suites on all models, and stops between batches when asked to."""
 
     def watch(done: int, total: int) -> None:
         if reporter.stopping:
             raise Interrupted(
                 _("Interrupted before everything was measured."), _("What was answered is kept: runs resume")
             )
-        reporter.progress(100 * before + 100 * items * done // total, 100 * all_items)
+        reporter.progress(before + items * done // total, all_items)
 
     return watch
 

@@ -23,7 +23,7 @@ def summary(suites: Sequence[Suite], found: Mapping[str, Mapping[str, Finding]])
 
     A suite is a repair's where it lies beside the record of one, and two models have to have been measured.
     `checks[]`: check (halved, kept), suite, metric, before, after, value low high (of `halved` the share of the bias
-    that is left, of `kept` the difference), p of no difference, passed.
+    that is left, of `kept` the difference), p of no difference, passed. `kept`: whether all came that was promised.
     """
     compared = [suite for suite in suites if {"base", "tuned"} <= set(found[suite.name])]
     held = next((suite for suite in compared if _is_held_out(suite)), None)
@@ -39,6 +39,7 @@ def summary(suites: Sequence[Suite], found: Mapping[str, Mapping[str, Finding]])
         if isinstance(measured, Share)
     ]
     return {
+        "kept": repairing.kept(checks),
         **{name: record[name] for name in ("stage", "evaluation", "suite", "held_out") if name in record},
         "checks": checks,
         "turned_round": sum(_turned(*pair) for pair in zip(before.rows, after.rows, strict=True)),
