@@ -27,8 +27,8 @@ def test_it_holds_the_models_that_were_promised(tmp_path: Path) -> None:
 
 def test_the_readmes_count_them_rightly() -> None:
     count, root = len(registry.shipped()), Path(__file__).parent.parent
-    assert f"认识 {count} 个模型" in (root / "README.md").read_text(encoding="utf-8")
-    assert f"{count:,} models are known" in (root / "README.en.md").read_text(encoding="utf-8")
+    assert f"认识 <!--models-->{count:,}<!--/--> 个模型" in (root / "README.md").read_text(encoding="utf-8")
+    assert f"<!--models-->{count:,}<!--/--> models are known" in (root / "README.en.md").read_text(encoding="utf-8")
 
 
 def test_every_model_can_be_planned_for_or_says_why_not(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import secrets
 import shlex
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -91,3 +92,21 @@ def read_keys(path: Path) -> list[ApiKey]:
         if names.count(key.name) > 1 or digests.count(key.digest) > 1:
             raise InputError(_("{path}: {name}, or its key, is there twice.").format(path=path, name=key.name))
     return keys
+
+
+def server(address: str) -> str:
+    """The address of an OpenAI-compatible server, without the /v1 that may stand at its end.
+
+    Raises InputError where it is none.
+    """
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        known = False
+    if not known or not address.isprintable() or not address.isascii() or " " in address:
+        raise InputError(
+            _("{address} is not the address of a server.").format(address=repr(address)),
+            _("Write it as http://127.0.0.1:8080/v1."),
+        )
+    return address.rstrip("/").removesuffix("/v1")

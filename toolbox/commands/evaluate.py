@@ -127,12 +127,15 @@ def _keys(options: EvaluateOptions) -> dict[str, str]:
 
 def _only_model(role: str, address: str, name: str, key: str) -> str:
     """The model that is meant at a server: the one that was named, or its only one. Raises InputError, EngineError."""
-    from toolbox import client
+    from toolbox import access, client
     from toolbox.errors import InputError
 
-    if not address or name:
+    if not address:
         return name
-    names = client.models(address.rstrip("/").removesuffix("/v1"), key)
+    server = access.server(address)
+    if name:
+        return name
+    names = client.models(server, key)
     if len(names) != 1:
         raise InputError(
             _("The server has {count} models.").format(count=len(names)),
