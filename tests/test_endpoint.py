@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 from serving_help import KEY, plan, server
 
-from toolbox.errors import InputError
+from toolbox import client
+from toolbox.errors import EngineError, InputError
 from toolbox.evaluation.endpoint import Endpoint
 from toolbox.evaluation.requests import Server
 
@@ -41,6 +42,14 @@ class Standin(BaseHTTPRequestHandler):
             "top_logprobs": [None, *({token: -0.5, "z": -0.2 if token == "x" else -3.0} for token in tokens[1:])],
         }  # fmt: skip
         return self.answer(200, {"choices": [{"text": body["prompt"] + "!", "logprobs": told}]})
+
+    def do_GET(self) -> None:
+        self.asked.append({})
+        if len(self.asked) < 3:
+            return self.answer(503, {"error": "loading"}, {"Retry-After": "7"})
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            return self.answer(401, {"error": "no"})
+        return self.answer(200, {"data": [{"id": "some"}]})
 
     def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -92,6 +101,24 @@ def test_what_no_server_can_names_what_it_can(standin: str) -> None:
     with pytest.raises(InputError) as keyless:
         Endpoint("base", Server(standin, "some", "sk-wrong")).complete(["a"], max_new_tokens=1)
     assert "sk-wrong" not in keyless.value.message + keyless.value.remedy
+
+
+def test_a_server_that_starts_is_waited_for_and_one_that_refuses_is_not(standin: str) -> None:
+    waited: list[float] = []
+    url = standin.removesuffix("/v1")
+    assert client.models(url, KEY, waited.append) == ["some"]
+    assert waited == [7.0, 7.0]
+    for key in ("", "sk-wrong"):
+        with pytest.raises(InputError) as keyless:
+            client.models(url, key, waited.append)
+        assert "YCDY_EVALUATE_ENDPOINT_KEY" in keyless.value.remedy
+        assert "sk-wrong" not in keyless.value.message + keyless.value.remedy
+    assert waited == [7.0, 7.0]
+    with pytest.raises(EngineError):
+        client.models("http://127.0.0.1:9", KEY, waited.append)
+    assert client.STARTING_S - client.AGAIN_S <= sum(waited[2:]) <= client.STARTING_S
+    with pytest.raises(EngineError):
+        client.models("nowhere", KEY, pytest.fail)
 
 
 @pytest.mark.slow

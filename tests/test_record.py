@@ -129,6 +129,22 @@ def test_no_plan_has_a_place_that_a_record_might_set() -> None:
     assert places <= record.ELSEWHERE
 
 
+SETTINGS = frozenset({
+    "BitsAndBytesConfig", "LoraConfig", "adapter_only", "allow_4bit", "allow_shorter", "blocks", "callbacks",
+    "chat_template", "compare", "config", "dtype", "engine", "eval_rows", "format", "held_out", "limit",
+    "log_contents", "method", "metrics", "mixture", "name", "onto", "options", "quantization", "recipe", "samples",
+    "seed", "settings", "stage", "training", "tune", "type",
+})  # fmt: skip
+"""Fields of plans that may come from a stranger's record: they choose no program, no server, no place."""
+
+
+def test_every_field_of_a_plan_is_a_setting_or_said_otherwise() -> None:
+    """A new field is put in one of both: does it name a program, a server, a network or a place?"""
+    kinds = (plan.FinetunePlan, plan.ExactPlan, plan.MergePlan, plan.ExportPlan, plan.EvaluatePlan, plan.ServePlan)
+    assert {field for kind in kinds for field in kind.__struct_fields__} == SETTINGS | (record.ELSEWHERE - {"verb"})
+    assert not SETTINGS & record.ELSEWHERE
+
+
 def test_numbers_hold_as_their_kind_says() -> None:
     judge = tolerances.judge
     assert judge("loss", 0.5, 0.5, same_bits=True) == "held"

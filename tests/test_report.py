@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from plans import CPU, demo_facts, finetune_plan, write_jsonl
 
-from toolbox import files, i18n, runs
+from toolbox import files, i18n, memory, runs
 from toolbox.plan import AnyPlan, EvaluatePlan, MergePlan, ServePlan
 from toolbox.report import write_page, write_report, write_reports
 from toolbox.runs import Run, State
@@ -272,8 +272,11 @@ def test_a_merge_shows_its_proof_and_its_hashes(home: Path) -> None:
 
 
 def test_the_report_speaks_the_persons_language(home: Path) -> None:
-    run = run_of(home, finetune_plan(home))
+    plan = finetune_plan(home)
+    parts = msgspec.structs.replace(plan.estimate, parts_bytes=dict.fromkeys(memory.PARTS, 1 << 20))
+    run = run_of(home, msgspec.structs.replace(plan, estimate=parts))
     english = report(run)
+    assert all(f"| {part} | 1.0 MiB |" in english for part in memory.PARTS.values())
     i18n.use("zh")
     if not list(i18n._LOCALE.glob("zh/LC_MESSAGES/*.mo")):
         pytest.skip("the catalogue is not compiled")

@@ -18,6 +18,7 @@ from terminals import ctrl_c_once, in_terminal
 
 from toolbox import files, runs
 from toolbox.commands import reproducing
+from toolbox.errors import ToolboxError
 from toolbox.runs import Run, Status
 from toolbox.ui import Terminal, following
 
@@ -109,6 +110,14 @@ def test_kill_9_is_lost_and_resumed_from_the_checkpoint(make: Make, toolbox_cli:
     assert f"runs resume {run.id}" in answer.err
     resumed = toolbox_cli("runs", "resume", run.id, "--json").done().json
     assert (resumed["state"], resumed["from_step"]) == ("done", 198)
+
+
+def test_an_evaluation_that_died_goes_on_without_a_checkpoint(make: Make) -> None:
+    run = make("count", start=False)
+    for verb, told in (("evaluate", f"runs resume {run.id}"), ("finetune", "log")):
+        with pytest.raises(ToolboxError) as died:
+            following.judged(run, Status(state="lost", verb=verb))
+        assert told in died.value.remedy
 
 
 def test_what_ended_before_a_checkpoint_is_not_resumed_but_can_be_done_again(make: Make, toolbox_cli: Cli) -> None:

@@ -56,7 +56,7 @@ def _config(plan: "FinetunePlan", session: Session) -> dict[str, Any]:
 def show(fast: dict[str, int], result: dict[str, Any], session: Session) -> None:
     """Both peaks by parts, and by how much the memory model is off."""
     from toolbox import units
-    from toolbox.commands.plan import PARTS
+    from toolbox.memory import PARTS
 
     exact = result["exact_parts_bytes"]
     rows = [

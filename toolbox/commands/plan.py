@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from toolbox.planning import Alternative
     from toolbox.wishes import Wishes
 
-PARTS = {
-    "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
-    "activations": N_("Activations"), "logits": N_("Logits"), "overhead": N_("Overhead"),
-    "calibration": N_("Correction by runs here"),
-    "generation": N_("Writing answers"), "other models": N_("Reference and reward model"),
-}  # fmt: skip
-
 
 class TuningOptions(msgspec.Struct, kw_only=True):
     """What `plan` and `finetune` both take."""
@@ -226,7 +219,7 @@ def summary(plan: "FinetunePlan") -> dict[str, Any]:
 
 def show(plan: "FinetunePlan", session: Session) -> None:
     """The plan as two tables, and why."""
-    from toolbox import units
+    from toolbox import memory, units
 
     training, estimate = plan.training, plan.estimate
     length = _("{steps} steps").format(steps=training.max_steps)
@@ -256,7 +249,7 @@ def show(plan: "FinetunePlan", session: Session) -> None:
         *searched.costs(estimate, session.settings.price_per_hour),
     ]
     session.table(_("Plan"), ("", ""), rows)
-    parts = [(_(PARTS[name]), units.size(size)) for name, size in estimate.parts_bytes.items() if size]
+    parts = [(_(memory.PARTS[name]), units.size(size)) for name, size in estimate.parts_bytes.items() if size]
     fits = _("fits") if estimate.fits else _("does not fit")
     peak = f"{units.size(estimate.peak_bytes)} / {units.size(estimate.device_bytes)} · {fits}"
     session.table(_("Predicted peak of memory"), ("", ""), [*parts, (_("Sum / free"), peak)])

@@ -137,6 +137,8 @@ def refused(traces: Traces) -> Cause | None:
 
 def _go_on(traces: Traces) -> tuple[str, str]:
     """Remedy and command for what is not broken: go on, or begin again."""
+    if traces.status.verb == "evaluate":
+        return _("What was answered is kept: go on with it."), traces.on_run("runs", "resume")
     if traces.status.resumable or traces.facts.run.has_checkpoint():
         return _("Go on from the last checkpoint."), traces.on_run("runs", "resume")
     return _("No checkpoint was written yet: start it again."), traces.on_run("runs", "reproduce")

@@ -10,17 +10,16 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from toolbox import access
+from toolbox import access, client
 from toolbox.errors import EngineError, InputError
 from toolbox.i18n import _
 
 AT_ONCE = 8
-ATTEMPTS = 6
+ATTEMPTS = 7
+"""With waits of 1, 2, 4 … seconds between them: a server may take a minute to start."""
 LONGEST_WAIT_S = 60.0
 """Between two attempts, also where a server asks for more by `Retry-After`."""
 ANSWER_S, CONNECT_S = 900.0, 10.0
-BUSY = (408, 409, 429, 500, 502, 503, 504)
-"""What may be another answer a moment later."""
 
 
 class RefusedError(InputError):
@@ -73,9 +72,9 @@ class Server:
             else:
                 if answer.is_success:
                     return _decoded(answer)
-                if answer.status_code not in BUSY:
+                if answer.status_code not in client.BUSY:
                     raise _failure(answer, self.url)
-                reason, wait = str(answer.status_code), _asked(answer, 2.0**attempt)
+                reason, wait = str(answer.status_code), client.asked_to_wait(answer, 2.0**attempt)
             if attempt < ATTEMPTS - 1:
                 self._sleep(min(wait, LONGEST_WAIT_S))
         raise EngineError(
@@ -90,12 +89,6 @@ def key_of(variable: str) -> str:
     return os.environ.pop(variable, "")
 
 
-def _asked(answer: httpx.Response, otherwise: float) -> float:
-    """Seconds that the server asks to wait."""
-    asked = answer.headers.get("Retry-After", "")
-    return float(asked) if asked.isdecimal() else otherwise
-
-
 def _decoded(answer: httpx.Response) -> Any:
     try:
         return answer.json()
@@ -105,10 +98,7 @@ def _decoded(answer: httpx.Response) -> Any:
 
 def _failure(answer: httpx.Response, url: str) -> InputError:
     if answer.status_code in (401, 403):
-        return InputError(
-            _("The server at {url} does not take the key.").format(url=url),
-            _("Give it with --endpoint-key (YCDY_EVALUATE_ENDPOINT_KEY), or of a judge with --judge-key."),
-        )
+        return client.refused_key(url)
     if answer.is_redirect:
         return InputError(
             _("The server at {url} sends elsewhere, and a key is not sent along.").format(url=url),

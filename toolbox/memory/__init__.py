@@ -14,6 +14,7 @@ from toolbox import methods, parameters
 from toolbox.calibration import Factors
 from toolbox.costs import predict
 from toolbox.device import Device
+from toolbox.i18n import N_
 from toolbox.memory import implementation, states
 from toolbox.memory.implementation import Implementation
 from toolbox.memory.layers import Work
@@ -23,6 +24,13 @@ from toolbox.models import ModelFacts
 from toolbox.recipe import Training
 from toolbox.stages import GENERATED_AT_ONCE
 
+PARTS = {
+    "weights": N_("Weights"), "adapter": N_("Adapter"), "gradients": N_("Gradients"), "optimizer": N_("Optimizer"),
+    "activations": N_("Activations"), "logits": N_("Logits"), "overhead": N_("Overhead"),
+    "calibration": N_("Correction by runs here"), "exchange": N_("Exchange between GPUs"),
+    "generation": N_("Writing answers"), "other models": N_("Reference and reward model"),
+}  # fmt: skip
+"""What people call the parts of an estimate."""
 OVERHEAD_BYTES = {"cuda": 600 << 20, "mps": 500 << 20, "cpu": 400 << 20}
 """Before any weight is there. cuda: context and libraries, a usual figure, not measured here. cpu: the resident size
 of a process that has imported torch 2.13, transformers and peft, measured. mps: between them, a guess."""

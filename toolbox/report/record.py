@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from toolbox.errors import InputError
+from toolbox.errors import HubError, InputError
 from toolbox.facts import Facts
 from toolbox.hub import names
 from toolbox.i18n import _
@@ -273,7 +273,7 @@ def _data(step: Step) -> list[Data]:
 def _inside(path: str) -> None:
     try:
         names.safe(path)
-    except Exception as error:
+    except HubError as error:
         raise InputError(_("it names {text!r}, a place that it may not").format(text=path)) from error
 
 
@@ -287,8 +287,8 @@ def _named(name: str, source: str) -> None:
 ELSEWHERE = frozenset({
     "verb", "entry", "device", "version", "estimate", "why", "engine_why", "output", "python", "tensorboard", "cached",
     "host", "port", "api_keys", "limits", "plugins", "model", "base", "adapter", "adapters", "run", "suites",
-    "endpoint", "endpoint_model", "judge", "backend", "arguments", "fetches", "datasets", "eval_datasets",
-    "calibration",
+    "endpoint", "endpoint_model", "judge", "judge_model", "backend", "arguments", "fetches", "datasets",
+    "eval_datasets", "calibration",
 })  # fmt: skip
 """Fields of plans that a record says otherwise, or that each machine decides anew: never among a step's settings."""
 REACHING = ("trust_remote_code", "auto_mapping", "megatron_config", "megatron_core", "tokenizer_name_or_path")

@@ -6,6 +6,7 @@ from typing import Any
 from toolbox import rungs, tunings, units
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
+from toolbox.memory import PARTS
 from toolbox.report import markdown, numbers
 from toolbox.report.markdown import plain
 from toolbox.report.publishing import Mask
@@ -51,8 +52,10 @@ def memory(facts: Facts) -> str:
     predicted = estimate.get("peak_bytes", 0)
     if not predicted:
         return ""
-    measured = facts.result.get("peak_bytes") or max((value for _, value in facts.curve("memory_bytes")), default=0)
-    rows = [(plain(name), units.size(value)) for name, value in estimate.get("parts_bytes", {}).items()]
+    measured = facts.result.get("peak_bytes") or max((value for _step, value in facts.curve("memory_bytes")), default=0)
+    rows = [
+        (plain(_(PARTS.get(name, name))), units.size(value)) for name, value in estimate.get("parts_bytes", {}).items()
+    ]
     rows.append((f"**{_('Predicted peak')}**", f"**{units.size(predicted)}**"))
     if probed := facts.result.get("probe_peak_bytes"):
         rows.append((_("Probe before the first step"), units.size(probed)))

@@ -44,15 +44,18 @@ def judged(run: Run, status: Status, forced: bool = False) -> Status:
         raise InputError(_("{run} was never started.").format(run=run.id), run.command("runs", "reproduce"))
     if status.state not in ("lost", "failed", "interrupted"):
         return status
-    error = _lost(run, forced) if status.state == "lost" else from_dict(status.error or _unexplained(run, status))
+    error = (
+        _lost(run, status, forced) if status.state == "lost" else from_dict(status.error or _unexplained(run, status))
+    )
     if not isinstance(error, Interrupted):
         error.add_note(_("Why, and what to do: {command}").format(command=run.command("runs", "diagnose")))
     raise error
 
 
-def _lost(run: Run, forced: bool) -> ToolboxError:
+def _lost(run: Run, status: Status, forced: bool) -> ToolboxError:
     """What is said of a job that died without a word of its own."""
-    resume = _("Go on with: {command}").format(command=run.command("runs", "resume")) if run.has_checkpoint() else ""
+    kept = run.has_checkpoint() or status.verb == "evaluate"
+    resume = _("Go on with: {command}").format(command=run.command("runs", "resume")) if kept else ""
     if forced:
         return Interrupted(_("{run} was ended at once.").format(run=run.id), resume)
     return ToolboxError(
