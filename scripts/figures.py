@@ -18,9 +18,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from toolbox import processor, registry  # noqa: E402
+from toolbox.interpreters import INSTALLED_BYTES  # noqa: E402
 
 FILE = ROOT / "docs" / "figures.json"
 READMES = {"zh": ROOT / "README.md", "en": ROOT / "README.en.md"}
+ENGINES = ("vllm", "sglang", "lmdeploy", "llamacpp", "lm-eval-cpu", "evalscope")
+"""Environments whose size the READMEs state."""
 MARK = re.compile(r"<!--([\w.-]+)-->(.*?)<!--/-->")
 
 
@@ -77,6 +80,7 @@ def counted() -> dict[str, str]:
         "models": f"{len(models):,}",
         "models.text": f"{texts:,}",
         "models.multimodal": f"{len(models) - texts:,}",
+        **{f"installed.{name}": f"{INSTALLED_BYTES[name] / 1e9:.1f} GB" for name in ENGINES},
     }
 
 

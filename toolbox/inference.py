@@ -71,8 +71,9 @@ def in_batches(
     """`work` on items of about the same length together; outcomes come in the order of `items`.
 
     The longest go first, so that a lack of memory shows at once: it halves the batch and goes on. What is `known` by
-    its number in `items` is left out of its batch, and no batch changes for it: who goes on computes the same numbers.
-    `keep` is told each batch's outcomes. Raises OutOfMemoryError where a single item is too much.
+    its number in `items` is left out of its batch, which takes in no other for it: where whole batches are known, as
+    who goes on finds them, the rest comes to the same bits; one that is known in part may be padded less, and round
+    otherwise. `keep` is told each batch's outcomes. Raises OutOfMemoryError where a single item is too much.
     """
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
     outcomes = dict(known or {})
