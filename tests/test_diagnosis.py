@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import signal
+import statistics
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from test_report import run_of
 from toolbox import datasets, diagnosis, embedded, kernel, models, runs
 from toolbox.commands import finetune
 from toolbox.config import Home
-from toolbox.diagnosis import Cause, Traces
+from toolbox.diagnosis import Cause, Traces, curves
 from toolbox.errors import ToolboxError
 from toolbox.face.here import carry_out_here
 from toolbox.facts import Facts
@@ -192,6 +193,14 @@ def test_a_killed_a_forced_and_a_stopped_job_are_told_apart(home: Path, start: S
 
 
 # Real failures
+
+
+def test_a_running_median_is_that_of_each_window() -> None:
+    generator = random.Random(0)
+    values = [float(generator.randrange(20)) for _value in range(200)]
+    for width in (1, 2, 7, 20, 200):
+        plain = [statistics.median(values[at : at + width]) for at in range(len(values) - width + 1)]
+        assert list(curves.running_median(values, width)) == plain
 
 
 def test_a_rate_of_10_diverged_and_one_of_1e_12_had_no_effect(home: Path) -> None:

@@ -6,7 +6,8 @@ that noise. The evaluation loss is over the same rows each time, so two of its v
 """
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean, median
 
@@ -108,12 +109,21 @@ def _rise(losses: Curve) -> list[str]:
     if len(values) < 4 * width or len(values) < len(losses):
         return []
     end = median(values[-width:])
-    windows = [(median(values[at : at + width]), at) for at in range(len(values) - 2 * width + 1)]
-    best, at = min(windows)
+    best, at = min((level, at) for at, level in enumerate(running_median(values[:-width], width)))
     if end - best < ROSE or end - best < SIGMAS * _error_between(values, width):
         return []
     told = _("from the best level on, the loss rose {times:.3g}-fold")
     return [_point(losses[at]), _point(losses[-1]), told.format(times=math.exp(end - best))]
+
+
+def running_median(values: Sequence[float], width: int) -> Iterator[float]:
+    """The median of each `width` values that follow each other; the window stays sorted from one to the next."""
+    window, half = sorted(values[:width]), width // 2
+    for leaving, coming in zip(values, [*values[width:], None], strict=False):
+        yield window[half] if width % 2 else (window[half - 1] + window[half]) / 2
+        if coming is not None:
+            del window[bisect_left(window, leaving)]
+            insort(window, coming)
 
 
 def _rise_held(held: Curve, losses: Curve) -> list[str]:

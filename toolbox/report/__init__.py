@@ -20,9 +20,10 @@ def write_report(run: Run) -> Path:
 
 def write_reports(run: Run) -> Path:
     """Write the report of a run that has just ended, and again those of the runs it was made from: they tell of it."""
-    path = write_report(run)
+    first = Story.of(run)
+    path = _write(first)
     for earlier in chains.earlier(run):
-        write_report(earlier)
+        _write(Story.of(earlier, first.diagnosed))
     return path
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 
-from toolbox import again, diagnosis, units
+from toolbox import again, units
 from toolbox.facts import Facts
 from toolbox.i18n import _
 from toolbox.report import markdown, numbers, reproduction
@@ -148,7 +148,7 @@ def why(story: Story) -> str:
     """Why a run of the chain failed, or what is odd about it."""
     told = []
     for facts in story.chain:
-        for cause in diagnosis.diagnose(facts.run):
+        for cause in story.causes(facts.run):
             step = f"{story.named(facts)}. " if len(story.chain) > 1 else ""
             lines = [f"**{step}{plain(story.hide(cause.message))}**"]
             lines.append("\n".join(f"- {code(story.hide(line))}" for line in cause.evidence))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import msgspec
 
-from toolbox import chains
+from toolbox import chains, diagnosis
 from toolbox.chains import Origin
+from toolbox.diagnosis import Cause
 from toolbox.facts import Facts
 from toolbox.report import pipeline
 from toolbox.report.publishing import Mask
@@ -22,15 +23,18 @@ class Story(msgspec.Struct, frozen=True):
     origins: list[Origin]
     graph: pipeline.Graph
     hide: Mask
+    diagnosed: dict[str, list[Cause]]
+    """What was found of runs, by id; reports that are written together share it."""
 
     @classmethod
-    def of(cls, run: Run) -> "Story":
+    def of(cls, run: Run, diagnosed: dict[str, list[Cause]] | None = None) -> "Story":
         told = chains.chain(run)
         home = run.path.absolute().parents[1]
         hide = Mask(home, (data for facts in told for data in (facts.plan, facts.result)))
         origins = chains.origins(told)
         chain = [hide.facts(facts) for facts in told]
-        return cls(run, chain, told, origins, pipeline.graph(told, chain, origins, hide), hide)
+        graph = pipeline.graph(told, chain, origins, hide)
+        return cls(run, chain, told, origins, graph, hide, {} if diagnosed is None else diagnosed)
 
     @property
     def own(self) -> Facts:
@@ -40,6 +44,12 @@ class Story(msgspec.Struct, frozen=True):
     @property
     def home(self) -> Path:
         return self.run.path.absolute().parents[1]
+
+    def causes(self, run: Run) -> list[Cause]:
+        """Why a run of the chain failed, or what is odd about it."""
+        if run.id not in self.diagnosed:
+            self.diagnosed[run.id] = diagnosis.diagnose(run)
+        return self.diagnosed[run.id]
 
     def of_verb(self, *verbs: str) -> list[Facts]:
         return [facts for facts in self.chain if facts.verb in verbs]
