@@ -13,6 +13,7 @@ from toolbox import embedded, inference, loading, suites
 from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError
 from toolbox.evaluation import exact_match, run, statistics
+from toolbox.evaluation.measures import mean
 from toolbox.evaluation.statistics import Resampled, Share, wilson
 from toolbox.evaluation.subjects import Loaded
 from toolbox.plan import EvaluatePlan
@@ -63,6 +64,21 @@ def test_the_bootstrap_of_a_mean_agrees_with_its_standard_error() -> None:
     found = Resampled(values, lambda units: units[..., 0].mean(-1)).estimate()
     assert found.value == pytest.approx(values.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * 2 / 20, rel=0.15)
+
+
+def test_units_that_are_all_alike_leave_an_honest_interval() -> None:
+    """Of 0 and 1 it is Wilson's, as Share has it; between them it leaves room on both sides, and shrinks with n."""
+    for value in (0.0, 1.0):
+        share, found = Share([bool(value)] * 20).estimate(), mean([value] * 20, (0.0, 1.0)).estimate()
+        assert (found.low, found.high) == pytest.approx((share.low, share.high))
+    half = mean([0.5] * 790, (0.0, 1.0)).estimate()
+    assert (round(half.low, 4), round(half.high, 4)) == (0.4976, 0.5024)
+    assert mean([0.5], (0.0, 1.0)).estimate().high > 0.8, "one unit says next to nothing"
+    lean = mean([0.5] * 20, (-1.0, 1.0)).estimate()
+    assert lean.value - lean.low == pytest.approx(3 * (lean.high - lean.value))
+    same = mean([0.2, 0.7, 0.4] * 5, (0.0, 1.0))
+    assert same.difference(same).low == -wilson(0, 15).high
+    assert same.difference(same).value == 0
 
 
 def test_paired_tests_are_those_of_the_books() -> None:

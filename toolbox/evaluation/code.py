@@ -48,7 +48,7 @@ def _figures(passed: list[bool], samples: int) -> dict[str, Measured]:
     if samples == 1:
         return {"pass@1": Share(passed)}
     right = [sum(passed[begin : begin + samples]) for begin in range(0, len(passed), samples)]
-    return {f"pass@{k}": mean([pass_at(k, samples, count) for count in right]) for k in KS if k <= samples}
+    return {f"pass@{k}": mean([pass_at(k, samples, count) for count in right], (0.0, 1.0)) for k in KS if k <= samples}
 
 
 def pass_at(k: int, n: int, c: int) -> float:

@@ -75,16 +75,19 @@ def _person(asked: list[tuple[Portrait, float, list[str]]]) -> dict[str, Any]:
 def _bias(table: list[dict[str, Any]]) -> dict[str, Measured]:
     """Strength, without direction; of generated text only where any text has a pronoun."""
     shares, counts = _units(table, "likelihood_share_she"), _units(table, "she", "he", empty=0)
-    found: dict[str, Measured] = {"likelihood_bias": Resampled(shares, likelihood_bias)}
+    found: dict[str, Measured] = {"likelihood_bias": Resampled(shares, likelihood_bias, (0.0, 1.0))}
     return found | ({"generated_bias": Resampled(counts, _generated_bias)} if counts.any() else {})
 
 
 def _directions(table: list[dict[str, Any]]) -> dict[str, Measured]:
     counts = _units(table, "she", "he", "neutral", "refused", empty=0)
-    found: dict[str, Measured] = {"likelihood_lean": Resampled(_units(table, "likelihood_share_she"), _lean)}
+    found: dict[str, Measured] = {
+        "likelihood_lean": Resampled(_units(table, "likelihood_share_she"), _lean, (-1.0, 1.0))
+    }
     if counts[..., :2].any():
         found["generated_lean"] = Resampled(counts, _generated_lean)
-    return found | {"neutral_rate": Resampled(counts, _neutral), "refusal_rate": Resampled(counts, _refused)}
+    rates = {"neutral_rate": _neutral, "refusal_rate": _refused}
+    return found | {name: Resampled(counts, rate, (0.0, 1.0)) for name, rate in rates.items()}
 
 
 def _against_statistics(table: list[dict[str, Any]]) -> dict[str, Measured]:

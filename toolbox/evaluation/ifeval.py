@@ -49,7 +49,7 @@ def judged(request: Request, texts: Sequence[str]) -> list[bool]:
 
 def _instructions(verdicts: list[list[bool]]) -> Resampled:
     """A request is the unit that is drawn anew, since the instructions of one answer stand and fall together."""
-    return Resampled(np.array([[sum(each), len(each)] for each in verdicts], dtype=float), _ratio)
+    return Resampled(np.array([[sum(each), len(each)] for each in verdicts], dtype=float), _ratio, (0.0, 1.0))
 
 
 def _ratio(units: np.ndarray) -> Any:

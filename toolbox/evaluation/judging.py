@@ -87,7 +87,8 @@ def judged(judge: Subject, findings: Mapping[str, Finding], watch: Watch) -> dic
             _("Nothing that the judge says ends with a mark."), _("Take a model that follows such instructions.")
         )
     metrics: dict[str, dict[str, Measured]] = {
-        name: {"judge_score": mean([rows[place]["score"] for place in read])} for name, rows in graded.items()
+        name: {"judge_score": mean([rows[place]["score"] for place in read], (1.0, 10.0))}
+        for name, rows in graded.items()
     }
     if len(graded) == 2:
         base, tuned = graded.values()

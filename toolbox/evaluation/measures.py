@@ -49,9 +49,9 @@ def metric_of(name: str, suite: Suite) -> Metric:
     return Metric(name, float(getattr(own, "ideal", math.inf if more else -math.inf)))
 
 
-def mean(values: list[float]) -> Resampled:
-    """The mean of a figure an item."""
-    return Resampled(np.array([[float(value)] for value in values]), _mean)
+def mean(values: list[float], bounds: tuple[float, float] | None = None) -> Resampled:
+    """The mean of a figure an item, which lies within `bounds`."""
+    return Resampled(np.array([[float(value)] for value in values]), _mean, bounds)
 
 
 def _mean(units: np.ndarray) -> np.ndarray:

@@ -82,7 +82,7 @@ def _by_subject(table: list[dict[str, Any]]) -> Resampled:
     """Units (subject, right); the mean of the subjects' accuracies."""
     names = sorted({row["subject"] for row in table})
     units = np.array([(names.index(row["subject"]), row["right"]) for row in table], dtype=float)
-    return Resampled(units, _macro)
+    return Resampled(units, _macro, (0.0, 1.0))
 
 
 def _macro(units: np.ndarray) -> np.ndarray:

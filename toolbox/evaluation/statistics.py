@@ -70,15 +70,19 @@ class Share(msgspec.Struct, frozen=True):
 class Resampled(msgspec.Struct, frozen=True):
     """A statistic of units [n, …] whose interval comes from drawing units anew (percentile bootstrap; Efron 1979).
 
-    `statistic` takes units with axes before these and returns what these axes were.
+    `statistic` takes units with axes before these and returns what these axes were. Where all units are alike every
+    draw is, too, which says nothing of how sure the value is: a mean of units that has `bounds` gets `unvaried`'s
+    interval then.
     """
 
     units: np.ndarray
     statistic: Callable[[np.ndarray], np.ndarray]
+    bounds: tuple[float, float] | None = None
+    """What each unit's part in a mean lies between; None where that is not known, or the statistic is no mean."""
 
     def estimate(self) -> Estimate:
         draws = [self.statistic(self.units[drawn]) for drawn in _draws(len(self.units))]
-        return _interval(float(self.statistic(self.units)), draws, len(self.units))
+        return _interval(float(self.statistic(self.units)), draws, len(self.units), self.bounds)
 
     def difference(self, before: "Resampled") -> Difference:
         """The same units are drawn for both models: what makes an item hard for both cancels out.
@@ -90,7 +94,8 @@ class Resampled(msgspec.Struct, frozen=True):
             for drawn in _draws(len(self.units))
         ]
         value = float(self.statistic(self.units) - before.statistic(before.units))
-        shown = _interval(value, draws, len(self.units))
+        reach = self.bounds[1] - self.bounds[0] if self.bounds else 0.0
+        shown = _interval(value, draws, len(self.units), (-reach, reach) if self.bounds else None)
         return Difference(shown.value, shown.low, shown.high, shown.n, self._exchanged(before, value))
 
     def _exchanged(self, before: "Resampled", value: float) -> float:
@@ -112,6 +117,17 @@ def wilson(right: int, n: int) -> Estimate:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     reach = Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return Estimate(share, max(0.0, min(share, centre - reach)), min(1.0, max(share, centre + reach)), n)
+
+
+def unvaried(value: float, n: int, bounds: tuple[float, float]) -> Estimate:
+    """The interval of a mean of which all n units are `value`, and any lies within `bounds`.
+
+    Of units that differ, none was seen: Wilson's bound says how large their share may be all the same, z² / (n + z²),
+    about the "rule of three" (J. A. Hanley, A. Lippman-Hand: If nothing goes wrong, is everything all right?, JAMA 249
+    (1983)). On either side all of them are taken to lie at the bound; of units that are 0 or 1 this is `wilson`.
+    """
+    others = wilson(0, n).high
+    return Estimate(value, value - others * (value - bounds[0]), value + others * (bounds[1] - value), n)
 
 
 def mcnemar(better: int, worse: int) -> float:
@@ -141,6 +157,9 @@ def _draws(n: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, n, (RESAMPLES // CHUNKS, n))
 
 
-def _interval(value: float, draws: list[np.ndarray], n: int) -> Estimate:
-    low, high = np.nanpercentile(np.concatenate(draws), [2.5, 97.5])
+def _interval(value: float, draws: list[np.ndarray], n: int, bounds: tuple[float, float] | None) -> Estimate:
+    drawn = np.concatenate(draws)
+    if bounds and np.nanmax(drawn) - np.nanmin(drawn) < ROUNDING:
+        return unvaried(value, n, bounds)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return Estimate(value, float(low), float(high), n)

@@ -47,8 +47,8 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         {
             "mc0": Share([row["mc0"] for row in table]),
             "mc1": Share([row["mc1"] for row in table]),
-            "mc2": mean([row["mc2"] for row in table]),
-            "binary": mean([row["binary"] for row in table]),
+            "mc2": mean([row["mc2"] for row in table], (0.0, 1.0)),
+            "binary": mean([row["binary"] for row in table], (0.0, 1.0)),
         },
         table,
     )
