@@ -271,6 +271,29 @@ def test_a_merge_shows_its_proof_and_its_hashes(home: Path) -> None:
     assert "ab" * 32 in text
 
 
+def test_an_evaluations_pictures_are_drawn_again_in_the_persons_language(home: Path) -> None:
+    run = run_of(home, EvaluatePlan(entry="e", model=demo_facts(), device=CPU, suites=["demo-bias"]))
+    row = {"name": "nurse", "likelihood_share_she": 0.9, "language": "en"}
+    both = {"base": [row], "tuned": [row | {"likelihood_share_she": 0.5}]}
+    category = {"category": "gender", "metric": "crows_pairs", "value": 60.0}
+    files.write_json(run.path / "evaluation" / "1-demo-bias.json", {"kind": "gender", "rows": both})
+    files.write_json(run.path / "evaluation" / "2-c.json", {"kind": "crows_pairs", "categories": {"base": [category]}})
+    for number, odd in enumerate(('{"kind": "gender", "rows": {"base": [{}]}}', '{"kind": "gender"}', "[]", "{")):
+        files.write_text(run.path / "evaluation" / f"{number + 3}-odd.json", odd)
+    files.write_json(run.path / "result.json", {"results": [
+        {"suite": "demo-bias", "metric": "likelihood_bias", "model": "base", "value": 0.8, "low": 0.7, "high": 0.9},
+    ], "repair": {"checks": []}})  # fmt: skip
+    drawn = {}
+    for language in ("en", "zh"):
+        i18n.use(language)
+        assert "plots/1-demo-bias.svg" in report(run)
+        drawn[language] = {path.name: path.read_text("utf-8") for path in (run.path / "plots").iterdir()}
+    assert drawn["en"].keys() == {"1-demo-bias.svg", "2-c.svg", "repair.svg"}
+    assert "she →" in drawn["en"]["1-demo-bias.svg"]
+    if list(i18n._LOCALE.glob("zh/LC_MESSAGES/*.mo")):
+        assert all("she →" not in svg and svg != drawn["en"][name] for name, svg in drawn["zh"].items())
+
+
 def test_the_report_speaks_the_persons_language(home: Path) -> None:
     plan = finetune_plan(home)
     parts = msgspec.structs.replace(plan.estimate, parts_bytes=dict.fromkeys(memory.PARTS, 1 << 20))

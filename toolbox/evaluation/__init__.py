@@ -18,15 +18,11 @@ from toolbox.i18n import _
 from toolbox.inference import Watch
 from toolbox.models import ModelFacts
 from toolbox.plan import EvaluatePlan
-from toolbox.report.categories import categories_chart
-from toolbox.report.leaning import leaning_chart
+from toolbox.report import pictured
 from toolbox.runs import Reporter, Run, Silent
-from toolbox.suites.kinds import KINDS
 
 Findings = dict[str, Finding]
 """A suite's findings by model: base, tuned."""
-REPAIR_CHART = "repair.svg"
-"""Held-out and repaired professions in one picture, among a run's plots."""
 
 
 def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -57,12 +53,11 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     if run:
         for place, suite in enumerate(chosen, 1):
             _save(run, f"{place}-{_short(suite)}", suite, found[suite.name], results)
-    if not (summary := repaired.summary(chosen, found)):
-        return {"results": results}
+    summary = repaired.summary(chosen, found)
     if run:
-        portraits = [found[suite.name] for suite in chosen if suite.kind == "gender"]
-        files.write_text(run.path / "plots" / REPAIR_CHART, chart(portraits))
-    return {"results": results, "repair": summary}
+        for name, svg in pictured.charts(run.path / "evaluation", bool(summary)).items():
+            files.write_text(run.path / "plots" / f"{name}.svg", svg)
+    return {"results": results, "repair": summary} if summary else {"results": results}
 
 
 def _judge(plan: EvaluatePlan, run: Run | None, reporter: Reporter, opened: list[suites.Suite], found: Any) -> None:
@@ -166,7 +161,7 @@ def _short(suite: suites.Suite) -> str:
 
 
 def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results: Sequence[dict[str, Any]]) -> None:
-    """Everything that the figures were made from, and the chart by profession."""
+    """Everything that the figures were made from."""
     files.write_json(
         run.path / "evaluation" / f"{name}.json",
         {
@@ -178,14 +173,3 @@ def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results:
             "rows": {model: finding.rows for model, finding in findings.items()},
         },
     )
-    if suite.kind == "gender":
-        files.write_text(run.path / "plots" / f"{name}.svg", chart([findings]))
-    kind, tables = KINDS.get(suite.kind), [finding.categories for finding in findings.values()]
-    if kind and kind.picture and all(tables):
-        files.write_text(run.path / "plots" / f"{name}.svg", categories_chart(kind.picture, tables))
-
-
-def chart(several: Sequence[Findings]) -> str:
-    """Before and after by profession, of the gender probes in one or several suites."""
-    tables = [[row for findings in several for row in findings[model].rows] for model in several[0]]
-    return leaning_chart(tables[0], tables[1] if len(tables) > 1 else None)

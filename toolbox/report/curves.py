@@ -10,7 +10,7 @@ from xml.sax.saxutils import unescape
 from toolbox import files
 from toolbox.facts import Facts
 from toolbox.i18n import _
-from toolbox.report import markdown, pipeline
+from toolbox.report import markdown, pictured, pipeline
 from toolbox.report.charts import Series, line_chart
 from toolbox.report.markdown import plain
 from toolbox.report.story import Story
@@ -42,8 +42,8 @@ def _step(story: Story, facts: Facts) -> str:
 
 
 def pictures(facts: Facts) -> dict[str, str]:
-    """A run's charts as SVG, by name: its curves, drawn anew, and those that its work left."""
-    drawn = dict(_drawn(facts))
+    """A run's charts as SVG, by name: its curves and an evaluation's, drawn anew, and others that its work left."""
+    drawn = dict(_drawn(facts)) | pictured.charts(facts.run.path / "evaluation", bool(facts.result.get("repair")))
     left = sorted(path for path in (facts.run.path / "plots").glob("*.svg") if path.stem not in drawn)
     return drawn | {path.stem: path.read_text("utf-8", errors="replace") for path in left if NAME.fullmatch(path.stem)}
 
