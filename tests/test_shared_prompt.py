@@ -11,7 +11,7 @@ from plans import finetune_plan, finetune_run, stored
 from test_training import Recorder
 
 from toolbox import embedded, loading, stages
-from toolbox.training import attention, batches, layouts, trees
+from toolbox.training import attention, batches, layouts, seeds, trees
 from toolbox.training import stages as training_stages
 from toolbox.training.rows import IGNORED, Sample
 from toolbox.training.stages import scoring
@@ -232,3 +232,16 @@ def test_torchs_kernel_takes_what_it_is_given() -> None:
     within = attention.spans(((-1, 4), (0, 2), (0, 3), (-1, 5)), torch.device("meta"))
     query, key = torch.empty(14, 4, 8, device="meta"), torch.empty(22, 2, 8, device="meta")
     assert attention._torch_varlen(query, key, key, within, 0.3).shape == (14, 4, 8)
+
+
+def test_gradients_that_meet_at_a_shared_token_are_added_in_one_order() -> None:
+    threads, settings = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    places, gradients = torch.randint(0, 40, (600,)), torch.randn(600, 192)
+    torch.set_num_threads(2)
+    try:
+        with seeds.repeatable("cpu"):
+            sums = [torch.zeros(1200, 192).index_put_((places,), gradients, accumulate=True) for _time in range(20)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(sums[0], other) for other in sums)
+    assert torch.get_deterministic_debug_mode() == settings

@@ -38,7 +38,8 @@ def run(plan: FinetunePlan, run: Run, reporter: Reporter) -> dict[str, Any]:
     ladder.heed_kill()
     while True:
         try:
-            result = _attempt(ladder, run, reporter)
+            with seeds.repeatable(plan.device.kind):
+                result = _attempt(ladder, run, reporter)
         except MAY_LACK_MEMORY as error:
             ladder.descend(error)
         else:
