@@ -9,6 +9,8 @@ import pytest
 from conftest import Cli
 
 from toolbox import embedded, files, repairing
+from toolbox.commands import repairing as repairing_loop
+from toolbox.commands.evaluate import EvaluateOptions
 from toolbox.errors import InputError
 from toolbox.suites import gender
 from toolbox.suites.gender import Portrait
@@ -118,6 +120,15 @@ def test_what_is_held_out_can_be_chosen_and_has_to_leave_something() -> None:
         repairing.split(PORTRAITS, ["tried"], 3)
     with pytest.raises(InputError, match="nothing to repair"):
         repairing.split(portraits("a"), [], 3)
+
+
+def test_an_interrupted_loop_goes_on_as_it_was_begun() -> None:
+    asked = EvaluateOptions(
+        model="demo", repair="sft", seed=7, suite=["a", "b"], general=["c"], recipe="d.yaml", limit=5
+    )  # fmt: skip
+    said = "--repair sft --seed 7 --suite a b --general c --recipe d.yaml --limit 5"
+    assert " ".join(repairing_loop.words("", asked)) == f"evaluate --model demo {said}"
+    assert " ".join(repairing_loop.words("the-run", asked)) == f"evaluate --run the-run {said}"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from toolbox import embedded, runs
-from toolbox.facts import Facts, read_plan
+from toolbox.facts import Facts, paths_in, read_plan
 from toolbox.hub import store
 from toolbox.runs import Run
 
@@ -148,7 +148,7 @@ class _Kin:
     def parents(self, id: str) -> list[str]:
         """The runs that this one names, or whose folder or output holds something that it names."""
         plan = self.plan(id)
-        paths = list(_paths({name: value for name, value in plan.items() if name not in OWN}))
+        paths = list(paths_in({name: value for name, value in plan.items() if name not in OWN}))
         named = {self._place(path) for path in paths}
         named |= {Path(str(plan["run"])).name} if plan.get("run") else set()
         made = {maker for path in paths for maker in self._makers(path, id)}
@@ -223,15 +223,3 @@ def _scalar(text: bytes) -> str:
 def _token(path: Path) -> bytes:
     """A piece of a path that stands in a plan as it is, however YAML quotes or folds the rest."""
     return max(re.findall(r"[\w.-]+", path.name, re.ASCII), key=len, default="").encode()
-
-
-def _paths(value: object) -> Iterator[Path]:
-    """Every absolute path in plain data, at any depth."""
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _paths(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _paths(inner)
-    elif isinstance(value, str) and value.startswith(os.sep):
-        yield Path(value)

@@ -1,8 +1,10 @@
 """What a run directory holds, read leniently: a part that is absent, torn or of another version is empty."""
 
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -69,6 +71,18 @@ def read_plan(run: Run) -> dict[str, Any]:
         return _mapping(msgspec.yaml.decode(run.plan_path.read_bytes()))
     except (OSError, msgspec.DecodeError):
         return {}
+
+
+def paths_in(value: object) -> Iterator[Path]:
+    """Every absolute path in a plan, or another piece of plain data, at any depth."""
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from paths_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from paths_in(inner)
+    elif isinstance(value, str) and value.startswith(os.sep):
+        yield Path(value)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Everything in HOME that takes room, by kind: what was downloaded, what was made, what was left over (`cache`)."""
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -128,22 +127,10 @@ def needs(home: Home) -> list[Need]:
     for run in runs.every(home.runs):
         live, resumable = run.alive(), run.status().state != "done" and run.has_checkpoint()
         plan = facts.read_plan(run) if live or resumable or run.adapter.is_dir() else {}
-        named = _paths(plan) if live or resumable else _paths({"model": plan.get("model", {})})
+        named = facts.paths_in(plan) if live or resumable else facts.paths_in({"model": plan.get("model", {})})
         if outside := frozenset(path for path in named if not path.is_relative_to(run.path)):
             found.append(Need(run, live, outside))
     return found
-
-
-def _paths(value: object) -> Iterator[Path]:
-    """Every absolute path that a plan names, at any depth."""
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _paths(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _paths(inner)
-    elif isinstance(value, str) and value.startswith(os.sep):
-        yield Path(value)
 
 
 def needed_by(holding: Holding, known: Iterable[Need]) -> list[Need]:

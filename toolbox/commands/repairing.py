@@ -27,6 +27,7 @@ STEPS = (N_("Measure"), N_("Make data"), N_("Fine-tune"), N_("Measure again"))
 def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     """The whole loop, or what is left of one; `--json`: what the last evaluation found, `repair` and all runs."""
     from toolbox.commands.data import RepairOptions, repairing
+    from toolbox.repairing import HELD_OUT, SEEN
 
     begun = time.monotonic()
     if options.adapter or options.endpoint:
@@ -54,7 +55,7 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
         tuned = _train(made, options, session)
     folder = _data(tuned).parent
     _step(4, session)
-    suites = [str(folder / name) for name in _measured_at_the_end()]
+    suites = [str(folder / name) for name in (HELD_OUT, SEEN)]
     again = msgspec.structs.replace(options, model="", run=tuned.id, suite=[*suites, *others])
     result = _measure(again, tuned.id, options, session)
     _show(result, session)
@@ -62,12 +63,6 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     status = DONE if result["repair"]["kept"] else FAILED
     runs = [measured["run"], tuned.id, result["run"]]
     return {**result, "runs": runs, "data": str(folder), "took_s": took_s, "exit_status": status}
-
-
-def _measured_at_the_end() -> tuple[str, str]:
-    from toolbox import repairing
-
-    return repairing.HELD_OUT, repairing.SEEN
 
 
 def _stage(options: "EvaluateOptions") -> Any:
@@ -184,11 +179,18 @@ def _going_on(run: str, options: "EvaluateOptions", session: Session) -> Iterato
     try:
         yield
     except Interrupted as error:
-        words = ["--run", run] if run else ["--model", options.model]
-        words += ["--repair", options.repair, *(["--suite", *options.suite] if options.suite else [])]
-        words += ["--limit", str(options.limit)] if options.limit else []
-        command = command_line(session.home.path, "evaluate", *words)
+        command = command_line(session.home.path, *words(run, options))
         raise Interrupted(error.message, _("It goes on with: {command}").format(command=command)) from error
+
+
+def words(run: str, options: "EvaluateOptions") -> list[str]:
+    """What goes on from `run` with the same loop, or begins it again where `run` is empty."""
+    said = ["evaluate", *(["--run", run] if run else ["--model", options.model])]
+    said += ["--repair", options.repair, "--seed", str(options.seed)]
+    said += ["--suite", *options.suite] if options.suite else []
+    said += ["--general", *options.general] if options.general else []
+    said += ["--recipe", options.recipe] if options.recipe else []
+    return [*said, "--limit", str(options.limit)] if options.limit else said
 
 
 def _show(result: dict[str, Any], session: Session) -> None:

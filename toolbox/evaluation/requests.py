@@ -37,7 +37,7 @@ class Server:
     """A server by its address, with or without /v1, and a model's name there. `key` is in no text that this makes."""
 
     def __init__(self, url: str, model: str, key: str, sleep: Callable[[float], None] = time.sleep) -> None:
-        self.url, self.model = url.rstrip("/").removesuffix("/v1"), model
+        self.url, self.model = access.server(url), model
         self._sleep = sleep
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},

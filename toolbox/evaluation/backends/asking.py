@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import engines, files, foreign, loading
+from toolbox import access, engines, files, foreign, loading
 from toolbox.backends import Backend, Task
 from toolbox.config import find_home
 from toolbox.errors import HubError, InputError, Interrupted, NotFoundError, OutOfMemoryError, ToolboxError
@@ -120,7 +120,7 @@ class Asking:
 
     def _at(self, work: Work, address: str, name: str) -> Work:
         """The work on a model behind an address, with or without /v1."""
-        work.endpoint, work.model, work.url = True, name, address.rstrip("/").removesuffix("/v1") + "/v1"
+        work.endpoint, work.model, work.url = True, name, access.server(address) + "/v1"
         work.model_args = {"base_url": f"{work.url}/chat/completions", "model": name, "num_concurrent": 4}
         return work
 
