@@ -173,7 +173,7 @@ install() { # ENV LOCK
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
   # But for what has no wheels: that is built by packages of the same lock, which are installed before it.
-  sources=$(sed -nE "s/^($WITHOUT_WHEELS)==.*/\1/p" "$lock_file" | paste -sd , -)
+  sources=$(awk -F== -v names="^($WITHOUT_WHEELS)==" '$0 ~ names { printf "%s%s", comma, $1; comma = "," }' "$lock_file")
   wheels=$lock_file
   if [ -n "$sources" ]; then
     wheels=$1/wheels.txt

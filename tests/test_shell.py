@@ -45,9 +45,10 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Checkout:
-    """A checkout whose first start made the environment; tests leave it as it is."""
-    checkout = new_checkout(tmp_path_factory.mktemp("prepared"), empty)
-    first = checkout.start("plan", "a b").done()
+    """A checkout whose first start, with few programs at hand, made the environment; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("prepared")
+    checkout = new_checkout(folder, empty)
+    first = checkout.start("plan", "a b", PATH=bare_path(folder / "bin")).done()
     assert "First start: preparing" in first.err
     assert first.json == ["1.0", os.getcwd(), True, ["plan", "a b"]]
     return checkout
