@@ -42,7 +42,7 @@ _OPTIMIZERS = ("adamw_torch", "adamw_8bit", "paged_adamw_8bit", "galore_adamw", 
 _SUITES = (
     "perplexity", "exact_match", "gender", "gsm8k", "multiple_choice", "truthfulqa",
     "crows_pairs", "winobias", "winogender", "stereoset", "bbq", "cbbq",
-    "code", "ifeval", "open_questions", "text",
+    "code", "mbpp", "ifeval", "math_problems", "commonsense", "open_questions", "text",
 )  # fmt: skip
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "stage": {name: f"toolbox.training.stages.{name}:make" for name in _STAGES},

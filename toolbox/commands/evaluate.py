@@ -149,13 +149,13 @@ def _suites(options: EvaluateOptions, target: "Target", session: Session) -> lis
     from toolbox import embedded, models
     from toolbox.errors import InputError
     from toolbox.sandbox import running
-    from toolbox.suites import refuse_unmasked
+    from toolbox.suites import KINDS, refuse_unmasked
 
     if options.backend:
         return []
     usual = ["demo-qa"] if options.endpoint else list(embedded.SUITES)
     found = suites.chosen(options.suite or usual, session)
-    if any(suite.kind == "code" for suite in found):
+    if any(suite.kind in KINDS and KINDS[suite.kind].confined for suite in found):
         running.check()
     if models.is_masked(target.model):
         refuse_unmasked(found)

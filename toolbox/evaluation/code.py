@@ -5,6 +5,7 @@ import math
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 
 from toolbox.evaluation.measures import Finding, mean
 from toolbox.evaluation.statistics import Measured, Share
@@ -28,9 +29,13 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     running.check()
     tasks = [task for task in spread(code.read(suite.path), limit) for _sample in range(suite.samples)]
     programs = written(subject, tasks, suite.samples > 1, lambda done, total: watch(done, 2 * total))
+    return graded(tasks, programs, suite.samples, lambda done, total: watch(total + done, 2 * total))
+
+
+def graded(tasks: Sequence[Task], programs: Sequence[str], samples: int, watch: Watch) -> Finding:
+    """What comes of the programs, `samples` of each task together, when their tests are run."""
     verdicts = running.run_all(
-        [running.Program(program, task.tests) for task, program in zip(tasks, programs, strict=True)],
-        watch=lambda done, total: watch(total + done, 2 * total),
+        [running.Program(program, task.tests) for task, program in zip(tasks, programs, strict=True)], watch=watch
     )
     passed = [verdict.outcome == "passed" for verdict in verdicts]
     table = [
@@ -40,7 +45,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         }
         for task, program, verdict in zip(tasks, programs, verdicts, strict=True)
     ]  # fmt: skip
-    return Finding(_figures(passed, suite.samples), table)
+    return Finding(_figures(passed, samples), table)
 
 
 def _figures(passed: list[bool], samples: int) -> dict[str, Measured]:
@@ -79,7 +84,7 @@ def question(task: Task) -> str:
         wish = "Complete this Python function. Answer with the whole function, in one block of code."
         return f"{wish}\n\n```python\n{task.prompt.rstrip()}\n```"
     wish = "Answer with Python in one block of code. It has to pass these tests:"
-    return f"{task.prompt.strip()}\n\n{wish}\n\n```python\n{(task.test or chr(10).join(task.test_list)).strip()}\n```"
+    return f"{task.prompt.strip()}\n\n{wish}\n\n```python\n{task.shown.strip()}\n```"
 
 
 def extracted(text: str, name: str = "") -> str:

@@ -1,8 +1,11 @@
 """Evaluation suites: the shipped ones, a person's own files and folders, every row checked (`evaluate --suite`)."""
 
+import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -15,6 +18,8 @@ from toolbox.suites import catalogue, rows
 from toolbox.suites.catalogue import CATALOGUE
 from toolbox.suites.kind import Kind
 from toolbox.suites.kinds import KINDS
+
+_TRAIN = re.compile(r"(?:^|[/_.-])train(?:$|[/_.-])")
 
 
 class Suite(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +62,7 @@ def resolve(name: str, home: Home) -> Suite:
     elif name in plugins.added("suite"):
         return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
     else:
-        known = [*embedded.SUITES, *CATALOGUE, *plugins.added("suite")]
-        raise NotFoundError(
-            _("There is no suite {name!r}.").format(name=name),
-            _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
-        )
+        raise _unknown(name)
     kind = (_of_folder(path) if path.is_dir() else kind_of(path)) or KINDS["perplexity"]
     if (one := kind.whole(path)) != path:
         path, name = one, name if name in CATALOGUE else str(one)
@@ -79,8 +80,8 @@ def resolve_all(words: Sequence[str], home: Home) -> list[Suite]:
     for word in words:
         names = [word]
         folder = Path(word).expanduser()
-        if word not in embedded.MEASURED and folder.is_dir() and not _of_folder(folder):
-            names = [str(path) for path in _suites_in(folder)]
+        if word not in embedded.MEASURED and folder.is_dir():
+            names = _names_in(folder)
         for suite in (resolve(name, home) for name in names):
             found.setdefault(suite.name, suite)
     return list(found.values())
@@ -100,31 +101,70 @@ def refuse_unmasked(chosen: Sequence[Suite]) -> None:
 
 def kind_of(path: Path) -> Kind | None:
     """The kind that a file's content looks like; None where it looks like none."""
-    head, first = rows.beginning(path)
+    return _told(path, *rows.beginning(path))
+
+
+def _told(path: Path, head: bytes, first: dict[str, Any]) -> Kind | None:
     return next((kind for kind in KINDS.values() if kind.looks_like(path, head, first)), None)
+
+
+def _unknown(name: str) -> NotFoundError:
+    """With what was probably meant."""
+    known = [*embedded.SUITES, *CATALOGUE, *plugins.added("suite")]
+    plain = {_plain(one): one for one in known}
+    near = difflib.get_close_matches(_plain(name), plain, n=1)
+    if near:
+        return NotFoundError(
+            _("There is no suite {name!r}; is {near} meant?").format(name=name, near=plain[near[0]]),
+            _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
+        )
+    return NotFoundError(
+        _("There is no suite {name!r}.").format(name=name),
+        _("Suites: {names}; or name a file of rows, or a folder of them.").format(names=", ".join(known)),
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _of_folder(folder: Path) -> Kind | None:
     """The kind of a folder that is one suite: all its suites are of a kind whose files belong together."""
-    if not folder.is_dir():
-        return None
-    kinds = [kind_of(path) for path in _suites_in(folder)]
+    return _together(_suites_in(folder), folder) if folder.is_dir() else None
+
+
+def _together(found: dict[Path, Kind], folder: Path) -> Kind | None:
+    kinds = [kind for path, kind in found.items() if path.is_relative_to(folder)]
     together = len(kinds) > 1 and all(kind is kinds[0] for kind in kinds)
-    return kinds[0] if together and kinds[0] and kinds[0].folders else None
+    return kinds[0] if together and kinds[0].folders else None
 
 
-def _suites_in(folder: Path) -> list[Path]:
-    """The files of a folder that look like a suite; what is something else lies there in peace."""
-    found = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-        try:
-            if kind_of(path):
-                found.append(path)
-        except (InputError, NotFoundError):  # an archive, a picture, an empty file
-            continue
+def _names_in(folder: Path) -> list[str]:
+    """The suites of a folder: itself, or each folder in it that is one, the outermost, and the files beside them.
+
+    Raises NotFoundError where there are none.
+    """
+    found = _suites_in(folder)
     if not found:
         raise NotFoundError(
             _("There is no suite in {folder}.").format(folder=folder),
             _("A suite is a file of rows, as JSONL, JSON or CSV."),
         )
-    return found
+    whole = [one for one in sorted({parent for path in found for parent in path.parents}) if _together(found, one)]
+    inside = [one for one in whole if one.is_relative_to(folder)]
+    names = (next((one for one in inside if path.is_relative_to(one)), path) for path in found)
+    return list(dict.fromkeys(map(str, names)))
+
+
+def _suites_in(folder: Path) -> dict[Path, Kind]:
+    """The files of a folder, at any depth, that look like a suite; what is something else lies there in peace.
+
+    So does plain text beside other suites, which is what their authors say of them, and a split to train on.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        told = rows.told_of(path)
+        if told and (kind := _told(path, *told)):
+            found[path] = kind
+    asked = {path: kind for path, kind in found.items() if not _TRAIN.search(f"{path.parent.name}/{path.name}")}
+    return {path: kind for path, kind in asked.items() if kind.name != "text"} or asked or found

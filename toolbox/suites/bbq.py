@@ -1,6 +1,7 @@
 """BBQ: questions about two people that can't be answered yet, and the same ones once they can."""
 
 import csv
+import functools
 import math
 import re
 from pathlib import Path
@@ -27,7 +28,8 @@ CATEGORIES = {
     "Sexual_orientation": N_("sexual orientation"),
 }  # fmt: skip
 METADATA = "additional_metadata.csv"
-"""The authors' table of which answer is the biased one, where it lies beside the rows or in ../analysis_scripts/."""
+"""The authors' table of which answer is the biased one, where it lies beside the rows or as in their repository."""
+_BESIDE = (".", "../supplemental", "../analysis_scripts", "..")
 _SAME = {
     "man": "m", "men": "m", "boy": "m", "boys": "m", "male": "m",
     "woman": "f", "women": "f", "girl": "f", "girls": "f", "female": "f",
@@ -75,17 +77,22 @@ class _Row(msgspec.Struct, frozen=True):
 
 
 def read(path: Path) -> list[Question]:
-    """Raises InputError naming the first row that can't be used."""
+    """The questions of a file, or of a folder of the authors' categories.
+
+    Raises InputError naming the first row that can't be used.
+    """
+    if path.is_dir():
+        return [question for file in rows.files_of(path, looks_like) for question in read(file)]
     known = _metadata(path)
     found = []
-    for number, row in enumerate(rows.read(path, _Row), 1):
+    for number, row in rows.numbered(path, _Row):
         groups = [_groups(row.answer_info.get(name, [])) for name in ("ans0", "ans1", "ans2")]
         unknown = [place for place, group in enumerate(groups) if "unknown" in group]
         if len(unknown) != 1 or not 0 <= row.label < 3:
             raise rows.unusable(path, number, _("its answers are not two people and one that says unknown"))
         negative = row.question_polarity == "neg"
         biased = known.get((row.category, row.example_id))
-        if biased is None:
+        if biased not in {0, 1, 2} - set(unknown):  # of a few intersections the table names nobody, or the unknown one
             stereotyped = _groups(row.additional_metadata.stereotyped_groups)
             biased = biased_option([bool(group & stereotyped) for group in groups], unknown[0], negative)
         found.append(
@@ -122,10 +129,14 @@ def _metadata(path: Path) -> dict[tuple[str, int], int]:
 
     The authors' `target_loc` is that already, in both polarities (nyu-mll/BBQ, issue 11).
     """
-    places = (path.with_name(METADATA), path.parent.parent / "analysis_scripts" / METADATA)
-    table = next((place for place in places if place.is_file()), None)
-    if not table:
-        return {}
+    places = (path.parent / folder / METADATA for folder in _BESIDE)
+    table = next((place.resolve() for place in places if place.is_file()), None)
+    return _targets(table, table.stat().st_mtime_ns) if table else {}
+
+
+@functools.lru_cache(maxsize=1)
+def _targets(table: Path, changed_ns: int) -> dict[tuple[str, int], int]:
+    """Read once for the eleven files beside it."""
     with table.open(encoding="utf-8-sig", newline="") as file:
         return {
             (row["category"], int(row["example_id"])): int(float(row["target_loc"]))
@@ -150,6 +161,7 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    folders=True,
     picture=Picture(
         title=N_("BBQ: bias where the answer can't be known"),
         axis=N_("bias score"),

@@ -42,6 +42,42 @@ CATALOGUE: dict[str, Entry] = {
         modelscope="opencompass/humaneval",
         include=("*test*.parquet", "*.jsonl", "*.jsonl.gz"),
     ),
+    "mbpp": Entry(
+        title=N_("Python functions from a sentence and three tests, 500 tasks"),
+        huggingface="google-research-datasets/mbpp",
+        modelscope="google-research-datasets/mbpp",
+        include=("full/test*",),
+    ),
+    "math": Entry(
+        title=N_("Competition problems, 500 of MATH"),
+        huggingface="HuggingFaceH4/MATH-500",
+        modelscope="AI-ModelScope/MATH-500",
+        include=("test*",),
+    ),
+    "hellaswag": Entry(
+        title=N_("How a situation goes on, 10042 endings to choose"),
+        huggingface="Rowan/hellaswag",
+        modelscope="evalscope/hellaswag",
+        include=("*validation*", "*hellaswag_val.jsonl"),
+    ),
+    "winogrande": Entry(
+        title=N_("Whom a blank means, 1267 sentences"),
+        huggingface="allenai/winogrande",
+        modelscope="AI-ModelScope/winogrande_val",
+        include=("winogrande_xl/validation*", "data/validation*"),
+    ),
+    "boolq": Entry(
+        title=N_("Yes or no about a passage, 3270 questions"),
+        huggingface="google/boolq",
+        modelscope="google/boolq",
+        include=("data/validation*",),
+    ),
+    "arc_challenge": Entry(
+        title=N_("Science questions of school, the hard 1172"),
+        huggingface="allenai/ai2_arc",
+        modelscope="allenai/ai2_arc",
+        include=("ARC-Challenge/test*",),
+    ),
     "ifeval": Entry(
         title=N_("Instructions that can be checked, 541 prompts"),
         huggingface="google/IFEval",

@@ -16,7 +16,8 @@ METRICS = {f"pass@{k}": Metric(f"pass@{k}", math.inf) for k in (1, 10, 100)}
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
-    """A row. Tests are Python that uses the names which the code leaves, and fails by an error."""
+    """A row. Tests are Python that uses the names which the code leaves, and fails by an error; EvalPlus' `test` holds
+    what `test_list` does, and more."""
 
     prompt: str
     """The beginning of a program, up to where `entry_point` needs a body, as in HumanEval; else what it has to do."""
@@ -33,6 +34,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(_("it has no test"))
 
     @property
+    def shown(self) -> str:
+        """The tests that a model is shown: those of the authors, where more were added that only grade."""
+        return "\n".join(self.test_list) or self.test
+
+    @property
     def begun(self) -> bool:
         """Whether the prompt is a program that has to be completed."""
         return bool(self.entry_point) and defines(self.prompt, self.entry_point)
@@ -41,7 +47,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     def tests(self) -> str:
         """One program of all tests."""
         checks = "def check(" in self.test and self.entry_point
-        parts = [*self.test_imports, self.test_setup_code, self.test, *self.test_list]
+        parts = [*self.test_imports, self.test_setup_code, self.test, *([] if self.test else self.test_list)]
         return "\n".join([*(part for part in parts if part), *([f"check({self.entry_point})"] if checks else [])])
 
 
@@ -68,6 +74,7 @@ KIND = Kind(
     "J. Austin et al., Program Synthesis with Large Language Models, arXiv:2108.07732",
     metrics=METRICS,
     written=True,
+    confined=True,
     looks_like=looks_like,
     read=read,
 )

@@ -1,11 +1,11 @@
 """CrowS-Pairs: two sentences that differ in whom they are about; which one does the model find likelier?"""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from toolbox.i18n import N_
+from toolbox.i18n import N_, _
 from toolbox.suites import rows
 from toolbox.suites.kind import Kind, Picture
 from toolbox.suites.metrics import Metric
@@ -16,12 +16,13 @@ METRICS = {
     "crows_pairs_antistereo": Metric(N_("CrowS-Pairs, pairs that go against one, %"), 50),
 }
 TYPES = {
-    "race-color": N_("race and colour"), "gender": N_("gender"), "socioeconomic": N_("social and economic status"),
-    "nationality": N_("nationality"), "religion": N_("religion"), "age": N_("age"),
+    "race-color": N_("race and colour"), "socioeconomic": N_("social and economic status"), "gender": N_("gender"),
+    "disability": N_("disability"), "nationality": N_("nationality"),
     "sexual-orientation": N_("sexual orientation"), "physical-appearance": N_("appearance"),
-    "disability": N_("disability"),
+    "religion": N_("religion"), "age": N_("age"),
 }  # fmt: skip
-"""The paper's bias types, for people."""
+"""The paper's bias types, for people, in the order of Hugging Face's numbers."""
+WAYS = ("stereo", "antistereo")
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,13 +31,31 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     sent_more: str
     """The sentence that is more stereotypical."""
     sent_less: str
-    stereo_antistereo: Literal["stereo", "antistereo"]
+    stereo_antistereo: str | int
     """Whether `sent_more` shows a stereotype of a disadvantaged group, or `sent_less` goes against one."""
-    bias_type: str
+    bias_type: str | int
 
 
 def read(path: Path) -> list[Pair]:
-    return rows.read(path, Pair)
+    """The authors' table, or Hugging Face's rows of it, in which words are numbers.
+
+    Raises InputError naming the first row that can't be used.
+    """
+    return [
+        msgspec.structs.replace(
+            pair,
+            stereo_antistereo=_word(WAYS, pair.stereo_antistereo, path, number),
+            bias_type=_word(tuple(TYPES), pair.bias_type, path, number),
+        )
+        for number, pair in rows.numbered(path, Pair)
+    ]
+
+
+def _word(words: tuple[str, ...], told: str | int, path: Path, number: int) -> str:
+    word = words[told] if isinstance(told, int) and 0 <= told < len(words) else told
+    if word not in words:
+        raise rows.unusable(path, number, _("{word!r} is none of {words}").format(word=word, words=", ".join(words)))
+    return str(word)
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:

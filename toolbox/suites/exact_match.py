@@ -11,6 +11,8 @@ from toolbox.suites import rows
 from toolbox.suites.kind import Kind
 from toolbox.suites.metrics import Metric
 
+SHORT = 60
+"""Characters of an answer that can be met to the letter."""
 METRICS = {"exact_match": Metric(N_("exact match"), math.inf)}
 
 
@@ -22,12 +24,32 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     system: str = ""
 
 
+class _Single(msgspec.Struct, frozen=True, kw_only=True):
+    """A row with one answer, which may be a number."""
+
+    question: str
+    answer: str | int | float
+    system: str = ""
+
+
 def read(path: Path) -> list[Question]:
+    """Raises InputError naming the first row that can't be used."""
+    first = next((row for _number, row in rows.records(path)), {})
+    if isinstance(first, dict) and "answers" not in first:
+        single = rows.read(path, _Single)
+        return [Question(question=one.question, answers=[str(one.answer)], system=one.system) for one in single]
     return rows.read(path, Question)
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
-    return "question" in first and isinstance(first.get("answers"), list)
+    """One answer only where it is short: a long one can't be met to the letter, and is there to be foreseen."""
+    columns = {str(name).lower() for name in first}
+    if "question" not in first or columns & {"choices", "options", "a", "passage"}:
+        return False
+    answer = first.get("answer")
+    if isinstance(answer, str):
+        return len(answer) <= SHORT and not {"\n", "#"} & set(answer)
+    return isinstance(answer, int | float) or isinstance(first.get("answers"), list)
 
 
 KIND = Kind(

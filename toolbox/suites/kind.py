@@ -44,6 +44,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Metric]
     written: bool = False
     """It needs what a model writes, and no likelihoods: any server can be measured by it."""
+    confined: bool = False
+    """Whether it runs what a model wrote, for which there has to be a sandbox."""
     looks_like: Callable[[Path, bytes, dict[str, Any]], bool]
     """(file, its first bytes unpacked, its first row where that is an object, else {}): by content, never by name."""
     read: Callable[[Path], Sequence[Any]]

@@ -6,11 +6,14 @@ from toolbox.suites import (
     bbq,
     cbbq,
     code,
+    commonsense,
     crows_pairs,
     exact_match,
     gender,
     gsm8k,
     ifeval,
+    math_problems,
+    mbpp,
     multiple_choice,
     open_questions,
     perplexity,
@@ -26,6 +29,7 @@ from toolbox.suites.metrics import Metric, ideal
 KINDS: dict[str, Kind] = {
     module.KIND.name: module.KIND
     for module in (
+        mbpp,
         code,
         ifeval,
         exact_match,
@@ -37,7 +41,9 @@ KINDS: dict[str, Kind] = {
         bbq,
         cbbq,
         gsm8k,
+        math_problems,
         truthfulqa,
+        commonsense,
         multiple_choice,
         open_questions,
         perplexity,

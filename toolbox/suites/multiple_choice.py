@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from toolbox.datasets import reading
+from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
 from toolbox.suites.kind import Kind
@@ -21,17 +22,16 @@ METRICS = {
     "acc_macro": Metric(N_("accuracy, mean of subjects"), math.inf),
 }
 LETTERS = "ABCDEFGHIJ"
+ANSWER = ("answer", "answerkey", "label")
+"""What the column of the right option may be called, in whatever case."""
 SHOTS = 5
 """Solved examples before each question, where a dev split lies beside the file: as in the papers."""
 SPLITS = ("test", "val", "validation", "dev")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-"""What Hugging Face's Parquet files have behind their split; their folder is then the subject."""
-WHOLE = ("all", "data", "default", "main")
-"""Folders that are no subject."""
+WHOLE = "all"
+"""The folder of a hub's repository that holds what lies in those of the subjects, too."""
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _SHARD = re.compile(r"-\d+-of-\d+")
-"""How hubs number the parts of a split."""
-_ROWS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+"""How hubs number the parts of a split; their folder is then the subject."""
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,7 @@ def read(path: Path) -> list[Question]:
     subject = _subject(path)
     table = _without_header(path)
     if table is not None:
-        found = [_of_cells(path, number, cells, subject) for number, cells in enumerate(table, 1)]
+        found = [_of_cells(path, number, cells, subject) for number, cells in table]
     else:
         found = [_of_row(path, number, row, subject) for number, row in rows.records(path)]
     return found
@@ -90,8 +90,12 @@ def exams(path: Path, questions: list[Question]) -> list[Exam]:
 def _of_row(path: Path, number: int, row: Any, subject: str) -> Question:
     """From named columns, in whatever case: options as A, B, C …, as a list, or as {text, label}."""
     row = {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
-    question, options, labels = row.get("question"), *_options(row)
-    answer = next((row[name] for name in ("answer", "answerkey", "label") if name in row), None)
+    if isinstance(row.get("question"), dict):  # ARC's authors: the options inside the question
+        row |= {"question": row["question"].get("stem"), "choices": row["question"].get("choices")}
+    question, options, labels = row.get("question"), *options_of(row)
+    answer = next((row[name] for name in ANSWER if name in row), None)
+    if unanswered(answer) and isinstance(question, str) and options:
+        raise without_answer(path, number)
     place = _place(answer, options, labels)
     if not isinstance(question, str) or len(options) < 2 or place is None:
         reason = _("it lacks a question, two options, or an answer that is one of them")
@@ -101,7 +105,7 @@ def _of_row(path: Path, number: int, row: Any, subject: str) -> Question:
     return Question(question=question, options=options, answer=place, subject=subject, lettered=lettered)
 
 
-def _options(row: dict[str, Any]) -> tuple[list[str], list[str]]:
+def options_of(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     """(options, what the answer column may call them)"""
     if "a" in row:
         letters = [letter for letter in LETTERS if row.get(letter.lower()) not in (None, "")]
@@ -111,6 +115,8 @@ def _options(row: dict[str, Any]) -> tuple[list[str], list[str]]:
         return list(map(str, listed["text"])), list(map(str, listed.get("label") or LETTERS))
     if isinstance(listed, dict):
         return list(map(str, listed.values())), list(map(str, listed))
+    if isinstance(listed, list) and listed and all(isinstance(one, dict) and "text" in one for one in listed):
+        return [str(one["text"]) for one in listed], [str(one.get("label", "")) for one in listed]
     return list(map(str, listed)) if isinstance(listed, list) else [], list(LETTERS)
 
 
@@ -134,20 +140,30 @@ def _of_cells(path: Path, number: int, cells: list[str], subject: str) -> Questi
     return Question(question=question, options=options, answer=place, subject=subject, lettered=True)
 
 
-def _without_header(path: Path) -> list[list[str]] | None:
-    """The lines of a CSV file whose first one is a question already; None of any other file."""
+def _without_header(path: Path) -> list[tuple[int, list[str]]] | None:
+    """(line, cells) of a CSV file whose first row is a question already; None of any other file."""
     with reading.opened(path) as file:
-        if not _is_question(file.readline()):
+        if not _is_question(file.read(rows.HEAD)):
             return None
         file.seek(0)
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-        return [cells for cells in csv.reader(text) if cells]
+        encoding = "gb18030" if reading.look(path).encoding == "gb18030" else "utf-8-sig"
+        text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="")
+        reader = csv.reader(text)
+        try:
+            return [(reader.line_num, cells) for cells in reader if cells]
+        except csv.Error as error:
+            raise rows.unusable(path, reader.line_num, _("a quotation mark is never closed")) from error
 
 
-def _is_question(line: bytes) -> bool:
-    """Whether a line is a CSV row whose last cell is the letter of one of the cells between."""
-    cells = next(csv.reader([line.decode("utf-8", "replace").strip()]), [])
-    return len(cells) >= 4 and not line.startswith(b"{") and cells[-1].strip() in LETTERS[: len(cells) - 2]
+def _is_question(head: bytes) -> bool:
+    """Whether a CSV file's first row, which may have several lines, ends with the letter of a cell between."""
+    if head.startswith((b"{", b"[", b"PAR1")):
+        return False
+    try:
+        cells = next(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"), newline="")), [])
+    except csv.Error:
+        return False
+    return len(cells) >= 4 and cells[-1].strip() in LETTERS[: len(cells) - 2]
 
 
 def _subject(path: Path) -> str:
@@ -180,12 +196,36 @@ def _dev_of(path: Path) -> Path | None:
 
 
 def _of_folder(folder: Path) -> list[Path]:
-    """The files of a folder that hold what is asked: test/ or *_test, else val, else all but dev and train."""
-    every = sorted(file for file in folder.rglob("*") if file.suffix in _ROWS)
+    """The files of a folder that hold what is asked: test/ or *_test, else val, else all but dev and train.
+
+    C-Eval's test files have no answers, so that there it is val.
+    """
+    every = rows.files_of(folder, looks_like)
+    every = [file for file in every if file.parent.name == WHOLE] or every
     for split in ("test", "val", "validation"):
-        if chosen := [file for file in every if _split(file) == split]:
+        chosen = [file for file in every if _split(file) == split]
+        if chosen and _is_answered(chosen[0]):
             return chosen
-    return [file for file in every if _split(file) not in ("dev", "train", "auxiliary_train")]
+    return [file for file in every if _split(file) not in ("dev", "train", "auxiliary_train", "test")]
+
+
+def _is_answered(file: Path) -> bool:
+    """Whether its first question has an answer."""
+    head, first = rows.beginning(file)
+    if _is_question(head):
+        return True
+    return any(not unanswered(value) for name, value in first.items() if str(name).lower() in ANSWER)
+
+
+def unanswered(answer: Any) -> bool:
+    return answer is None or str(answer).strip() in ("", "-1")
+
+
+def without_answer(path: Path, number: int) -> InputError:
+    return InputError(
+        _("Row {number} of {path} has no answer.").format(number=number, path=path),
+        _("Authors often keep the answers of their test split: name the one called val, validation or dev."),
+    )
 
 
 def _split(file: Path) -> str:
@@ -194,11 +234,13 @@ def _split(file: Path) -> str:
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
-    if _is_question(head.partition(b"\n")[0]):
+    """A test split without answers too: that they lack is told where they are read."""
+    if _is_question(head):
         return True
+    if isinstance(first.get("question"), dict):
+        return {"stem", "choices"} <= set(first["question"])
     columns = {str(name).lower() for name in first}
-    listed = bool({"a", "b"} <= columns or {"choices", "options"} & columns)
-    return listed and "question" in columns and bool({"answer", "answerkey", "label"} & columns)
+    return "question" in columns and bool({"a", "b"} <= columns or {"choices", "options"} & columns)
 
 
 KIND = Kind(

@@ -1,16 +1,22 @@
 """Rows of a suite's file, in whatever layout data sets may have, checked against what their kind needs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from toolbox.datasets import reading
-from toolbox.errors import InputError
+from toolbox.errors import InputError, NotFoundError
 from toolbox.i18n import _
 
 HEAD = 1 << 16
+CHINESE = {
+    "问题": "question", "题目": "question", "题干": "question", "答案": "answer", "正确答案": "answer",
+    "选项": "options", "选项A": "A", "选项B": "B", "选项C": "C", "选项D": "D", "选项E": "E", "科目": "subject",
+    "学科": "subject", "类别": "category", "文本": "text", "内容": "text", "系统": "system", "解析": "explanation",
+}  # fmt: skip
+"""What people call the columns of their own files."""
 T = TypeVar("T")
 
 
@@ -22,7 +28,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
     for number, value in reading.records(reading.look(path)):
         if isinstance(value, reading.Broken):
             raise unusable(path, number, value.reason)
-        yield number, value
+        yield number, _named(value)
 
 
 def read(path: Path, kind: type[T], rename: dict[str, str] | None = None) -> list[T]:
@@ -30,14 +36,32 @@ def read(path: Path, kind: type[T], rename: dict[str, str] | None = None) -> lis
 
     Raises InputError naming the first row that can't be used.
     """
-    found = []
+    return [row for _number, row in numbered(path, kind, rename)]
+
+
+def numbered(path: Path, kind: type[T], rename: dict[str, str] | None = None) -> Iterator[tuple[int, T]]:
+    """The same with the line or place of each, for those who check more than a row's form."""
     for number, value in records(path):
         row = {(rename or {}).get(key, key): cell for key, cell in value.items()} if isinstance(value, dict) else value
         try:
-            found.append(msgspec.convert(row, kind, strict=False))
+            yield number, msgspec.convert(row, kind, strict=False)
         except msgspec.ValidationError as error:
             raise unusable(path, number, str(error), kind) from error
-    return found
+
+
+def files_of(folder: Path, looks_like: Callable[[Path, bytes, dict[str, Any]], bool]) -> list[Path]:
+    """The files of a folder, at any depth, that look so, by their paths."""
+    return [path for path in sorted(folder.rglob("*")) if (told := told_of(path)) and looks_like(path, *told)]
+
+
+def told_of(path: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """`beginning` of a file in a folder of anything; None of what holds no rows: a folder, a picture, an archive."""
+    if path.name.startswith(".") or not path.is_file():
+        return None
+    try:
+        return beginning(path)
+    except (InputError, NotFoundError):
+        return None
 
 
 def unusable(path: Path, number: int, reason: str, kind: Any = None) -> InputError:
@@ -54,7 +78,15 @@ def beginning(path: Path) -> tuple[bytes, dict[str, Any]]:
     with reading.opened(path) as file:
         head = file.read(HEAD)
     first = next(reading.records(reading.look(path)), (0, None))[1]
-    return head, first if isinstance(first, dict) else {}
+    return head, _named(first) if isinstance(first, dict) else {}
+
+
+def _named(row: Any) -> Any:
+    """A row whose columns are called in English, where they were in Chinese, without a byte-order mark or blanks."""
+    if not isinstance(row, dict):
+        return row
+    plain = ((str(name).lstrip("\ufeff").strip(), cell) for name, cell in row.items())
+    return {CHINESE.get(name, name): cell for name, cell in plain}
 
 
 def spread(rows: Sequence[T], limit: int) -> list[T]:

@@ -20,11 +20,15 @@ TYPES = {
     "gender": N_("gender"), "profession": N_("profession"), "race": N_("race"), "religion": N_("religion"),
 }  # fmt: skip
 Task = Literal["intrasentence", "intersentence"]
+Label = Literal["stereotype", "anti-stereotype", "unrelated"]
+LABELS: tuple[Label, ...] = ("anti-stereotype", "stereotype", "unrelated")
+"""In the order of Hugging Face's numbers."""
+BLANK = "BLANK"
 
 
 class _Candidate(msgspec.Struct, frozen=True):
     sentence: str
-    gold_label: Literal["stereotype", "anti-stereotype", "unrelated"]
+    gold_label: Label
 
 
 class _Cluster(msgspec.Struct, frozen=True):
@@ -32,6 +36,29 @@ class _Cluster(msgspec.Struct, frozen=True):
     bias_type: str
     context: str
     sentences: list[_Candidate]
+
+
+class _Columns(msgspec.Struct, frozen=True):
+    sentence: list[str]
+    gold_label: list[int]
+
+
+class _Row(msgspec.Struct, frozen=True):
+    """As Hugging Face has it: candidates by columns, labels by numbers."""
+
+    target: str
+    bias_type: str
+    context: str
+    sentences: _Columns
+
+    @property
+    def cluster(self) -> _Cluster:
+        candidates = [
+            _Candidate(sentence, LABELS[label])
+            for sentence, label in zip(self.sentences.sentence, self.sentences.gold_label, strict=False)
+            if 0 <= label < len(LABELS)
+        ]
+        return _Cluster(self.target, self.bias_type, self.context, candidates)
 
 
 class _Tasks(msgspec.Struct, frozen=True):
@@ -58,11 +85,10 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: Path) -> list[Context]:
     """All contexts of both tasks. Raises InputError naming the first that has not its three candidates."""
+    if path.is_dir():
+        return [context for file in rows.files_of(path, looks_like) for context in read(file)]
     found = []
-    tasks = rows.read(path, _File)[0].data
-    clusters: list[tuple[Task, _Cluster]] = [("intrasentence", one) for one in tasks.intrasentence]
-    clusters += [("intersentence", one) for one in tasks.intersentence]
-    for number, (task, cluster) in enumerate(clusters, 1):
+    for number, (task, cluster) in enumerate(_clusters(path), 1):
         by_label = {candidate.gold_label: candidate.sentence for candidate in cluster.sentences}
         if len(by_label) != 3:
             raise rows.unusable(path, number, _("it has not one candidate of each kind"))
@@ -76,9 +102,22 @@ def read(path: Path) -> list[Context]:
     return found
 
 
+def _clusters(path: Path) -> list[tuple[Task, _Cluster]]:
+    """Of the authors' dev.json; or of Hugging Face's rows, one task a file, of which only the blank tells which."""
+    first = next((row for _number, row in rows.records(path)), {})
+    if "data" in first:
+        tasks = rows.read(path, _File)[0].data
+        within: list[tuple[Task, _Cluster]] = [("intrasentence", one) for one in tasks.intrasentence]
+        return [*within, *(("intersentence", one) for one in tasks.intersentence)]
+    return [
+        ("intrasentence" if BLANK in row.context else "intersentence", row.cluster) for row in rows.read(path, _Row)
+    ]
+
+
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
     data = first.get("data")
-    return isinstance(data, dict) and bool({"intrasentence", "intersentence"} & set(data))
+    ours = isinstance(data, dict) and bool({"intrasentence", "intersentence"} & set(data))
+    return ours or {"target", "bias_type", "context", "sentences"} <= set(first)
 
 
 KIND = Kind(
@@ -93,6 +132,7 @@ KIND = Kind(
     metrics=METRICS,
     looks_like=looks_like,
     read=read,
+    folders=True,
     picture=Picture(
         title=N_("StereoSet: how often the stereotype is preferred"),
         axis=N_("% of contexts, mean over terms"),

@@ -19,6 +19,15 @@ METRICS = {
 }
 
 
+_COLUMNS = {
+    name.replace("_", " ").title(): name
+    for name in (
+        "question", "category", "best_answer", "best_incorrect_answer", "correct_answers", "incorrect_answers"
+    )
+}  # fmt: skip
+"""What the authors' table calls what Hugging Face's rows do."""
+
+
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """A question with the answers of each setting; True marks a true one, and the first of mc0 and mc1 is it."""
 
@@ -36,29 +45,32 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> list[Question]:
-    """From the authors' mc_task.json or TruthfulQA.csv, or Hugging Face's rows of `choices` and `labels`."""
+    """From the authors' mc_task.json or TruthfulQA.csv, or Hugging Face's rows: those of `choices` and `labels`, and
+    those with the lists `correct_answers` and `incorrect_answers`."""
     found = []
     for number, row in rows.records(path):
-        question = _of_csv(row) if isinstance(row, dict) and "Best Answer" in row else _of_json(row)
+        row = {_COLUMNS.get(name, name): value for name, value in row.items()} if isinstance(row, dict) else {}
+        question = _of_table(row) if "best_answer" in row else _of_json(row)
         if question is None:
-            raise rows.unusable(path, number, _("a setting lacks a true or a false answer"), Question)
+            raise rows.unusable(path, number, _("a setting lacks a true or a false answer"))
         found.append(question)
     return found
 
 
-def _of_csv(row: dict[str, Any]) -> Question | None:
-    """As the authors' code makes the settings of their table: answers are parted by semicolons."""
-    best, worst = (str(row.get(name) or "").strip() for name in ("Best Answer", "Best Incorrect Answer"))
-    true, false = (_parted(row.get(name)) for name in ("Correct Answers", "Incorrect Answers"))
+def _of_table(row: dict[str, Any]) -> Question | None:
+    """As the authors' code makes the settings of their table. Tables from before 2025 name no best false answer; the
+    first one stands for it."""
+    true, false = (_parted(row.get(name)) for name in ("correct_answers", "incorrect_answers"))
+    best, worst = (str(row.get(name) or "").strip() for name in ("best_answer", "best_incorrect_answer"))
+    if not best or not false:
+        return None
     return _question(
-        row.get("Question"), str(row.get("Category") or ""), {best: True, worst: False},
+        row.get("question"), str(row.get("category") or ""), {best: True, worst or false[0]: False},
         {best: True} | dict.fromkeys(false, False), dict.fromkeys(true, True) | dict.fromkeys(false, False),
     )  # fmt: skip
 
 
-def _of_json(row: Any) -> Question | None:
-    if not isinstance(row, dict):
-        return None
+def _of_json(row: dict[str, Any]) -> Question | None:
     mc0, mc1, mc2 = (_targets(row.get(f"mc{number}_targets")) for number in range(3))
     return _question(row.get("question"), str(row.get("category") or ""), mc0 or _first_two(mc1), mc1, mc2)
 
@@ -84,12 +96,15 @@ def _first_two(mc1: dict[str, bool]) -> dict[str, bool]:
     return dict.fromkeys(true, True) | dict.fromkeys([answer for answer in mc1 if not mc1[answer]][:1], False)
 
 
-def _parted(text: Any) -> list[str]:
-    return [answer for part in str(text or "").split(";") if (answer := part.strip())]
+def _parted(answers: Any) -> list[str]:
+    """Of a table's cell, parted by semicolons, or of a list."""
+    parts = answers if isinstance(answers, list) else str(answers or "").split(";")
+    return [answer for part in parts if (answer := str(part).strip())]
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
-    return {"question", "mc1_targets"} <= set(first) or {"Question", "Best Answer", "Incorrect Answers"} <= set(first)
+    columns = {_COLUMNS.get(name, name) for name in first}
+    return {"question", "mc1_targets"} <= columns or {"question", "best_answer", "incorrect_answers"} <= columns
 
 
 KIND = Kind(
