@@ -53,7 +53,9 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         }
         for pair, (more, less) in zip(pairs, scores, strict=True)
     ]  # fmt: skip
-    return Finding(metrics, table, by_category("crows_pairs", [pair.bias_type for pair in pairs], units, percentage))
+    return Finding(
+        metrics, table, by_category("crows_pairs", [str(pair.bias_type) for pair in pairs], units, percentage)
+    )
 
 
 def preferred(more: float, less: float) -> str:

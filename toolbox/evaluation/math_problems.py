@@ -1,5 +1,7 @@
 """MATH on a model: problems solved in its own words, graded by what it puts in a box (`evaluate --suite FILE`)."""
 
+from typing import Any
+
 from toolbox.evaluation.gsm8k import CHINESE
 from toolbox.evaluation.measures import Finding
 from toolbox.evaluation.statistics import Share
@@ -21,7 +23,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         for one in problems
     ]
     said = subject.generate(talks, max_new_tokens=MAX_NEW_TOKENS, watch=watch)
-    table = []
+    table: list[dict[str, Any]] = []
     for problem, text in zip(problems, said, strict=True):
         found, wanted = math_problems.boxed(text), problem.wanted or ""
         right = found is not None and math_problems.same(found, wanted)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.suites import rows
 from toolbox.suites.kind import Kind
@@ -57,11 +58,19 @@ def defines(code: str, name: str) -> bool:
 
 
 def read(path: Path) -> list[Task]:
+    """Raises InputError naming the first row that can't be used."""
+    first = rows.first(path)
+    if "plus_input" in first and "test" not in first:
+        raise InputError(
+            _("{path} holds inputs, and no tests that can be run.").format(path=path),
+            _("Take EvalPlus' rows for Hugging Face, evalplus/humanevalplus or mbppplus, which have the column test."),
+        )
     return rows.read(path, Task, {"text": "prompt"})
 
 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
-    return bool({"test", "test_list"} & set(first)) and isinstance(first.get("prompt", first.get("text")), str)
+    tested = {"test", "test_list", "plus_input"} & set(first)
+    return bool(tested) and isinstance(first.get("prompt", first.get("text")), str)
 
 
 KIND = Kind(

@@ -34,8 +34,8 @@ class _Single(msgspec.Struct, frozen=True, kw_only=True):
 
 def read(path: Path) -> list[Question]:
     """Raises InputError naming the first row that can't be used."""
-    first = next((row for _number, row in rows.records(path)), {})
-    if isinstance(first, dict) and "answers" not in first:
+    first = rows.first(path)
+    if "answers" not in first:
         single = rows.read(path, _Single)
         return [Question(question=one.question, answers=[str(one.answer)], system=one.system) for one in single]
     return rows.read(path, Question)

@@ -133,7 +133,7 @@ def _place(answer: Any, options: list[str], labels: list[str]) -> int | None:
 
 def _of_cells(path: Path, number: int, cells: list[str], subject: str) -> Question:
     """A line of MMLU's CSV files, which have no header: question, options, letter."""
-    question, *options, letter = cells
+    question, options, letter = cells[0], cells[1:-1], cells[-1]
     place = _place(letter, options, list(LETTERS))
     if len(options) < 2 or place is None:
         raise rows.unusable(path, number, _("its last cell is no letter of an option"))
@@ -163,7 +163,8 @@ def _is_question(head: bytes) -> bool:
         cells = next(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"), newline="")), [])
     except csv.Error:
         return False
-    return len(cells) >= 4 and cells[-1].strip() in LETTERS[: len(cells) - 2]
+    names_columns = "question" in {cell.strip().lower() for cell in cells}  # C-Eval's test files end with D
+    return len(cells) >= 4 and not names_columns and cells[-1].strip() in LETTERS[: len(cells) - 2]
 
 
 def _subject(path: Path) -> str:

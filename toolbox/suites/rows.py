@@ -49,6 +49,12 @@ def numbered(path: Path, kind: type[T], rename: dict[str, str] | None = None) ->
             raise unusable(path, number, str(error), kind) from error
 
 
+def first(path: Path) -> dict[str, Any]:
+    """The first row where it is an object, else {}. Raises as `records` does."""
+    row = next((value for _number, value in records(path)), None)
+    return row if isinstance(row, dict) else {}
+
+
 def files_of(folder: Path, looks_like: Callable[[Path, bytes, dict[str, Any]], bool]) -> list[Path]:
     """The files of a folder, at any depth, that look so, by their paths."""
     return [path for path in sorted(folder.rglob("*")) if (told := told_of(path)) and looks_like(path, *told)]

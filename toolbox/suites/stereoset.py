@@ -104,7 +104,7 @@ def read(path: Path) -> list[Context]:
 
 def _clusters(path: Path) -> list[tuple[Task, _Cluster]]:
     """Of the authors' dev.json; or of Hugging Face's rows, one task a file, of which only the blank tells which."""
-    first = next((row for _number, row in rows.records(path)), {})
+    first = rows.first(path)
     if "data" in first:
         tasks = rows.read(path, _File)[0].data
         within: list[tuple[Task, _Cluster]] = [("intrasentence", one) for one in tasks.intrasentence]
