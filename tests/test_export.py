@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,11 +10,13 @@ import pytest
 from tests.conftest import Cli
 from tests.plans import CPU, demo_facts
 from toolbox import datasets, embedded, engines, exporting, exports, files
-from toolbox.config import Home
-from toolbox.errors import InputError, ToolboxError
+from toolbox.commands.export import ExportOptions, _look_for_room, make_plan
+from toolbox.config import Home, Settings
+from toolbox.errors import DoesNotFitError, InputError, ToolboxError
 from toolbox.exporting import checking
 from toolbox.exports import gguf as known
 from toolbox.plan import ExportPlan
+from toolbox.ui.terminal import Terminal
 
 
 def plan(home: Path, kind: str = "q8_0", **changes: object) -> ExportPlan:
@@ -67,6 +70,34 @@ def test_what_gguf_can_not_hold_is_said_before_it_starts(home: Path, change: dic
     with pytest.raises(InputError, match=message) as caught:
         exports.refuse(exports.FORMATS["gguf"], msgspec.structs.replace(demo_facts(), **change), Home(home))
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"format": "gptq", "type": "wrong"}, "gptq has no type 'wrong'"),
+        ({"format": "gguf", "type": "q4_k"}, "gguf has no type 'q4_k'"),
+        ({"format": "gguf", "type": "q4_0", "adapter_only": True}, "for an adapter alone"),
+        ({"format": "awq", "adapter_only": True}, "awq holds whole models only"),
+    ],
+)
+def test_a_wrong_type_is_said_before_anything_is_looked_for(home: Path, words: dict[str, Any], message: str) -> None:
+    session = Terminal(Home(home), Settings(), as_json=True, yes=True, dry_run=False)
+    with pytest.raises(InputError, match=message):
+        make_plan(ExportOptions(model="not/there", **words), session)
+
+
+def test_k_quants_need_llamacpp_and_room_for_what_is_quantised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    format = exports.FORMATS["gguf"]
+    with pytest.raises(InputError, match=r"gguf q4_k_m .* llamacpp") as caught:
+        exports.choose("gguf", "q4_k_m", True, Home(home))
+    assert "serve --install llamacpp" in caught.value.remedy
+    assert exports.choose("gguf", "q8_0", True, Home(home)).python(Home(home), "q8_0", True) is None
+    one = demo_facts().parameters * 4
+    monkeypatch.setattr(files, "free_bytes", lambda path: int(1.1 * one))
+    _look_for_room(plan(home, "q8_0"), format)
+    with pytest.raises(DoesNotFitError):
+        _look_for_room(plan(home, "q4_k_m"), format)
 
 
 def test_a_tokenizer_is_never_guessed() -> None:

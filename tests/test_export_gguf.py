@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from gguf import GGUFReader
 
 from tests.plans import CPU
 from toolbox import datasets, embedded, engines, exporting, files, models, plan, runs
@@ -64,13 +65,13 @@ def _engines(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("YCDY_ENGINES", ENGINES)
 
 
-def random_model(folder: Path, name: str) -> None:
+def random_model(folder: Path, name: str, **changes: Any) -> None:
     """A model of the architecture whose every weight matters, with the embedded tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **COMMON | OWN.get(name, {}))
+    config = AutoConfig.for_model(name, **COMMON | OWN.get(name, {}) | changes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for label, weight in model.named_parameters():
@@ -131,6 +132,25 @@ def test_sentencepieces_tokens_come_back_alike(tmp_path: Path) -> None:
     result = exporting.run(planned(model, tmp_path / "out", "f32"))
     assert {reader.get("rows_tokenised_otherwise", 0) for reader in result["readers"]} == {0}
     assert result["readers"][0]["answers_equal"] == result["prompts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2", "mixtral"])
+def test_k_quants_are_written_by_llamacpp_and_read_by_all(name: str, tmp_path: Path) -> None:
+    """Widths that 256 divides, under a folder whose name is not ASCII."""
+    if not (python := engines.own_python("llamacpp", find_home())):
+        pytest.skip("llama.cpp is not installed here")
+    model, output = tmp_path / "模 型", tmp_path / "导 出"
+    random_model(model, name, hidden_size=256, intermediate_size=512, num_hidden_layers=2, initializer_range=0.05)
+    result = exporting.run(msgspec.structs.replace(planned(model, output, "q4_k_m"), python=python))
+    for reader in result["readers"]:
+        assert reader["perplexity"] == pytest.approx(result["perplexity_before"], rel=0.05), reader
+    (made,) = output.glob("*.gguf")
+    assert made.name.endswith("-Q4_K_M.gguf")
+    kinds = {tensor.tensor_type.name for tensor in GGUFReader(made).tensors}
+    assert kinds >= {"Q4_K", "Q6_K", "F32"}
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    assert result["bytes"] < result["bytes_before"] / 5
 
 
 @pytest.mark.slow

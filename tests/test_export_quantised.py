@@ -57,7 +57,7 @@ def test_a_missing_environment_is_named_before_anything_starts(
 ) -> None:
     monkeypatch.delenv("YCDY_ENGINES", raising=False)
     with pytest.raises(InputError, match=name) as caught:
-        exports.choose("awq", cuda, Home(home))
+        exports.choose("awq", "w4a16", cuda, Home(home))
     assert f"serve --install {name}" in caught.value.remedy
 
 
@@ -155,7 +155,7 @@ def test_a_stop_ends_it_at_once_with_all_that_it_started(home: Path, monkeypatch
     ("format", "kind"), [("gptq", "w4a16"), ("awq", "w4a16"), ("awq", "w4a16_asym"), ("fp8", "fp8_dynamic")]
 )
 def test_llmcompressor_writes_what_transformers_loads(home: Path, format: str, kind: str) -> None:
-    if (python := exports.FORMATS[format].python(INSTALLED, cuda=False)) is None:
+    if (python := exports.FORMATS[format].python(INSTALLED, kind, cuda=False)) is None:
         pytest.skip("needs: serve --install llmcompressor-cpu")
     rows = [datasets.resolve("demo-persona", Home(home))]
     made = plan(home, format, kind, python=python, calibration=rows if exports.FORMATS[format].calibrated else [])

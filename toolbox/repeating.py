@@ -124,10 +124,11 @@ def _export(step: Step, here: Here, name: str) -> dict[str, Any]:
     format, kind = (str(step.settings.get(part)) for part in ("format", "type"))
     if format not in exports.FORMATS:
         raise InputError(_("There is no export to {name}.").format(name=format))
+    kind = exports.chosen_type(exports.FORMATS[format], kind, bool(step.settings.get("adapter_only")))
     cuda = here.device.kind == "cuda"
     return {
         "calibration": [_data(part, here) for part in step.calibration],
-        "python": exports.choose(format, cuda, here.home).python(here.home, cuda),
+        "python": exports.choose(format, kind, cuda, here.home).python(here.home, kind, cuda),
         "output": files.free_path(here.home.models / "exported" / f"{name}-{kind}"),
     }
 

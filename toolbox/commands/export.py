@@ -90,18 +90,19 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     from toolbox.errors import InputError
     from toolbox.plan import ExportPlan
 
-    target = targets.resolve(options.model, options.adapter, options.run, session.home)
-    differing.show(target.model.path, [target.adapter], session)
-    best = devices.best(session)
-    format = exports.choose(options.format, best.kind == "cuda", session.home)
+    format = exports.FORMATS[options.format]
     alone = options.adapter_only or format.adapter_only
+    kind = exports.chosen_type(format, options.type, alone)
+    target = targets.resolve(options.model, options.adapter, options.run, session.home)
     if alone and not target.adapter:
         raise InputError(
             _("{name} has no adapter to export alone.").format(name=target.name),
             _("Name a run of finetune with --method lora, or an adapter with --adapter."),
         )
-    kind = exports.chosen_type(format, options.type or ("f32" if alone and "f32" in format.types else ""))
     _refuse(format, target, alone, session)
+    differing.show(target.model.path, [target.adapter], session)
+    best = devices.best(session)
+    exports.choose(format.name, kind, best.kind == "cuda", session.home)
     origin = _origin(target, session)
     specs, held_out = _rows(options, origin, target, session)
     calibration = _calibration(options, origin, session) if format.calibrated else []
@@ -112,7 +113,7 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
         format=format.name,
         type=kind,
         output=_output(options.output, f"{_name(target)}-{_suffix(format.name, kind, alone)}", session.home.models),
-        python=format.python(session.home, best.kind == "cuda"),
+        python=format.python(session.home, kind, best.kind == "cuda"),
         adapter=target.adapter,
         adapter_only=alone,
         run=target.run,
@@ -134,7 +135,7 @@ def _refuse(format: "Format", target: "Target", adapter_only: bool, session: Ses
 
     exports.refuse(format, target.model, session.home)
     if target.adapter and adapter_only:
-        exports.refuse_adapter(format, target.adapter)
+        exports.refuse_adapter(target.adapter)
     elif target.adapter:
         methods.refuse_unmergeable(target.adapter)
 
@@ -217,9 +218,10 @@ def _look_for_room(plan: "ExportPlan", format: "Format") -> None:
     from toolbox import files, units
     from toolbox.errors import DoesNotFitError
 
-    merged = plan.model.parameters * BYTES[plan.dtype] if plan.adapter else 0
+    whole = plan.model.parameters * BYTES[plan.dtype]
+    scratch = whole * (bool(plan.adapter) + bool(format.types[plan.type].interpreter))  # merged; not yet quantised
     size = format.size_bytes(plan.model, plan.type) if not plan.adapter_only else files.size_of(plan.adapter or Path())
-    needed, free = merged + size, files.free_bytes(plan.output)
+    needed, free = scratch + size, files.free_bytes(plan.output)
     if needed > free:
         raise DoesNotFitError(
             _("The export takes {needed} while it is made, and {path} has {free} left.").format(

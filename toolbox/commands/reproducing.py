@@ -124,8 +124,8 @@ def trusted(planned: "AnyPlan", old: Run, session: Session) -> "AnyPlan":
             raise InputError(_("The engine {name} is not installed.").format(name=planned.engine))
         planned.python = python
     if isinstance(planned, plan.ExportPlan):
-        cuda = planned.device.kind == "cuda"
-        planned.python = exports.choose(planned.format, cuda, session.home).python(session.home, cuda)
+        cuda, kind = planned.device.kind == "cuda", planned.type
+        planned.python = exports.choose(planned.format, kind, cuda, session.home).python(session.home, kind, cuda)
     return planned
 
 

@@ -20,10 +20,12 @@ class Type(msgspec.Struct, frozen=True):
     """One way to store weights. `bits` a weight, with its share of scales and zeros.
 
     `worse`: the largest factor by which perplexity may rise; beyond it the export is broken, not coarse.
+    `interpreter`: the environment of its own that this type is written in, where the format needs none.
     """
 
     bits: float
     worse: float
+    interpreter: str = ""
 
 
 class Format(msgspec.Struct, kw_only=True, frozen=True):
@@ -50,6 +52,8 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     """Bits of a weight of the embeddings and the head, which most formats leave alone."""
     adapter: str = ""
     """The module below exporting/ that writes an adapter alone; empty: the format has nothing for one."""
+    adapter_types: tuple[str, ...] = ()
+    """The types that an adapter alone is stored in; the first is the default."""
     adapter_only: bool = False
     """Whether it holds adapters and nothing else."""
     refuse: str = ""
@@ -59,10 +63,17 @@ class Format(msgspec.Struct, kw_only=True, frozen=True):
     memory: str = ""
     """`module:function` that gives the RAM in bytes that writing takes for (name, model, dtype, plan.settings)."""
 
-    def python(self, home: Home, cuda: bool) -> Path | None:
-        """The interpreter of its own environment; None where it is not installed, or needs none."""
-        names = [self.interpreter] if cuda else [f"{self.interpreter}-cpu", self.interpreter]
-        found = [engines.own_python(name, home) for name in names if self.interpreter]
+    def environments(self, kind: str, cuda: bool) -> list[str]:
+        """The environments of its own that can write that type, the best for this machine first; empty: this one."""
+        if own := self.types[kind].interpreter:
+            return [own]
+        if not self.interpreter:
+            return []
+        return [self.interpreter] if cuda else [f"{self.interpreter}-cpu", self.interpreter]
+
+    def python(self, home: Home, kind: str, cuda: bool) -> Path | None:
+        """The interpreter of such an environment; None where it is not installed, or needs none."""
+        found = (engines.own_python(name, home) for name in self.environments(kind, cuda))
         return next(filter(None, found), None)
 
     def settings_for(self, model: ModelFacts, kind: str, rows: int) -> dict[str, Any]:
@@ -88,6 +99,14 @@ _COMPRESSES: dict[str, Any] = {
     "loaded_by": ("transformers", "vLLM", "SGLang", "lmdeploy"),
 }  # fmt: skip
 """What the formats that llmcompressor writes have in common."""
+_K_QUANTS = {
+    name: Type(bits, worse, interpreter="llamacpp")
+    for name, bits, worse in (
+        ("q6_k", 6.56, 1.1), ("q5_k_m", 5.7, 1.3), ("q5_k_s", 5.57, 1.3), ("q4_k_m", 4.89, 1.6), ("q4_k_s", 4.67, 1.6),
+        ("q3_k_m", 4.0, 2.5), ("q2_k", 3.16, 5.0),
+    )
+}  # fmt: skip
+"""What llama.cpp alone writes. `bits` of a whole Llama 3.1 8B (ggml-org/llama.cpp, tools/quantize/README.md)."""
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -96,15 +115,16 @@ FORMATS: dict[str, Format] = {
             name="gguf", summary=N_("One file for llama.cpp, Ollama and LM Studio; made on any processor"),
             types={
                 "q8_0": Type(8.5, 1.05), "q5_1": Type(6, 1.3), "q5_0": Type(5.5, 1.3), "q4_1": Type(5, 1.6),
-                "q4_0": Type(4.5, 1.6), "bf16": Type(16, 1.02), "f16": Type(16, 1.02), "f32": Type(32, 1.005),
+                "q4_0": Type(4.5, 1.6), **_K_QUANTS, "bf16": Type(16, 1.02), "f16": Type(16, 1.02),
+                "f32": Type(32, 1.005),
             },
             loaded_by=("llama.cpp", "transformers"), modules=("gguf",), requirement="gguf", rest_bits=8.5,
-            refuse="toolbox.exports.gguf:refuse", adapter="gguf.adapter",
+            refuse="toolbox.exports.gguf:refuse", adapter="gguf.adapter", adapter_types=("f32", "f16"),
         ),
         Format(
             name="peft", summary=N_("A LoRA adapter alone, as vLLM, SGLang and lmdeploy load it"),
             types={"f32": Type(32, 1.005), "bf16": Type(16, 1.02), "f16": Type(16, 1.02)},
-            loaded_by=("peft",), adapter="peft", adapter_only=True,
+            loaded_by=("peft",), adapter="peft", adapter_only=True, adapter_types=("f32", "bf16", "f16"),
         ),
         Format(
             name="bnb", summary=N_("bitsandbytes, for transformers and SGLang; needs no rows"),
@@ -131,8 +151,8 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip
 
 
-def choose(name: str, cuda: bool, home: Home) -> Format:
-    """The format of that name. Raises InputError where this machine, or what is installed on it, can't make it."""
+def choose(name: str, kind: str, cuda: bool, home: Home) -> Format:
+    """The format of that name. Raises InputError where this machine, or what is installed on it, can't make `kind`."""
     format = FORMATS[name]
     if format.needs_cuda and not cuda:
         raise InputError(
@@ -148,37 +168,48 @@ def choose(name: str, cuda: bool, home: Home) -> Format:
                 command=f'{sys.executable} -m pip install "{format.requirement}"'
             ),
         )
-    if format.interpreter and format.python(home, cuda) is None:
-        environment = format.interpreter if cuda else f"{format.interpreter}-cpu"
+    environments = format.environments(kind, cuda)
+    if environments and format.python(home, kind, cuda) is None:
         raise InputError(
             _("An export to {name} works in an environment of its own, {environment}, which is not there.").format(
-                name=name, environment=environment
+                name=f"{name} {kind}" if format.types[kind].interpreter else name, environment=environments[0]
             ),
-            _("Make it: {command}").format(command=engines.preparing(environment, home)),
+            _("Make it: {command}").format(command=engines.preparing(environments[0], home)),
         )
     return format
 
 
-def chosen_type(format: Format, wanted: str) -> str:
-    """The type of that name, by default the format's first. Raises InputError naming those that there are."""
-    kind = wanted.lower() or next(iter(format.types))
-    if kind not in format.types:
+def chosen_type(format: Format, wanted: str, alone: bool = False) -> str:
+    """The type of that name, by default the format's first; `alone`: of an adapter by itself.
+
+    Raises InputError naming those that there are.
+    """
+    names = format.adapter_types if alone else tuple(format.types)
+    kind = wanted.lower() or next(iter(names), "")
+    if not names:
+        raise whole_only(format)
+    if kind not in names:
         raise InputError(
-            _("{format} has no type {name!r}.").format(format=format.name, name=wanted),
-            _("It has: {names}.").format(names=", ".join(format.types)),
+            _("{format} has no type {name!r}.").format(format=format.name, name=wanted)
+            if kind not in format.types
+            else _("{format} has no type {name!r} for an adapter alone.").format(format=format.name, name=wanted),
+            _("It has: {names}.").format(names=", ".join(names)),
         )
     return kind
 
 
-def refuse_adapter(format: Format, folder: Path) -> None:
-    """Raise InputError where the adapter in `folder` can't be served alone in this format."""
-    if not format.adapter:
-        raise InputError(
-            _("{format} holds whole models only.").format(format=format.name),
-            _("Leave out --adapter-only: the adapter is merged first. Adapters alone: {names}.").format(
-                names=", ".join(one.name for one in FORMATS.values() if one.adapter)
-            ),
-        )
+def whole_only(format: Format) -> InputError:
+    """What is said where an adapter alone is asked of a format for whole models."""
+    return InputError(
+        _("{format} holds whole models only.").format(format=format.name),
+        _("Leave out --adapter-only: the adapter is merged first. Adapters alone: {names}.").format(
+            names=", ".join(one.name for one in FORMATS.values() if one.adapter)
+        ),
+    )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise InputError where the adapter in `folder` can't be served alone, whatever the format."""
     config: dict[str, Any] = files.read_json(folder / "adapter_config.json") or {}
     plain = str(config.get("peft_type", "")).upper() == "LORA" and not config.get("use_dora")
     more = [name for name in ("modules_to_save", "bias", "lora_bias", "alora_invocation_tokens") if _says(config, name)]

@@ -10,7 +10,7 @@ import torch
 from gguf import GGUFWriter, LlamaFileType
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from toolbox import engines, loading, templates
+from toolbox import engines, exports, loading, templates
 from toolbox.config import find_home
 from toolbox.exporting import checking
 from toolbox.exporting.checking import Questions, Said
@@ -26,6 +26,8 @@ BESIDE = (
     templates.FILE,
 )  # fmt: skip
 """What lies beside the file, so that `serve` knows of the model what it knows of any: llama.cpp needs none of it."""
+BASE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+"""In which type a model is written that nothing is to be lost of."""
 FILE_TYPES = {"f32": "ALL_F32"}
 """`general.file_type` of the types whose name is not MOSTLY_TYPE."""
 
@@ -33,10 +35,23 @@ FILE_TYPES = {"f32": "ALL_F32"}
 def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[str]:
     """Write NAME-TYPE.gguf into `folder`, a tensor at a time. Returns what llama.cpp does otherwise."""
     path = folder / f"{plan.output.name.removesuffix('-' + plan.type)}-{plan.type.upper()}.gguf"
-    notes = write_model(plan, source, path, plan.type, step)
+    if exports.FORMATS[plan.format].types[plan.type].interpreter:
+        notes = _write_quantised(plan, source, path, step)
+    else:
+        notes = write_model(plan, source, path, plan.type, step)
     for name in BESIDE:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return notes
+
+
+def _write_quantised(plan: ExportPlan, source: Path, path: Path, step: "Step") -> list[str]:
+    """Write it in the model's own precision into a hidden folder first, for llama.cpp to quantise."""
+    scratch = path.parent / ".whole"
+    scratch.mkdir()
+    notes = write_model(plan, source, scratch / "whole.gguf", BASE[plan.dtype], step)
+    notes += llamacpp.quantise(plan, scratch / "whole.gguf", path, step)
+    shutil.rmtree(scratch)
     return notes
 
 

@@ -25,9 +25,6 @@ from toolbox.plan import ExportPlan
 if TYPE_CHECKING:
     from toolbox.exporting import Step
 
-BASE = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-"""In which type the base is written that the adapter is tried on: its own."""
-
 
 def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[str]:
     """Write NAME-lora.gguf into `folder`, and the base it is tried on into a hidden folder there."""
@@ -58,7 +55,7 @@ def write(plan: ExportPlan, source: Path, folder: Path, step: "Step") -> list[st
     writer.close()
     base = folder / ".base"
     base.mkdir()
-    return whole.write_model(plan, source, base / "base.gguf", BASE[plan.model.dtype], step)
+    return whole.write_model(plan, source, base / "base.gguf", whole.BASE.get(plan.model.dtype, "f32"), step)
 
 
 def _numbers(tensor: torch.Tensor, kind: str) -> Any:

@@ -1,18 +1,24 @@
-"""What llama.cpp says of a GGUF file, asked in its own interpreter; run there, this file is the program that asks."""
+"""What llama.cpp says of a GGUF file, and its K-quants, in its own interpreter: run there, this file is the program."""
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from toolbox.exporting import Step
     from toolbox.exporting.checking import Questions, Said
+    from toolbox.plan import ExportPlan
 
 NEW_TOKENS = 32
 FLOAT32 = 0
 """ggml's number of that type."""
+TENSOR = re.compile(r"\[ *(\d+)/ *(\d+)\]")
+"""How a line of llama.cpp's begins while it quantises: which tensor of how many."""
+INSTEAD = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 
 
 def ask(python: Path, path: Path, questions: "Questions", lora: Path | None = None) -> "Said":
@@ -36,6 +42,56 @@ def ask(python: Path, path: Path, questions: "Questions", lora: Path | None = No
             _("Take another format; this model can't be written as GGUF."),
         )
     return msgspec.json.decode(done.stdout, type=Said)
+
+
+def quantise(plan: "ExportPlan", source: Path, target: Path, step: "Step") -> list[str]:
+    """Have llama.cpp write `source`, a GGUF file of 16 or 32 bits, to `target` in the type of the plan.
+
+    Returns what a person should know of it. Raises ToolboxError where it fails, OutOfMemoryError where it was killed.
+    """
+    from toolbox import engines, files, foreign
+    from toolbox.errors import OutOfMemoryError, ToolboxError
+    from toolbox.i18n import _
+
+    work = source.with_name("work.json")
+    said = {"source": str(source), "target": str(target), "type": plan.type, "threads": plan.device.cores}
+    files.write_json(work, said)
+    notes: list[str] = []
+
+    def heed(line: str) -> None:
+        if place := TENSOR.match(line):
+            step(int(place[1]), int(place[2]))
+        elif rest := INSTEAD.search(line):
+            notes.append(
+                _("{count} of {total} tensors have rows that no {type} divides, and took another type.").format(
+                    count=rest[1], total=rest[2], type=plan.type
+                )
+            )
+        elif not line:
+            step(0, 0)
+
+    assert plan.python  # exports.choose has seen to it
+    environ = engines.environment(source.parent / ".cache", "cpu", 0, "")
+    status, last = foreign.run(plan.python, Path(__file__), work, environ, heed)
+    if foreign.killed(status):
+        raise OutOfMemoryError(
+            _("llama.cpp was killed, as the system does where memory runs out."), _("Free some memory, or take q8_0.")
+        )
+    if status:
+        raise ToolboxError(
+            _("llama.cpp can't quantise this model: {reason}").format(reason=last or status),
+            _("Take a type that needs no llama.cpp, as q8_0 or q4_0."),
+        )
+    return notes
+
+
+def _quantise(work: dict[str, Any]) -> int:
+    import llama_cpp
+
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{work['type'].upper()}")
+    settings.nthread = work["threads"]
+    return int(llama_cpp.llama_model_quantize(work["source"].encode(), work["target"].encode(), settings))
 
 
 def _said(questions: dict[str, Any], path: str, lora: str | None = None) -> dict[str, Any]:
@@ -79,4 +135,6 @@ def _answer(model: Any, prompt: list[int], ends: set[int]) -> list[int]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1].endswith(".json"):
+        sys.exit(_quantise(json.loads(Path(sys.argv[1]).read_text("utf-8"))))
     sys.stdout.write(json.dumps(_said(json.load(sys.stdin), *sys.argv[1:])))
