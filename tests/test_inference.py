@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from toolbox import embedded, inference, loading
+from toolbox import embedded, inference, likelihoods, loading
 from toolbox.errors import OutOfMemoryError
 
 TALKS = [
@@ -55,7 +55,7 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_random_state_alone(loaded
 def test_token_likelihoods_are_those_of_each_row_alone(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
     rows = [inference.prompt_ids(tokenizer, talk, "A") for talk in TALKS]
-    for row, found in zip(rows, inference.token_log_likelihoods(model, rows), strict=True):
+    for row, found in zip(rows, likelihoods.token_log_likelihoods(model, rows), strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([row])).logits[0, :-1]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(row[1:])[:, None])[:, 0]
@@ -67,7 +67,7 @@ def test_choices_are_compared_from_where_they_differ(loaded: tuple[Any, Any]) ->
         (TALKS[2], "The capital of France is", (" Paris", " Tokyo")),
         (TALKS[4], "猫的叫声是", ("喵喵", "汪汪")),
     ]
-    for right, wrong in inference.choice_log_likelihoods(*loaded, asked):
+    for right, wrong in likelihoods.choice_log_likelihoods(*loaded, asked):
         assert right > wrong + 2
         assert math.exp(right) <= 1
 
@@ -92,7 +92,7 @@ def test_a_lack_of_memory_halves_the_batch_and_loses_nothing(capsys: pytest.Capt
 def test_a_lack_of_memory_changes_no_likelihood(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = loaded
     rows = [inference.prompt_ids(tokenizer, talk) for talk in TALKS]
-    expected = inference.token_log_likelihoods(model, rows)
+    expected = likelihoods.token_log_likelihoods(model, rows)
     forward, refused = model.forward, []
 
     def small(input_ids: torch.Tensor, **others: Any) -> Any:
@@ -102,7 +102,7 @@ def test_a_lack_of_memory_changes_no_likelihood(loaded: tuple[Any, Any], monkeyp
         return forward(input_ids=input_ids, **others)
 
     monkeypatch.setattr(model, "forward", small)
-    found = inference.token_log_likelihoods(model, rows)
+    found = likelihoods.token_log_likelihoods(model, rows)
     assert refused
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-4)

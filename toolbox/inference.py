@@ -1,6 +1,5 @@
-"""Batched answers and likelihoods from a loaded model; what `evaluate` measures with."""
+"""Batched answers from a loaded model, and the batches of likelihoods.py; what `evaluate` measures with."""
 
-import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_SIZE = 32
-LOGITS_BYTES = 1 << 30
-"""At most this much for the logits of one batch of likelihoods: at 150k tokens of vocabulary they outgrow the model."""
 
 Conversation = list[dict[str, Any]]
 Item = TypeVar("Item")
@@ -25,8 +22,6 @@ Watch = Callable[[int, int], None]
 """Told (done, all) after each batch; stops the work by raising."""
 Keep = Callable[[Mapping[int, Any]], None]
 """Told each batch's outcomes by the numbers of its items, before the Watch."""
-ScoredTokens = list[tuple[float, bool]]
-"""Of each token ln p, and whether none was likelier."""
 EachToken = Callable[[Sequence[list[int]], torch.Tensor], None]
 """Told (the prompts that are answered, their logits [prompts, vocabulary]) before each token; stops by raising."""
 
@@ -76,17 +71,31 @@ def in_batches(
     otherwise. `keep` is told each batch's outcomes. Raises OutOfMemoryError where a single item is too much.
     """
     order = sorted(range(len(items)), key=lambda index: -length(items[index]))
+    return in_order(items, order, lambda place, size: place + size, work, batch_size, watch, known, keep)
+
+
+def in_order(
+    items: Sequence[Item],
+    order: Sequence[int],
+    end_of: Callable[[int, int], int],
+    work: Callable[[list[Item]], list[Outcome]],
+    size: int,
+    watch: Watch,
+    known: Mapping[int, Outcome] | None,
+    keep: Keep,
+) -> list[Outcome]:
+    """`in_batches` with items in `order`; `end_of(place, size)` is where in it a batch of a size ends."""
     outcomes = dict(known or {})
     place = 0
 
-    def next_ones(size: int) -> dict[int, Outcome]:
-        chosen = [index for index in order[place : place + size] if index not in outcomes]
-        return dict(zip(chosen, work([items[index] for index in chosen]), strict=True)) if chosen else {}
+    def next_ones(size: int) -> tuple[int, dict[int, Outcome]]:
+        end = min(end_of(place, size), len(order))
+        chosen = [index for index in order[place:end] if index not in outcomes]
+        return end, dict(zip(chosen, work([items[index] for index in chosen]), strict=True)) if chosen else {}
 
     while place < len(order):
-        batch_size, done = that_fits(batch_size, next_ones)
+        size, (place, done) = that_fits(size, next_ones)
         outcomes.update(done)
-        place = min(place + batch_size, len(order))
         if done:
             keep(done)
         if done or place == len(order):
@@ -252,94 +261,3 @@ def _pad_left(rows: list[list[int]], pad: int, device: torch.device) -> tuple[to
     ids = [[pad] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def token_log_likelihoods(
-    model: "PreTrainedModel", rows: Sequence[list[int]], batch_size: int = BATCH_SIZE, watch: Watch = unwatched
-) -> list[list[float]]:
-    """ln p(row[i] | row[:i]) for each i from 1: a list one shorter than each row."""
-    found = scored_tokens(model, [(ids, 1) for ids in rows], batch_size, watch)
-    return [[value for value, _best in values] for values in found]
-
-
-@torch.inference_mode()
-def scored_tokens(
-    model: "PreTrainedModel",
-    rows: Sequence[tuple[list[int], int]],
-    batch_size: int = BATCH_SIZE,
-    watch: Watch = unwatched,
-    known: Mapping[int, ScoredTokens] | None = None,
-    keep: Keep = unkept,
-) -> list[ScoredTokens]:
-    """(ln p(ids[i] | ids[:i]), whether no token is likelier) for each i from `begin`, at least 1, of (ids, begin).
-
-    Padding is on the right, where a causal model can't see it. A row may be one longer than what the model can see:
-    its last token is only foretold, and rows that differ in it alone, as the letters of a multiple choice, are computed
-    once. `known` and `keep` are as `in_batches` has them.
-    """
-
-    def measure(batch: list[tuple[list[int], int]]) -> list[ScoredTokens]:
-        places: dict[tuple[int, ...], int] = {}
-        for row, _begin in batch:
-            places.setdefault(tuple(row[:-1]), len(places))
-        longest = max(1, *map(len, places))
-        ids = torch.tensor([[*seen, *[0] * (longest - len(seen))] for seen in places], device=model.device)
-        mask = torch.tensor([[1] * len(seen) + [0] * (longest - len(seen)) for seen in places], device=model.device)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-        norms, bests = logits.logsumexp(-1), logits.amax(-1)
-        outcomes = []
-        for row, begin in batch:
-            place, before = places[tuple(row[:-1])], slice(begin - 1, len(row) - 1)
-            said = logits[place, torch.arange(begin - 1, len(row) - 1), row[begin:]]
-            firsts = said >= bests[place, before]
-            outcomes.append(list(zip((said - norms[place, before]).tolist(), firsts.tolist(), strict=True)))
-        return outcomes
-
-    longest = max((len(row) for row, _begin in rows), default=1)
-    logits_bytes = 4 * longest * model.config.get_text_config().vocab_size
-    size = max(1, min(batch_size, LOGITS_BYTES // logits_bytes))
-    return in_batches(rows, lambda row: len(row[0]), measure, size, watch, known, keep)
-
-
-def choice_rows(
-    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[tuple[Conversation, str, Sequence[str]]]
-) -> list[tuple[list[int], int]]:
-    """(ids, from where on they count) of each option of each question, one after another.
-
-    A tokenizer may join an option's beginning to the prefix. So options are scored from the first token in which they
-    differ: what comes before is the same for all, and comparing them needs it not.
-    """
-    rows = []
-    for conversation, prefix, options in questions:
-        variants = [prompt_ids(tokenizer, conversation, prefix + option) for option in options]
-        begin = _common_prefix(variants)
-        rows += [(ids, begin) for ids in variants]
-    return rows
-
-
-def choice_log_likelihoods(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    questions: Sequence[tuple[Conversation, str, Sequence[str]]],
-    batch_size: int = BATCH_SIZE,
-    watch: Watch = unwatched,
-) -> list[list[float]]:
-    """ln p(option | conversation, prefix) of each option of each (conversation, prefix, options)."""
-    found = scored_tokens(model, choice_rows(tokenizer, questions), batch_size, watch)
-    return summed(found, questions)
-
-
-def summed(
-    scored: Sequence[ScoredTokens], questions: Sequence[tuple[Conversation, str, Sequence[str]]]
-) -> list[list[float]]:
-    """The sums of `choice_rows`' tokens, by question."""
-    rows = iter(scored)
-    return [[math.fsum(value for value, _best in next(rows)) for _option in options] for *_, options in questions]
-
-
-def _common_prefix(rows: Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with; at least the last one of each row is its own."""
-    for index, tokens in enumerate(zip(*rows, strict=False)):
-        if len(set(tokens)) > 1:
-            return index
-    return min(map(len, rows)) - 1

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from toolbox import inference
+from toolbox import inference, likelihoods
 from toolbox.evaluation.cache import Cache, key
-from toolbox.inference import Conversation, Keep, ScoredTokens, Watch, unwatched
+from toolbox.inference import Conversation, Keep, Watch, unwatched
+from toolbox.likelihoods import ScoredTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,7 +96,7 @@ class Loaded(msgspec.Struct, frozen=True):
         return self._written([self._ids(text) for text in prompts], max_new_tokens, stop, watch)
 
     def choices(self, questions: Sequence[Choices], watch: Watch = unwatched) -> list[list[float]]:
-        return inference.summed(self._scored(inference.choice_rows(self.tokenizer, questions), watch), questions)
+        return likelihoods.summed(self._scored(likelihoods.choice_rows(self.tokenizer, questions), watch), questions)
 
     def texts(self, pairs: Sequence[tuple[str, str]], watch: Watch = unwatched) -> list[Scored]:
         rows = [self._split(context, continuation) for context, continuation in pairs]
@@ -119,7 +120,7 @@ class Loaded(msgspec.Struct, frozen=True):
 
     def _scored(self, rows: Sequence[tuple[list[int], int]], watch: Watch) -> list[ScoredTokens]:
         def work(rows: Sequence[tuple[list[int], int]], known: Mapping[int, Any], keep: Keep) -> list[ScoredTokens]:
-            return inference.scored_tokens(self.model, rows, watch=watch, known=known, keep=keep)
+            return likelihoods.scored_tokens(self.model, rows, watch=watch, known=known, keep=keep)
 
         return self.cache.through([key(ids, "scored", begin) for ids, begin in rows], rows, work)
 

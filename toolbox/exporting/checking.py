@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox import datasets, engines, exports, inference, loading, templates
+from toolbox import datasets, engines, exports, inference, likelihoods, loading, templates
 from toolbox.config import find_home
 from toolbox.datasets import Conversation, DatasetSpec, Preference, Prompt, Text
 from toolbox.errors import ToolboxError
@@ -165,7 +165,7 @@ def ask_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", qu
     settings = inference.generation(model.eval(), tokenizer, NEW_TOKENS, do_sample=False)
     settings.eos_token_id = questions.ends or None
     said = Said(
-        inference.token_log_likelihoods(model, questions.rows),
+        likelihoods.token_log_likelihoods(model, questions.rows),
         inference.answer_ids(model, questions.prompts, settings),
     )
     del model

@@ -106,15 +106,7 @@ def flatten_shared(samples: Sequence[Sample], pad_token_id: int) -> Batch:
 
 
 def _in_one_row(samples: Sequence[Sample], forest: trees.Forest) -> Batch:
-    """Node by node; positions go on from the parent; attention.py takes heed of `nodes`."""
-    begins = [0, *accumulate(tokens for _parent, tokens in forest.nodes)]
-    ids, positions = [0] * begins[-1], [0] * begins[-1]
-    places = []
-    for member, sample in enumerate(samples):
-        own = [place for node in forest.paths[member] for place in range(begins[node], begins[node + 1])]
-        for position, (place, token) in enumerate(zip(own, sample.input_ids, strict=True)):
-            ids[place], positions[place] = token, position
-        places.append(own)
+    ids, positions, places = lay_out([sample.input_ids for sample in samples], forest)
     kept = [
         place
         for sample, own in zip(samples, places, strict=True)
@@ -128,6 +120,22 @@ def _in_one_row(samples: Sequence[Sample], forest: trees.Forest) -> Batch:
         "nodes": tuple(forest.nodes),
     }
     return Batch(inputs, _targets(samples), torch.tensor([own[-1] for own in places]))
+
+
+def lay_out(rows: Sequence[Sequence[int]], forest: trees.Forest) -> tuple[list[int], list[int], list[list[int]]]:
+    """(ids, positions, the places of each row's tokens) of rows in one, node by node; positions go on from the parent.
+
+    attention.py takes heed of `nodes`.
+    """
+    begins = [0, *accumulate(tokens for _parent, tokens in forest.nodes)]
+    ids, positions = [0] * begins[-1], [0] * begins[-1]
+    places = []
+    for member, row in enumerate(rows):
+        own = [place for node in forest.paths[member] for place in range(begins[node], begins[node + 1])]
+        for position, (place, token) in enumerate(zip(own, row, strict=True)):
+            ids[place], positions[place] = token, position
+        places.append(own)
+    return ids, positions, places
 
 
 def pad(samples: Sequence[Sample], pad_token_id: int) -> Batch:

@@ -1,7 +1,6 @@
 """Samples that begin alike, as trees: what they share is computed once for all of them. See batches.py."""
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import msgspec
 
@@ -35,38 +34,45 @@ def apart(samples: Sequence[Sample]) -> Forest:
 
 def grow(samples: Sequence[Sample]) -> Forest:
     """Both answers of a pair after their prompt, any number of answers to one, all rows after one system prompt."""
+    return branching([sample.input_ids for sample in samples])
+
+
+def branching(rows: Sequence[Sequence[int]]) -> Forest:
+    """The trees of rows of tokens."""
     forest = Forest()
-    for members in _by_token(samples, range(len(samples)), 0):
-        _branch(forest, samples, members, 0, [])
+    for members in _by_token(rows, range(len(rows)), 0):
+        _branch(forest, rows, members, 0, [])
     return forest
 
 
-def _branch(forest: Forest, samples: Sequence[Sample], members: list[int], begin: int, path: list[int]) -> None:
+def _branch(forest: Forest, rows: Sequence[Sequence[int]], members: list[int], begin: int, path: list[int]) -> None:
     """Add what `members`, alike before `begin` and right after it, go on with there, behind the nodes of `path`."""
-    end = common([samples[member].input_ids for member in members])
-    if len(members) == 1 or WORTH * (end - begin) >= max(samples[member].size for member in members) - end:
+    end = common([rows[member] for member in members])
+    if len(members) == 1 or WORTH * (end - begin) >= max(len(rows[member]) for member in members) - end:
         forest.nodes.append((path[-1] if path else -1, end - begin))
         begin, path = end, [*path, len(forest.nodes) - 1]
     for member in members:
-        if samples[member].size == begin:
+        if len(rows[member]) == begin:
             forest.paths[member] = path
-    longer = [member for member in members if samples[member].size > begin]
-    for group in _by_token(samples, longer, end):
-        _branch(forest, samples, group, begin, path)
+    longer = [member for member in members if len(rows[member]) > begin]
+    for group in _by_token(rows, longer, end):
+        _branch(forest, rows, group, begin, path)
 
 
-def _by_token(samples: Sequence[Sample], members: Sequence[int], at: int) -> Iterator[list[int]]:
+def _by_token(rows: Sequence[Sequence[int]], members: Sequence[int], at: int) -> Iterator[list[int]]:
     """`members` by their token at that place; those that have none there, each by itself."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for member in members:
-        key = (samples[member].input_ids[at],) if samples[member].size > at else (member, -1)
+        key = (rows[member][at],) if len(rows[member]) > at else (member, -1)
         groups.setdefault(key, []).append(member)
     return iter(groups.values())
 
 
 def common(sequences: Sequence[Sequence[int]]) -> int:
-    """The length of what all `sequences` begin with."""
-    return sum(1 for _same in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
+    """The length of what all `sequences` begin with: of all of them, the first and the last in order differ first."""
+    first, last = min(sequences), max(sequences)  # type: ignore[type-var]
+    differ = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    return next(differ, len(first))
 
 
 def batched(samples: Sequence[Sample], most: int) -> Iterator[list[int]]:
