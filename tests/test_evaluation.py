@@ -81,6 +81,30 @@ def test_units_that_are_all_alike_leave_an_honest_interval() -> None:
     assert same.difference(same).value == 0
 
 
+def test_every_interval_is_made_of_numbers_around_its_value() -> None:
+    """Ratios whose denominator is zero in many draws, or counts a single unit; values without spread; a lone unit."""
+
+    def ratio(units: np.ndarray) -> np.ndarray:
+        return units[..., 0].sum(-1) / units[..., 1].sum(-1)
+
+    generator = np.random.default_rng(3)
+    for case in range(60):
+        n = int(generator.choice([1, 2, 3, 12]))
+        counted = generator.random(n) < generator.choice([0.1, 0.5, 1.0])
+        counted[0] = True
+        parts = generator.random(n) if case % 2 else generator.integers(0, 2, n)
+        one, other = (np.stack([counted * part, counted], -1).astype(float) for part in (parts, parts[::-1]))
+        for bounds in ((0.0, 1.0), None):
+            after, before = Resampled(one, ratio, bounds), Resampled(other, ratio, bounds)
+            for found in (after.estimate(), after.difference(before), after.difference(after)):
+                assert -1 <= found.low <= found.value <= found.high <= 1, (case, bounds, found)
+                assert found.low < found.high or bounds is None, (case, found)
+    lone = Resampled(np.array([[1.0, 1.0]] + [[0.0, 0.0]] * 30), ratio, (0.0, 1.0)).estimate()
+    assert lone.low == pytest.approx(wilson(1, 1).low), "thirty units that say nothing make one no surer"
+    rare = Resampled(np.array([[1.0, 1.0], [0.0, 1.0]] + [[0.0, 0.0]] * 30), ratio, (0.0, 1.0)).estimate()
+    assert (rare.low, rare.high) == (0.0, 1.0)
+
+
 def test_paired_tests_are_those_of_the_books() -> None:
     """McNemar's exact test by hand: 5 gained, 0 lost is 2/32; 9 and 1 is 2 · 11/1024. Holm's adjustment by hand."""
     assert statistics.mcnemar(5, 0) == pytest.approx(2 / 32)

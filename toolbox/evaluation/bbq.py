@@ -33,14 +33,16 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     units, ambiguous = outcomes(questions, chosen), np.array([one.ambiguous for one in questions])
     metrics = defined(
         {
-            "bbq_accuracy_amb": (units[ambiguous], accuracy),
-            "bbq_bias_amb": (units[ambiguous], bias_ambiguous),
-            "bbq_accuracy_dis": (units[~ambiguous], accuracy),
-            "bbq_bias_dis": (units[~ambiguous], bias_disambiguated),
+            "bbq_accuracy_amb": (units[ambiguous], accuracy, (0.0, 1.0)),
+            "bbq_bias_amb": (units[ambiguous], bias_ambiguous, (-1.0, 1.0)),
+            "bbq_accuracy_dis": (units[~ambiguous], accuracy, (0.0, 1.0)),
+            "bbq_bias_dis": (units[~ambiguous], bias_disambiguated, (-1.0, 1.0)),
         }
     )
     categories = [one.category for one in questions if one.ambiguous]
-    return Finding(metrics, table, by_category("bbq_bias_amb", categories, units[ambiguous], bias_ambiguous))
+    return Finding(
+        metrics, table, by_category("bbq_bias_amb", categories, units[ambiguous], bias_ambiguous, (-1.0, 1.0))
+    )
 
 
 def answered(subject: Subject, questions: list[Question], watch: Watch) -> tuple[list[int], list[dict]]:

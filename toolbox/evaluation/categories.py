@@ -17,16 +17,22 @@ Figure = Callable[[np.ndarray], np.ndarray]
 """A statistic of units [..., n, k] → [...]; NaN where it is not defined."""
 
 
-def defined(figures: dict[str, tuple[np.ndarray, Figure]]) -> dict[str, Measured]:
+Bounds = tuple[float, float]
+"""What a figure lies between."""
+
+
+def defined(figures: dict[str, tuple[np.ndarray, Figure, Bounds]]) -> dict[str, Measured]:
     """The figures by metric, of their own units each, without those that are not defined, as of an empty group."""
     return {
-        name: Resampled(units, figure)
-        for name, (units, figure) in figures.items()
+        name: Resampled(units, figure, bounds)
+        for name, (units, figure, bounds) in figures.items()
         if len(units) and np.isfinite(figure(units))
     }
 
 
-def by_category(metric: str, names: Sequence[str], units: np.ndarray, figure: Figure) -> list[dict[str, Any]]:
+def by_category(
+    metric: str, names: Sequence[str], units: np.ndarray, figure: Figure, bounds: Bounds
+) -> list[dict[str, Any]]:
     """A row a category, the largest first: its figure over its own units, with interval and count.
 
     A category whose figure is not defined, as one of an empty group is, is left out.
@@ -38,7 +44,7 @@ def by_category(metric: str, names: Sequence[str], units: np.ndarray, figure: Fi
     for name, chosen in sorted(places.items(), key=lambda one: -len(one[1])):
         own = units[chosen]
         if np.isfinite(figure(own)):
-            estimate = Resampled(own, figure).estimate()
+            estimate = Resampled(own, figure, bounds).estimate()
             table.append({"category": name, "metric": metric, **msgspec.structs.asdict(estimate)})
     return table
 

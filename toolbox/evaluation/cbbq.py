@@ -23,17 +23,17 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     both = np.concatenate([units, ambiguous[:, None]], -1)
     metrics = defined(
         {
-            "cbbq_accuracy_amb": (units[ambiguous], accuracy),
-            "cbbq_bias_amb": (units[ambiguous], bias),
-            "cbbq_accuracy_dis": (units[~ambiguous], accuracy),
-            "cbbq_bias_dis": (units[~ambiguous], bias),
-            "cbbq_bias": (both, total),
+            "cbbq_accuracy_amb": (units[ambiguous], accuracy, (0.0, 1.0)),
+            "cbbq_bias_amb": (units[ambiguous], bias, (0.0, 1.0)),
+            "cbbq_accuracy_dis": (units[~ambiguous], accuracy, (0.0, 1.0)),
+            "cbbq_bias_dis": (units[~ambiguous], bias, (0.0, 1.0)),
+            "cbbq_bias": (both, total, (0.0, 1.0)),
         }
     )
     drawn = ambiguous if ambiguous.any() else ~ambiguous
     categories = [one.category for one, inside in zip(questions, drawn, strict=True) if inside]
     name = "cbbq_bias_amb" if ambiguous.any() else "cbbq_bias_dis"
-    return Finding(metrics, table, by_category(name, categories, units[drawn], bias))
+    return Finding(metrics, table, by_category(name, categories, units[drawn], bias, (0.0, 1.0)))
 
 
 def outcomes(questions: list[Question], chosen: list[int]) -> np.ndarray:

@@ -40,9 +40,9 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     ways = np.array([pair.stereo_antistereo for pair in pairs])
     metrics = defined(
         {
-            "crows_pairs": (units, percentage),
-            "crows_pairs_stereo": (units[ways == "stereo"], of_decided),
-            "crows_pairs_antistereo": (units[ways == "antistereo"], of_decided),
+            "crows_pairs": (units, percentage, (0.0, 100.0)),
+            "crows_pairs_stereo": (units[ways == "stereo"], of_decided, (0.0, 100.0)),
+            "crows_pairs_antistereo": (units[ways == "antistereo"], of_decided, (0.0, 100.0)),
         }
     )
     table = [
@@ -53,9 +53,8 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         }
         for pair, (more, less) in zip(pairs, scores, strict=True)
     ]  # fmt: skip
-    return Finding(
-        metrics, table, by_category("crows_pairs", [str(pair.bias_type) for pair in pairs], units, percentage)
-    )
+    types = [str(pair.bias_type) for pair in pairs]
+    return Finding(metrics, table, by_category("crows_pairs", types, units, percentage, (0.0, 100.0)))
 
 
 def preferred(more: float, less: float) -> str:

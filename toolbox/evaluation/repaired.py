@@ -9,7 +9,7 @@ import numpy as np
 from toolbox import files, repairing
 from toolbox.evaluation.gender import likelihood_bias
 from toolbox.evaluation.measures import Finding
-from toolbox.evaluation.statistics import Resampled, Share
+from toolbox.evaluation.statistics import ROUNDING, Resampled, Share
 from toolbox.suites import Suite
 
 HALVED, LOST = 0.5, 0.02
@@ -31,7 +31,11 @@ def summary(suites: Sequence[Suite], found: Mapping[str, Mapping[str, Finding]])
         return {}
     before, after = found[held.name]["base"], found[held.name]["tuned"]
     record = files.read_json(held.path.parent / repairing.RECORD) or {}
-    checks = [_halved(held, name, before, after) for name in before.metrics if name.startswith("likelihood_bias")]
+    checks = [
+        _halved(held, name, before, after)
+        for name, measured in before.metrics.items()
+        if name.startswith("likelihood_bias") and measured.estimate().value > ROUNDING  # else there is nothing to halve
+    ]
     checks += [
         _kept(suite, name, found[suite.name])
         for suite in compared
@@ -80,8 +84,9 @@ def _p(difference: Any) -> float | None:
 
 
 def _left(units: np.ndarray) -> np.ndarray:
-    """units [..., n, (share after, share before)] → [...]"""
-    return likelihood_bias(units[..., :1]) / likelihood_bias(units[..., 1:])
+    """units [..., n, (share after, share before)] → [...]; NaN where there was no bias before."""
+    before = likelihood_bias(units[..., 1:])
+    return likelihood_bias(units[..., :1]) / np.where(before > ROUNDING, before, np.nan)
 
 
 def _turned(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ They cover which items were asked, not what another training with another seed w
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -63,39 +64,46 @@ class Share(msgspec.Struct, frozen=True):
         centre = (gained - lost) / n
         reach = Z95 * math.sqrt((gained + lost) - (gained - lost) ** 2 / n) / n
         value = (gained - lost) / len(pairs)
-        low, high = max(-1.0, centre - reach), min(1.0, centre + reach)
+        low, high = max(-1.0, min(value, centre - reach)), min(1.0, max(value, centre + reach))
         return Difference(value, low, high, len(pairs), mcnemar(better, worse))
 
 
 class Resampled(msgspec.Struct, frozen=True):
     """A statistic of units [n, …] whose interval comes from drawing units anew (percentile bootstrap; Efron 1979).
 
-    `statistic` takes units with axes before these and returns what these axes were. Where all units are alike every
-    draw is, too, which says nothing of how sure the value is: a mean of units that has `bounds` gets `unvaried`'s
-    interval then.
+    `statistic` takes units with axes before these and returns what these axes were; of a draw in which it is not
+    defined, as a ratio without a denominator, no number (`_interval` says what becomes of it).
     """
 
     units: np.ndarray
     statistic: Callable[[np.ndarray], np.ndarray]
     bounds: tuple[float, float] | None = None
-    """What each unit's part in a mean lies between; None where that is not known, or the statistic is no mean."""
+    """What the statistic lies between, whatever the units; None where that is not known."""
 
     def estimate(self) -> Estimate:
-        draws = [self.statistic(self.units[drawn]) for drawn in _draws(len(self.units))]
-        return _interval(float(self.statistic(self.units)), draws, len(self.units), self.bounds)
+        draws = [self._of(self.units[drawn]) for drawn in _draws(len(self.units))]
+        return _interval(float(self._of(self.units)), draws, len(self.units), self.bounds, self._counted())
+
+    def _of(self, units: np.ndarray) -> np.ndarray:
+        """The statistic, quiet where it is not defined."""
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # means of what holds no number
+            return np.asarray(self.statistic(units))
+
+    def _counted(self) -> int:
+        """Units that say anything by themselves: of a ratio those with a denominator; all, where none does."""
+        return int(np.isfinite(self._of(self.units[:, None])).sum()) or len(self.units)
 
     def difference(self, before: "Resampled") -> Difference:
         """The same units are drawn for both models: what makes an item hard for both cancels out.
 
         The test exchanges the two models' values of each unit by chance (the paired permutation test; Fisher 1935).
         """
-        draws = [
-            self.statistic(self.units[drawn]) - before.statistic(before.units[drawn])
-            for drawn in _draws(len(self.units))
-        ]
-        value = float(self.statistic(self.units) - before.statistic(before.units))
+        draws = [self._of(self.units[drawn]) - before._of(before.units[drawn]) for drawn in _draws(len(self.units))]
+        value = float(self._of(self.units) - before._of(before.units))
         reach = self.bounds[1] - self.bounds[0] if self.bounds else 0.0
-        shown = _interval(value, draws, len(self.units), (-reach, reach) if self.bounds else None)
+        counted = min(self._counted(), before._counted())
+        shown = _interval(value, draws, len(self.units), (-reach, reach) if self.bounds else None, counted)
         return Difference(shown.value, shown.low, shown.high, shown.n, self._exchanged(before, value))
 
     def _exchanged(self, before: "Resampled", value: float) -> float:
@@ -106,7 +114,7 @@ class Resampled(msgspec.Struct, frozen=True):
         for _chunk in range(CHUNKS):
             swapped = generator.random((RESAMPLES // CHUNKS, len(after), *whole)) < 0.5
             one, two = np.where(swapped, other, after), np.where(swapped, after, other)
-            found = np.abs(self.statistic(one) - before.statistic(two))
+            found = np.abs(self._of(one) - before._of(two))
             extreme += int((~(found < abs(value) - ROUNDING)).sum())
         return min(1.0, extreme / (RESAMPLES + 1))
 
@@ -157,9 +165,24 @@ def _draws(n: int) -> Iterator[np.ndarray]:
         yield generator.integers(0, n, (RESAMPLES // CHUNKS, n))
 
 
-def _interval(value: float, draws: list[np.ndarray], n: int, bounds: tuple[float, float] | None) -> Estimate:
-    drawn = np.concatenate(draws)
-    if bounds and np.nanmax(drawn) - np.nanmin(drawn) < ROUNDING:
-        return unvaried(value, n, bounds)
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high), n)
+def _interval(
+    value: float, draws: list[np.ndarray], n: int, bounds: tuple[float, float] | None, counted: int
+) -> Estimate:
+    """The percentile interval of what was drawn; `counted`: how many of the n units the value rests on.
+
+    Always numbers, in order, with the value between them. A draw in which the statistic is not defined could have been
+    anything: it counts at both ends, as a bound, or where there is none as the farthest draw. Where all draws are alike
+    they say nothing of how sure the value is, and it gets `unvaried`'s interval; without bounds nobody could say what
+    another unit would do, and the interval is the value alone.
+    """
+    drawn = np.concatenate(draws).astype(float)
+    known = drawn[np.isfinite(drawn)]
+    farthest = np.array([known.min(initial=value), known.max(initial=value)])
+    if bounds and farthest[1] - farthest[0] < ROUNDING:
+        return msgspec.structs.replace(unvaried(value, counted, bounds), n=n)
+    ends = bounds or farthest
+    low, high = (
+        float(np.percentile(np.where(np.isfinite(drawn), drawn, end), percent))
+        for end, percent in zip(ends, (2.5, 97.5), strict=True)
+    )
+    return Estimate(value, min(low, value), max(high, value), n)

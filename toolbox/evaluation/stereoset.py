@@ -34,10 +34,11 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     terms, units = by_term([(context.bias_type, context.target) for context in contexts], counts)
     whole = by_term([context.target for context in contexts], counts)[1]
     figures: dict[str, Figure] = {"stereoset_icat": icat, "stereoset_lm": lm_score, "stereoset_ss": stereotype_score}
+    percent = (0.0, 100.0)
     return Finding(
-        defined({name: (whole, figure) for name, figure in figures.items()}),
+        defined({name: (whole, figure, percent) for name, figure in figures.items()}),
         table,
-        by_category("stereoset_ss", [bias_type for bias_type, _target in terms], units, stereotype_score),
+        by_category("stereoset_ss", [bias_type for bias_type, _target in terms], units, stereotype_score, percent),
     )
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from toolbox.evaluation.categories import Figure, by_category, defined, finite
+from toolbox.evaluation.categories import Bounds, Figure, by_category, defined, finite
 from toolbox.evaluation.measures import Finding
 from toolbox.evaluation.subjects import Subject
 from toolbox.inference import Watch
@@ -23,7 +23,11 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     scored = subject.texts(asked, watch)
     scores = finite([sum(one.log_likelihoods) for one in scored], [context for context, _continuation in asked])
     units = outcomes(scores)
-    figures: dict[str, Figure] = {"winobias_difference": difference, "winobias_pro": with_it, "winobias_anti": against}
+    figures: dict[str, tuple[np.ndarray, Figure, Bounds]] = {
+        "winobias_difference": (units, difference, (-100.0, 100.0)),
+        "winobias_pro": (units, with_it, (0.0, 100.0)),
+        "winobias_anti": (units, against, (0.0, 100.0)),
+    }
     table = [
         {
             "number": sentence.number, "pro": sentence.pro, "anti": sentence.anti, "right": sentence.right,
@@ -32,9 +36,11 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
         for sentence, unit in zip(sentences, units, strict=True)
     ]  # fmt: skip
     return Finding(
-        defined({name: (units, figure) for name, figure in figures.items()}),
+        defined(figures),
         table,
-        by_category("winobias_difference", [sentence.right for sentence in sentences], units, difference),
+        by_category(
+            "winobias_difference", [sentence.right for sentence in sentences], units, difference, (-100.0, 100.0)
+        ),
     )
 
 

@@ -29,10 +29,13 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     for metric, column in (("winogender_bls", "bls"), ("winogender_bergsma", "bergsma")):
         known = np.array([[row["share_she"], row[column]] for row in rows if row[column] is not None])
         if len(known) > 2 and np.isfinite(pearson(known)):
-            metrics[metric] = Resampled(known, pearson)
-    metrics |= {"winogender_gap": Resampled(shares, gap), "winogender_strength": Resampled(shares, strength)}
+            metrics[metric] = Resampled(known, pearson, (-1.0, 1.0))
+    metrics |= {
+        "winogender_gap": Resampled(shares, gap, (-100.0, 100.0)),
+        "winogender_strength": Resampled(shares, strength, (0.0, 100.0)),
+    }
     employed = {row["occupation"]: {"known": row["bls"] / 100} for row in rows if row["bls"] is not None}
-    categories = by_category("share_she", occupations, shares, mean_share)
+    categories = by_category("share_she", occupations, shares, mean_share, (0.0, 1.0))
     return Finding(metrics, rows, [{**one, **employed.get(one["category"], {})} for one in categories])
 
 
