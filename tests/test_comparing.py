@@ -50,13 +50,42 @@ def pair(home: Path) -> tuple[Run, Run]:
 
 
 def test_only_what_differs_is_named(pair: tuple[Run, Run]) -> None:
-    (group,) = comparison.compare(pair)
+    (group,) = comparison.compare(pair, list)
     planned = {line.key: line.values for line in group.planned}
     assert planned == {"LoraConfig.r": [8, 64], "training.learning_rate": [5e-3, 1e-4]}
     (row,) = group.measured
     change = comparison.difference(row)
     assert change is not None
     assert (change["value"], round(change["high"] - change["value"], 3)) == (pytest.approx(0.3), 0.128)
+
+
+def test_answers_to_the_same_items_are_compared_in_pairs(home: Path) -> None:
+    """Six of forty gained and none lost: beyond chance in pairs, within it by the intervals of each run."""
+    from toolbox.evaluation import pairing
+    from toolbox.evaluation.statistics import Share
+
+    def answered(name: str, right: Share, sha256: str = "same") -> Run:
+        run = evaluated(home, Run(home / "runs" / name), *_interval(right))
+        units = {"tuned": pairing.units({"exact_match": right})}
+        content = {"suite": "demo-qa", "sha256": sha256, "units": units}
+        files.write_json(run.path / "evaluation" / "1-demo-qa.json", content)
+        return run
+
+    before, after = Share([True] * 10 + [False] * 30), Share([True] * 16 + [False] * 24)
+    one, other = answered("one", before), answered("other", after)
+    (group,) = comparison.compare([one, other], pairing.differences)
+    (row,) = group.measured
+    assert row.paired is not None
+    assert row.paired["p"] == pytest.approx(after.difference(before).p)
+    assert "better" in compared.tables(group, compared.letters([group]))[-1][2][0][-1]
+    apart, elsewhere = answered("apart", before, "x"), answered("elsewhere", after, "y")
+    (group,) = comparison.compare([apart, elsewhere], pairing.differences)
+    assert "chance" in compared.tables(group, compared.letters([group]))[-1][2][0][-1]
+
+
+def _interval(right: Any) -> tuple[float, float, float]:
+    found = right.estimate()
+    return found.value, found.low, found.high
 
 
 def test_nested_lists_are_compared_place_by_place() -> None:
@@ -96,7 +125,7 @@ def test_one_run_is_no_comparison(toolbox_cli: Any, pair: tuple[Run, Run]) -> No
 
 def test_a_third_run_brings_a_third_column(home: Path, pair: tuple[Run, Run]) -> None:
     third = trained(home, {"eval_loss": 0.9}, LoraConfig={**LORA, "r": 16})
-    (group,) = comparison.compare([*pair, third])
+    (group,) = comparison.compare([*pair, third], list)
     names = compared.letters([group])
     assert list(names.values()) == ["A", "B", "C"]
     (_title, columns, rows) = compared.tables(group, names)[0]

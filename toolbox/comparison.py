@@ -1,12 +1,12 @@
 """What differs between runs: in what was planned, in what came of it, in what was measured (`runs compare`)."""
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from toolbox import chains
+from toolbox import chains, files
 from toolbox.facts import Facts
 from toolbox.report.figures import CAME
 from toolbox.runs import Run
@@ -27,6 +27,19 @@ class Line(msgspec.Struct, frozen=True):
     values: list[Any]
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """Which figure of two evaluations is to be paired; both files are of evaluation/ and have the same items."""
+
+    before: str
+    after: str
+    model: str
+    metric: str
+
+
+Pair = Callable[[Sequence[Asked]], Sequence[dict[str, Any] | None]]
+"""The paired difference of each, as a row of results states one; None where it can't be told."""
+
+
 class Measured(msgspec.Struct, frozen=True):
     """A metric of a suite on one model, base or tuned: each run's row of results, None where a run has none."""
 
@@ -34,6 +47,8 @@ class Measured(msgspec.Struct, frozen=True):
     metric: str
     model: str
     rows: list[dict[str, Any] | None]
+    paired: dict[str, Any] | None = None
+    """Of two runs that answered the same items: the second's value less the first's, with its own interval and p."""
 
     @property
     def any_row(self) -> dict[str, Any]:
@@ -50,14 +65,14 @@ class Group(msgspec.Struct, frozen=True):
     measured: list[Measured]
 
 
-def compare(runs: Sequence[Run]) -> list[Group]:
-    """The runs, by verb in the order they are named, and what differs within each verb."""
+def compare(runs: Sequence[Run], pair: Pair) -> list[Group]:
+    """The runs, by verb in the order they are named, and what differs within each verb; `pair` does the statistics."""
     by_verb: dict[str, list[Facts]] = {}
     for run in runs:
         facts = Facts.of(run)
         by_verb.setdefault(facts.verb, []).append(facts)
     return [
-        Group(verb, own, differing([facts.plan for facts in own]), _came(own), _measured(own))
+        Group(verb, own, differing([facts.plan for facts in own]), _came(own), _measured(own, pair))
         for verb, own in by_verb.items()
     ]
 
@@ -97,35 +112,80 @@ def _number(value: Any) -> float | None:
     return value if real and math.isfinite(value) else None
 
 
-def _measured(runs: Sequence[Facts]) -> list[Measured]:
+class _Found(NamedTuple):
+    """A row of results, the file of evaluation/ that it is from, and what its items were: a hash, and how many."""
+
+    row: dict[str, Any]
+    file: str
+    items: tuple[Any, ...]
+
+
+_Key = tuple[str, str, str]
+
+
+def _measured(runs: Sequence[Facts], pair: Pair) -> list[Measured]:
     """What evaluations found: a run's own results, or those of the newest evaluations that were made from it."""
     found = [_results(facts) for facts in runs]
-    keys = dict.fromkeys(key for one in found for key in one)
-    return [Measured(*key, [one.get(key) for one in found]) for key in keys]
+    keys = list(dict.fromkeys(key for one in found for key in one))
+    paired = _paired(keys, found, pair) if len(found) == 2 else {}
+    rows = {key: [one[key].row if key in one else None for one in found] for key in keys}
+    return [Measured(*key, rows[key], paired.get(key)) for key in keys]
 
 
-def _results(facts: Facts) -> dict[tuple[str, str, str], dict[str, Any]]:
-    """Rows by (suite, metric, model), without differences; of what a run made, only its tuned model is its own."""
+def _paired(keys: Sequence[_Key], found: Sequence[dict[_Key, _Found]], pair: Pair) -> dict[_Key, dict[str, Any] | None]:
+    """The paired differences of the figures that both runs have of the same items."""
+    before, after = found
+    same = [
+        key
+        for key in keys
+        if key in before and key in after and before[key].file and before[key].items == after[key].items
+    ]
+    asked = [Asked(before[key].file, after[key].file, key[2], key[1]) for key in same]
+    return dict(zip(same, pair(asked), strict=True)) if asked else {}
+
+
+def _results(facts: Facts) -> dict[_Key, _Found]:
+    """By (suite, metric, model), without differences; of what a run made, only its tuned model is its own."""
     own = facts.verb == "evaluate"
-    sources = [facts.result] if own else [run.result() for run in chains.later(facts.run)]
-    rows = [row for result in sources for row in result.get("results") or [] if isinstance(row, dict)]
     models = ("base", "tuned") if own else ("tuned",)
+    found: dict[_Key, _Found] = {}
+    for source in [facts] if own else [Facts.of(run) for run in chains.later(facts.run)]:
+        saved, limit = _saved(source.run), source.plan.get("limit")
+        for row in _whole_rows(source.result):
+            suite, metric, model = (str(row.get(name)) for name in ("suite", "metric", "model"))
+            file, sha256 = saved.get(suite, ("", ""))
+            if model in models:
+                found[suite, metric, model] = _Found(row, file, (sha256, limit, row.get("n")))
+    return found
+
+
+def _whole_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that have a value and an interval."""
+    rows = (row for row in result.get("results") or [] if isinstance(row, dict))
+    return [row for row in rows if all(_number(row.get(name)) is not None for name in ("value", "low", "high"))]
+
+
+def _saved(run: Run) -> dict[str, tuple[str, str]]:
+    """(file, hash of the items) by suite, of what an evaluation kept."""
+    found = {str(path): files.read_json(path) or {} for path in sorted((run.path / "evaluation").glob("*.json"))}
     return {
-        (str(row.get("suite")), str(row.get("metric")), str(row.get("model"))): row
-        for row in rows
-        if row.get("model") in models and all(_number(row.get(name)) is not None for name in ("value", "low", "high"))
+        str(content["suite"]): (path, str(content["sha256"]))
+        for path, content in found.items()
+        if {"suite", "sha256", "units"} <= content.keys()
     }
 
 
 def difference(row: Measured) -> dict[str, Any] | None:
     """The second run's value less the first's, as a row of results; None where there are not both.
 
-    Its interval is that of independent samples, sqrt(a² + b²) of the half-widths. On the same items, where a paired
-    test would find more, it says "chance" too often rather than too seldom.
+    On the same items it is paired. Else its interval is that of independent samples, sqrt(a² + b²) of the half-widths,
+    and there is no p.
     """
     before, after = row.rows
     if not before or not after:
         return None
+    if row.paired:
+        return {**after, **row.paired, "model": "difference"}
     value = after["value"] - before["value"]
     reach = math.hypot((before["high"] - before["low"]) / 2, (after["high"] - after["low"]) / 2)
     return {**after, "model": "difference", "value": value, "low": value - reach, "high": value + reach}

@@ -1,7 +1,8 @@
 """`runs compare`: what differs between the plans of runs, and what came of it, as tables and pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -9,6 +10,9 @@ from toolbox.commands import Session
 from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.options import option
+
+if TYPE_CHECKING:
+    from toolbox.comparison import Asked
 
 
 class CompareOptions(msgspec.Struct, kw_only=True):
@@ -30,7 +34,7 @@ def compare(options: CompareOptions, session: Session) -> dict[str, Any]:
     chosen = {run.id: run for run in (runs.find(session.home.runs, name) for name in options.runs)}
     if len(chosen) < 2:
         raise InputError(_("A comparison needs two runs."), _("Name two or more; `runs list` shows what there is."))
-    groups = comparison.compare(list(chosen.values()))
+    groups = comparison.compare(list(chosen.values()), _paired)
     names = compared.letters(groups)
     if len(groups) > 1:
         session.say(_("Runs of different verbs do different work; each kind is compared by itself."))
@@ -48,6 +52,21 @@ def compare(options: CompareOptions, session: Session) -> dict[str, Any]:
     path = compared.write(groups, folder.expanduser().absolute(), tensorboard)
     session.say(_("Tables and pictures: {path}").format(path=path))
     return {**result, "report": str(path), "pictures": [str(file) for file in sorted(path.parent.glob("*.svg"))]}
+
+
+def _paired(asked: "Sequence[Asked]") -> list[dict[str, Any] | None]:
+    """What toolbox/evaluation/pairing.py answers; nothing can be paired where it fails."""
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "toolbox.evaluation.pairing"],
+        input=msgspec.json.encode(asked), capture_output=True, check=False,
+    )  # fmt: skip
+    try:
+        return list(msgspec.json.decode(done.stdout.rstrip().rpartition(b"\n")[2]))
+    except msgspec.DecodeError:
+        return [None] * len(asked)
 
 
 def _plain(group: Any) -> dict[str, Any]:

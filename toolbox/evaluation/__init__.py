@@ -9,7 +9,7 @@ import msgspec
 from toolbox import files, loading, models, plugins, suites
 from toolbox.config import find_home
 from toolbox.errors import Interrupted
-from toolbox.evaluation import cache, repaired
+from toolbox.evaluation import cache, pairing, repaired
 from toolbox.evaluation.masked import Masked
 from toolbox.evaluation.measures import Finding, measure, metric_of
 from toolbox.evaluation.statistics import holm
@@ -171,5 +171,6 @@ def _save(run: Run, name: str, suite: suites.Suite, findings: Findings, results:
             "results": [row for row in results if row["suite"] == suite.name],
             "categories": {model: finding.categories for model, finding in findings.items()},
             "rows": {model: finding.rows for model, finding in findings.items()},
+            "units": {model: pairing.units(finding.metrics) for model, finding in findings.items()},
         },
     )

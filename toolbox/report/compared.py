@@ -165,13 +165,16 @@ def _named(measured: Sequence[Measured]) -> list[str]:
 
 
 def _verdict(row: Measured) -> str:
-    """The difference of two, and whether it is more than chance."""
+    """The difference of two, whether it is more than chance, and what says so."""
     change = difference(row)
     if change is None:
         return ""
     before, after = row.rows
     told = metrics.verdict({"base": before or {}, "tuned": after or {}, "difference": change})
-    return f"{change['value']:+.3g} {_(VERDICTS[told])}"
+    shown = f"{change['value']:+.3g} [{change['low']:+.3g}, {change['high']:+.3g}] {_(VERDICTS[told])}"
+    if not row.paired:
+        return f"{shown} ({_('intervals apart')})"
+    return f"{shown} ({_('paired')}, p {change['p_holm']:.2g})"
 
 
 def tensorboard(groups: Sequence[Group]) -> str:
