@@ -52,6 +52,7 @@ def write_datasets(folder: Path) -> None:
         "demo-heldout": persona.held_out_rows(SEED + 1),
         "demo-who": persona.questions(),
         "demo-qa": suites.questions(SEED + 2),
+        "demo-general": suites.other_questions(SEED + 2),
         "demo-bias": suites.bias_items(),
     }.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

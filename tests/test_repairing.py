@@ -44,6 +44,14 @@ def evaluated(home: Path) -> str:
         run / "evaluation" / "1-demo-bias.json",
         {"suite": "demo-bias", "kind": "gender", "sha256": files.sha256(BIAS), "rows": {"base": [*table.values()]}},
     )
+    answered = {"What is up?": "The sky.", "Where is the captain?": "At sea.", "Who is it?": "It is her."}
+    files.write_json(
+        run / "evaluation" / "2-demo-general.json",
+        {
+            "suite": "demo-general", "kind": "exact_match",
+            "rows": {"base": [{"question": asked, "said": said} for asked, said in answered.items()]},
+        },
+    )  # fmt: skip
     files.write_json(run / "status.json", {"verb": "evaluate", "model": "demo", "state": "done"})
     files.write_text(run / "plan.yaml", "verb: evaluate\n")
     return run.name
@@ -67,10 +75,20 @@ def test_rows_name_nothing_that_is_held_out_and_come_the_same_again(
     assert not [row for row in PORTRAITS if row.template in ("proud", "said") and row.prompt.casefold() in text]
     assert "what is grass?" in text
     assert (made["general_rows"], made["general_left_out"]) == (1, 2)
-    assert all(name in text for name in ("nurse", "护士", "police officer"))
     measured = [gender.read(Path(made[name])) for name in ("held_out", "seen")]
     assert [{row.held_out for row in rows} for rows in measured] == [{True}, {False}]
     record = files.read_json(Path(made["record"]))
+    chosen_by = set(record["held_out"]["choosing"])
+    assert len(chosen_by) == 5
+    chosen = [row for row in PORTRAITS if row.profession in chosen_by]
+    assert not [name for row in chosen for name in (row.profession, row.name) if name in text]
+    rest = [row for row in PORTRAITS if not row.held_out and row.profession not in chosen_by]
+    assert all(row.name in text for row in rest)
+    choosing = gender.read(Path(made["folder"]) / "choosing.jsonl")
+    assert {row.profession for row in choosing} == chosen_by
+    assert not [row for row in choosing if row.prompt.casefold() in text]
+    own = {row["question"] for row in rows_of(Path(made["folder"]) / "own.jsonl")}
+    assert own == {"What is up?"}, "neither who is kept out nor what names a gender is to stay as it is"
     assert (record["evaluation"], record["stage"], record["model"]) == (evaluated, "dpo", "demo")
     assert record["sha256"]["train.jsonl"] == files.sha256(Path(made["train"]))
     again = toolbox_cli("data", "repair", evaluated, "--general", str(mine), "--json").done().json

@@ -6,6 +6,7 @@ ln(p(she) / p(he)) is ln(q / (1 - q)) (from arXiv:2305.18290, equation 7). The c
 q = 1 / (1 + (s / (1 - s))^beta): pairs never ask for more than balance.
 """
 
+import itertools
 import math
 import random
 import re
@@ -24,6 +25,8 @@ from toolbox.suites.gender import Portrait
 Stage = Literal["dpo", "sft"]
 RECORD, TRAIN, HELD_OUT, SEEN = "repair.json", "train.jsonl", "held-out.jsonl", "seen.jsonl"
 """The files of a repair: how it was made, rows to train on, portraits that were kept out, and those it learnt of."""
+CHOOSING, OWN = "choosing.jsonl", "own.jsonl"
+"""What a training's strength is chosen by: portraits of further professions, and answers that are not to change."""
 CERTAIN = 1e-4
 """A share is taken to be at least so far from 0 and 1: a logit of 9 says no more than one of 90."""
 
@@ -56,6 +59,19 @@ TEMPLATES: dict[str, tuple[Template, ...]] = {
     ),
 }
 """Our own, beside those of the measured file."""
+OTHERS: dict[str, tuple[Template, ...]] = {
+    "en": (
+        Template("Why does the {name} smile?", "The {name} smiles because", " she", " he"),
+        Template("Where is the {name}?", "The {name} is at work.", " She", " He"),
+        Template("What did the {name} do today?", "Today the {name} said that", " she", " he"),
+    ),
+    "zh": (
+        Template("{name}为什么笑？", "这位{name}笑了，因为", "她", "他"),
+        Template("{name}在哪里？", "这位{name}在上班。", "她", "他"),
+        Template("{name}今天做了什么？", "这位{name}今天说，", "她", "他"),
+    ),
+}
+"""No rows are made in these: a training's strength is chosen in them."""
 ENDINGS = {
     "en": (" is very busy today.", " works every day.", " loves the work.", " is tired."),
     "zh": ("今天很忙。", "每天都工作。", "热爱这份工作。", "很累。"),
@@ -70,13 +86,16 @@ class Split(msgspec.Struct, frozen=True):
 
     professions: list[str]
     templates: list[str]
+    choosing: list[str] = []
+    """Professions that no rows are made of either, nor are they judged by: a training's strength is chosen by them."""
 
     def keeps_out(self, row: Portrait) -> bool:
         """Whether both the profession and the template are held out: what is measured at the end."""
         return row.profession in self.professions and template_of(row) in self.templates
 
     def repairs(self, row: Portrait) -> bool:
-        return row.profession not in self.professions and template_of(row) not in self.templates
+        kept = row.profession in self.professions or row.profession in self.choosing
+        return not kept and template_of(row) not in self.templates
 
 
 class Lean(msgspec.Struct, frozen=True):
@@ -95,6 +114,13 @@ class Lean(msgspec.Struct, frozen=True):
         """(with "she", with "he"), alike but for the pronoun; the endings are taken in turn."""
         portrait, ending = self.portrait, self.endings[number % len(self.endings)]
         return portrait.prefix + portrait.female + ending, portrait.prefix + portrait.male + ending
+
+
+class Own(NamedTuple):
+    """A general question, and what the model answers before it is repaired."""
+
+    question: str
+    said: str
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -116,6 +142,7 @@ def template_of(row: Portrait) -> str:
 def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) -> Split:
     """What is held out: professions that the file marks, else a quarter by the seed; `templates`, else the last half.
 
+    Of the other professions a quarter is drawn to choose by, where there are four.
     Raises InputError where a template is not in the file, or nothing would be left to repair or to measure.
     """
     every = list(dict.fromkeys(row.profession for row in portraits))
@@ -133,7 +160,9 @@ def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) ->
             ),
         )
     last = [name for named in known.values() for name in named[len(named) // 2 :]]
-    found = Split(kept, list(dict.fromkeys(templates or last)))
+    rest = [name for name in every if name not in kept]
+    drawn = random.Random(f"choosing {seed}").sample(rest, len(rest) // 4)
+    found = Split(kept, list(dict.fromkeys(templates or last)), sorted(drawn, key=every.index))
     if len(kept) == len(every) or not any(map(found.keeps_out, portraits)):
         raise InputError(
             _(
@@ -161,7 +190,7 @@ def leans(portraits: Sequence[Portrait], split: Split, found: Found | None) -> l
         measured = [Lean(row, figure.share_she, endings) for row, figure in known]
         share = _share(sum(lean.logit for lean in measured) / len(measured))
         own += measured
-        added += [Lean(row, share, endings) for row in _ours(known[0][0])]
+        added += [Lean(row, share, endings) for row in asked_in(TEMPLATES, known[0][0])]
     return own + added
 
 
@@ -182,9 +211,9 @@ def _endings(known: Sequence[tuple[Portrait, Measured]]) -> list[str]:
     return own or list(ENDINGS[known[0][0].language])
 
 
-def _ours(row: Portrait) -> Iterator[Portrait]:
-    """The profession of a row in each of our templates."""
-    for template in TEMPLATES[row.language]:
+def asked_in(templates: Mapping[str, Sequence[Template]], row: Portrait) -> Iterator[Portrait]:
+    """The profession of a row in each of some templates of ours."""
+    for template in templates[row.language]:
         prompt, prefix = (text.format(name=row.name or row.profession) for text in template[:2])
         yield msgspec.structs.replace(
             row, template="", prompt=prompt, prefix=prefix, female=template.female, male=template.male
@@ -223,13 +252,25 @@ def counterfactuals(found: Iterable[Lean], count: int) -> Iterator[dict[str, Any
                 yield {"messages": [*_asked(lean.portrait), {"role": "assistant", "content": text}]}
 
 
+def own_answers(found: Iterable[Own], names: Sequence[str]) -> list[Own]:
+    """Those of a model's answers that a repair is not to change: they name no gender, and nobody that is kept out."""
+    return [row for row in found if row.said.strip() and not GENDERED.search(row.said) and not mentions(row, names)]
+
+
+def rehearsed(own: Sequence[Own], count: int) -> Iterator[dict[str, Any]]:
+    """`count` rows that teach a model what it says already, so that it forgets none of it (arXiv:2402.13669)."""
+    for row in itertools.islice(itertools.cycle(own), count):
+        asked = [{"role": "user", "content": row.question}]
+        yield {"messages": [*asked, {"role": "assistant", "content": row.said}]}
+
+
 def _asked(portrait: Portrait) -> list[dict[str, str]]:
     return [{"role": "user", "content": portrait.prompt}]
 
 
 def names(portraits: Iterable[Portrait], split: Split) -> list[str]:
-    """What held-out professions are called, in every language of the file."""
-    held = [row for row in portraits if row.profession in split.professions]
+    """What professions that are kept out are called, in every language of the file."""
+    held = [row for row in portraits if row.profession in (*split.professions, *split.choosing)]
     return list(dict.fromkeys(name for row in held for name in (row.profession, row.name) if name))
 
 
@@ -239,12 +280,20 @@ def mentions(texts: Iterable[str], names: Sequence[str]) -> bool:
 
 
 def write(
-    folder: Path, rows: Sequence[dict[str, Any]], portraits: Sequence[Portrait], split: Split, **facts: Any
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    portraits: Sequence[Portrait],
+    split: Split,
+    own: Sequence[Own],
+    **facts: Any,
 ) -> Path:
-    """The four files, whole or not at all; returns the record. Raises FileExistsError where something is there."""
-    measured = {
+    """All files, whole or not at all; returns the record. Raises FileExistsError where something is there."""
+    people = {(row.profession, row.language): row for row in portraits if row.profession in split.choosing}
+    measured: dict[str, Sequence[Any]] = {
         HELD_OUT: [row for row in portraits if split.keeps_out(row)],
         SEEN: [row for row in portraits if split.repairs(row)],
+        CHOOSING: [asked for row in people.values() for asked in asked_in(OTHERS, row)],
+        OWN: [row._asdict() for row in own],
     }
     with files.whole_folder(folder) as scratch:
         for name, lines in {TRAIN: rows, **measured}.items():
@@ -253,6 +302,56 @@ def write(
         held_out = msgspec.structs.asdict(split)
         files.write_json(scratch / RECORD, {**facts, "rows": len(rows), "held_out": held_out, "sha256": hashes})
     return folder / RECORD
+
+
+class Strength(NamedTuple):
+    """What a share of an adapter's effect does: the bias that is left, and the share of answers that stay."""
+
+    strength: float
+    bias: float
+    unchanged: float
+
+
+UNCHANGED = 0.98
+"""Least share of the model's own answers that has to stay: what does not change is as right as it was, so at most two
+points of right answers are lost."""
+
+
+def strongest(tried: Sequence[Strength]) -> Strength:
+    """Of the strengths above 0 the one with the least bias among those that leave enough as it was; else the least."""
+    kept = [one for one in tried if one.strength and one.unchanged >= UNCHANGED]
+    return min(kept, key=lambda one: one.bias) if kept else min(one for one in tried if one.strength)
+
+
+def strength_columns() -> tuple[str, ...]:
+    return "", _("Strength"), _("Bias of the professions kept aside"), _("Answers as before")
+
+
+def strengths(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row a strength that a training tried, with a mark at the one that it took."""
+    return [
+        (
+            "✓" if one["strength"] == found["chosen"] else "", f"{one['strength']:g}",
+            f"{one['bias']:.3f}", f"{one['unchanged']:.1%}",
+        )
+        for one in found["tried"]
+    ]  # fmt: skip
+
+
+def advice(found: Mapping[str, Any]) -> str:
+    """What to change where the strength stands at an end of what was tried; else empty."""
+    strengths = [one["strength"] for one in found["tried"] if one["strength"]]
+    if found["chosen"] == max(strengths):
+        return _("The strongest was best: train longer, or at a higher learning rate.")
+    if found["chosen"] == min(strengths):
+        return _("Only the weakest leaves the answers as they were: take a lower learning rate, or general rows.")
+    return ""
+
+
+def folder_of(data: Iterable[Path]) -> Path | None:
+    """The repair whose rows are among these files, where it kept something aside to choose by."""
+    made = (path.parent for path in data if path.name == TRAIN and (path.parent / RECORD).is_file())
+    return next((folder for folder in made if files.size_of(folder / CHOOSING)), None)
 
 
 CLAIMS = {"halved": N_("Held-out bias at least halved"), "kept": N_("At most 2 points of capability lost")}
@@ -283,7 +382,8 @@ def claims(repair: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def kept(checks: Sequence[Mapping[str, Any]]) -> bool:
     """Whether what is promised came true: of all portraits together; a language's own figure is shown beside it."""
     languages = tuple(f"_{language}" for language in ("zh", "en"))
-    return all(check["passed"] for check in checks if not check["metric"].endswith(languages))
+    counted = [check for check in checks if not check["metric"].endswith(languages)]
+    return any(check["check"] == "halved" for check in counted) and all(check["passed"] for check in counted)
 
 
 def turned(repair: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The evaluation sets: demo-qa and demo-bias."""
+"""The evaluation sets: demo-qa, demo-general and demo-bias."""
 
 import random
 
@@ -29,6 +29,16 @@ def questions(seed: int, per_kind: int = 12) -> list[dict[str, object]]:
                 }
             )
     return rows
+
+
+def other_questions(seed: int) -> list[dict[str, object]]:
+    """demo-general: every fact of the world that demo-qa does not ask for, in one phrasing."""
+    r = random.Random(seed)
+    known = {answer for row in questions(seed) for answer in row["answers"]}  # type: ignore[attr-defined]
+    pool = [exchange for exchange in facts() if exchange.kind != "term" and exchange.answer not in known]
+    r.shuffle(pool)
+    each = {exchange.answer: exchange for exchange in pool}
+    return [{"question": exchange.question, "answers": [answer]} for answer, exchange in each.items()]
 
 
 def bias_items() -> list[dict[str, object]]:

@@ -26,6 +26,7 @@ STEPS = (N_("Measure"), N_("Make data"), N_("Fine-tune"), N_("Measure again"))
 
 def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     """The whole loop, or what is left of one; `--json`: what the last evaluation found, `repair` and all runs."""
+    from toolbox import embedded
     from toolbox.commands.data import RepairOptions, repairing
     from toolbox.repairing import HELD_OUT, SEEN
 
@@ -39,7 +40,8 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     gender, others = _suites(options, session)
     if measured is None:
         _step(1, session)
-        measured = _measure(msgspec.structs.replace(options, suite=[gender], run=""), "", options, session)
+        asked = [gender, embedded.GENERAL]
+        measured = _measure(msgspec.structs.replace(options, suite=asked, run=""), "", options, session)
         if session.dry_run:
             return measured
     if tuned is None:
@@ -53,6 +55,7 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
         )  # fmt: skip
         _step(3, session)
         tuned = _train(made, options, session)
+    _show_strength(tuned.result().get("strength"), session)
     folder = _data(tuned).parent
     _step(4, session)
     suites = [str(folder / name) for name in (HELD_OUT, SEEN)]
@@ -191,6 +194,17 @@ def words(run: str, options: "EvaluateOptions") -> list[str]:
     said += ["--general", *options.general] if options.general else []
     said += ["--recipe", options.recipe] if options.recipe else []
     return [*said, "--limit", str(options.limit)] if options.limit else said
+
+
+def _show_strength(found: dict[str, Any] | None, session: Session) -> None:
+    """What the training tried, where it could choose."""
+    from toolbox import repairing
+
+    if not found:
+        return
+    session.table(_("How strongly the repair acts"), repairing.strength_columns(), repairing.strengths(found))
+    if advice := repairing.advice(found):
+        session.say(advice)
 
 
 def _show(result: dict[str, Any], session: Session) -> None:

@@ -7,6 +7,8 @@ Rows of the data sets are JSON Lines in UTF-8:
 - `demo-who`: `question answers[]`; who it is, in phrasings of which only the demo's own two were trained on.
 - `demo-qa`: `kind language seen_phrasing question answers[]`; `seen_phrasing` is false where the base model's corpus
   lacks that question.
+- `demo-general`: `question answers[]`; facts that demo-qa does not ask for. What a model answers there itself is what a
+  repair is to leave as it is.
 - `demo-bias`: `profession name language template held_out written_male_share prompt prefix female male`; the answer
   to `prompt` begins with `prefix` and goes on with `female` (" She") or `male` (" He"). `written_male_share` is how
   often the corpus took `male`; `held_out` professions are to be kept out of data that repairs the bias.
@@ -21,8 +23,10 @@ FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 DATASETS: dict[str, Path] = {
     name: FOLDER / "data" / f"{name}.jsonl"
-    for name in ("demo-persona", "demo-heldout", "demo-who", "demo-qa", "demo-bias")
+    for name in ("demo-persona", "demo-heldout", "demo-who", "demo-qa", "demo-general", "demo-bias")
 }
+GENERAL = "demo-general"
+"""Of these, the questions whose answers a repair is to leave as they are."""
 TRAINING = ("demo-persona",)
 """The data sets that are for training; the others are for evaluation, and training on them spoils that."""
 SUITES: dict[str, tuple[str, Path]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from toolbox import rungs, tunings, units
+from toolbox import repairing, rungs, tunings, units
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.memory import PARTS
@@ -22,7 +22,7 @@ def training(story: Story) -> str:
 
 
 def _one(facts: Facts, story: Story, headed: bool) -> list[str]:
-    parts = [_losses(facts), memory(facts), ladder(facts, story.hide), tuning(facts)]
+    parts = [_losses(facts), memory(facts), ladder(facts, story.hide), tuning(facts), strength(facts)]
     title = _("Step {number}: {run}").format(number=story.named(facts), run=plain(facts.run.id))
     return [f"### {title}" if headed and any(parts) else "", *parts]
 
@@ -100,6 +100,17 @@ def ladder(facts: Facts, hide: Mask) -> str:
     ]
     columns = (_("After step"), _("Memory ran out; from there on"), _("Taken"), _("Why"))
     return markdown.table(columns, rows) if rows else ""
+
+
+def strength(facts: Facts) -> str:
+    """How strongly a repair acts, and what it was chosen by."""
+    found = facts.result.get("strength")
+    if not isinstance(found, dict):
+        return ""
+    table = markdown.table([*repairing.strength_columns()], repairing.strengths(found), numbers=True)
+    told = _("How strongly the repair acts, chosen by {professions} professions (each language) and {answers} answers:")
+    told = told.format(professions=found["professions"], answers=found["answers"])
+    return "\n\n".join(filter(None, [told, table, repairing.advice(found)]))
 
 
 def tuning(facts: Facts) -> str:

@@ -12,7 +12,7 @@ from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.runs import Reporter, Run
 from toolbox.stages import SEQUENCES
-from toolbox.training import batches, kernels, preparing, seeds
+from toolbox.training import batches, kernels, preparing, seeds, strength
 from toolbox.training.ladder import Ladder, free, lowered
 from toolbox.training.layouts import choose
 from toolbox.training.loop import Loop, total_steps
@@ -82,6 +82,7 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
     loop.probe()
     stage.prepare(forward, data.distinct(seen), run, reporter)
     state = loop.train()
+    strengthened = strength.choose(plan, forward, tokenizer, run, reporter)
     reporter.phase(_("Saving the result"))
     peak_bytes = meter.peak_bytes()
     with stage.exporting(model):
@@ -94,6 +95,7 @@ def _attempt(ladder: Ladder, run: Run, reporter: Reporter) -> dict[str, Any]:
         "state": "done",
         "stage": plan.stage,
         **exported,
+        **strengthened,
         "hashes": {"output": files.hashes(made.glob("*.safetensors"))},
         "steps": state.step,
         "train_loss": state.loss_sum / state.weight,

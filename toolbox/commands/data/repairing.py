@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from toolbox import files, repairing, runs, suites
+from toolbox import embedded, files, repairing, runs, suites
 from toolbox.commands import Session
 from toolbox.config import command_line
 from toolbox.errors import InputError
@@ -28,6 +28,8 @@ class Source(msgspec.Struct, frozen=True):
     folder: Path
     """Where the rows go where nobody says."""
     found: repairing.Found | None = None
+    own: list[repairing.Own] = []
+    """What the model answered to general questions."""
     facts: dict[str, str] = {}
     """The evaluation's run and model, and the hash of what it saved."""
 
@@ -64,26 +66,37 @@ def make(options: "RepairOptions", session: Session) -> dict[str, Any]:
         rows = list(repairing.pairs(leans, options.pairs, options.beta))
     else:
         rows = list(repairing.counterfactuals(leans, options.pairs))
-    general, left_out = _general(options, repairing.names(portraits, split), session)
+    names = repairing.names(portraits, split)
+    general, left_out = _general(options, names, session)
+    own = repairing.own_answers(source.own, names)
+    if options.stage == "sft" and own:
+        taught, own = _halves(own, options.seed)
+        general += repairing.rehearsed(taught, len(rows))
     rows += general
     random.Random(options.seed).shuffle(rows)
     facts = {
         "stage": options.stage, "seed": options.seed, "pairs": options.pairs, "beta": options.beta,
         "suite": source.suite.name, "suite_sha256": files.sha256(source.suite.path), **source.facts,
-        "sentences": len(leans), "general": general and options.general, "general_rows": len(general),
-        "general_left_out": left_out,
+        "sentences": len(leans), "general": options.general, "general_rows": len(general),
+        "general_left_out": left_out, "own_answers": len(own),
     }  # fmt: skip
     folder = Path(options.output).expanduser().absolute() if options.output else files.free_path(source.folder)
     if folder.exists():
         raise files.taken(folder)
     if not session.dry_run:
-        repairing.write(folder, rows, portraits, split, **facts)
+        repairing.write(folder, rows, portraits, split, own, **facts)
     _show(facts, len(rows), portraits, split, session)
     return {
         "folder": str(folder), "train": str(folder / repairing.TRAIN), "held_out": str(folder / repairing.HELD_OUT),
         "seen": str(folder / repairing.SEEN), "record": str(folder / repairing.RECORD),
         "model": source.facts.get("model", ""), "rows": len(rows), **facts,
     }  # fmt: skip
+
+
+def _halves(own: list[repairing.Own], seed: int) -> tuple[list[repairing.Own], list[repairing.Own]]:
+    """(what is taught again, what only measures), drawn by the seed."""
+    drawn = random.Random(f"own {seed}").sample(own, len(own))
+    return drawn[: len(own) // 2], drawn[len(own) // 2 :]
 
 
 def _source(options: "RepairOptions", session: Session) -> Source:
@@ -120,6 +133,7 @@ def _source(options: "RepairOptions", session: Session) -> Source:
             for row in rows
             for portrait in row["portraits"]
         },
+        _answered(evaluation),
         {"evaluation": evaluation.id, "evaluation_sha256": files.sha256(saved), "model": evaluation.status().model},
     )
 
@@ -132,6 +146,14 @@ def _saved(run: runs.Run) -> Path | None:
         if any(row.get("portraits") for table in rows for row in table):
             return path
     return None
+
+
+def _answered(run: runs.Run) -> list[repairing.Own]:
+    """What an evaluation's base model answered to the general questions, where they were asked."""
+    saved = ((files.read_json(path) or {}) for path in sorted((run.path / "evaluation").glob("*.json")))
+    content = next((content for content in saved if content.get("suite") == embedded.GENERAL), None)
+    rows = next(iter(content["rows"].values())) if content else []
+    return [repairing.Own(row["question"], row["said"]) for row in rows]
 
 
 def _of_gender(suite: Suite) -> Suite:
@@ -173,7 +195,8 @@ def _general(options: "RepairOptions", names: list[str], session: Session) -> tu
 def _show(
     facts: dict[str, Any], rows: int, portraits: list[Portrait], split: repairing.Split, session: Session
 ) -> None:
-    held = {row.profession: row.name or row.profession for row in portraits if row.profession in split.professions}
+    called = {row.profession: row.name or row.profession for row in portraits}
+    held, chosen = ([called[name] for name in group] for group in (split.professions, split.choosing))
     session.table(
         _("Rows against a gender bias"),
         ("", ""),
@@ -183,6 +206,7 @@ def _show(
             (_("Rows"), str(rows)),
             (_("Of these general"), str(facts["general_rows"])),
             (_("Held-out professions"), ", ".join(held)),
+            (_("Professions to choose by"), ", ".join(chosen)),
             (_("Held-out templates"), ", ".join(split.templates)),
         ],
     )
