@@ -122,7 +122,7 @@ def test_stopped_and_killed_runs_end_as_the_straight_one(home: Path, start: Star
 
 
 def test_a_lost_terminal_and_a_dead_log_reader_do_not_stop_it(home: Path, start: Start) -> None:
-    run = finetune_run(home, **LONGER | {"max_steps": 4})
+    run = finetune_run(home, max_steps=30, entry="jobs:count")
     one = start(run)
     reader = subprocess.Popen(["tail", "-f", str(run.log_path)], stdout=subprocess.PIPE)
     one.until_steps(1)

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "toolbox"
 
@@ -82,24 +80,31 @@ def test_every_module_has_a_layer() -> None:
     assert not homeless, f"docs/architecture.md names no layer for {sorted(homeless)}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_imports_only_go_down(path: Path) -> None:
-    layer = layer_of(name_of(path))
-    for line, module in imports(path):
-        target = layer_of(module) if module.startswith("toolbox.") else None
-        if target:
-            assert layer is None or target in MAY_USE[layer], f"{path}:{line}: {layer} imports {module} ({target})"
+def test_imports_only_go_down() -> None:
+    upward = [
+        f"{path}:{line}: {layer} imports {module} ({target})"
+        for path in modules()
+        if (layer := layer_of(name_of(path)))
+        for line, module in imports(path)
+        if module.startswith("toolbox.") and (target := layer_of(module)) and target not in MAY_USE[layer]
+    ]
+    assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_nothing_but_the_face_imports_the_job(path: Path) -> None:
-    assert layer_of(name_of(path)) == "face" or "toolbox.job" not in {module for _, module in imports(path)}
+def test_nothing_but_the_face_imports_the_job() -> None:
+    others = [path for path in modules() if layer_of(name_of(path)) != "face"]
+    assert not [path for path in others if "toolbox.job" in {module for _, module in imports(path)}]
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if layer_of(name_of(p)) in {None, *TORCH_FREE}], ids=name_of)
-def test_nothing_above_the_line_imports_torch(path: Path) -> None:
-    heavy = [(line, m) for line, m in imports(path) if any(m == name or m.startswith(name + ".") for name in HEAVY)]
-    assert not heavy
+def test_nothing_above_the_line_imports_torch() -> None:
+    above = [path for path in modules() if layer_of(name_of(path)) in {None, *TORCH_FREE}]
+    heavy = [
+        f"{path}:{line}: {module}"
+        for path in above
+        for line, module in imports(path)
+        if any(module == name or module.startswith(name + ".") for name in HEAVY)
+    ]
+    assert not heavy, "\n".join(heavy)
 
 
 def test_the_architecture_page_names_no_module_that_is_not_there() -> None:

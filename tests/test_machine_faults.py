@@ -23,15 +23,11 @@ LIBFAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 # 25: the GPU is lost
 
 
-def test_a_lost_gpu_is_said_at_the_start_and_by_doctor(toolbox_cli: Cli) -> None:
+def test_a_lost_gpu_is_said_at_the_start(toolbox_cli: Cli) -> None:
     lost = with_gpus({**A10, "error": 15})
     planned = toolbox_cli("finetune", "--model", "demo", "--dataset", "demo-persona", "--dry-run", env=lost).done()
     assert "lost" in planned.out
     assert "restart this machine" in planned.out
-    checks = toolbox_cli("doctor", "--json", env=lost).json["checks"]
-    (gpu,) = [check for check in checks if check["name"] == "GPU"]
-    assert not gpu["ok"]
-    assert "restart this machine" in gpu["detail"]
 
 
 def test_a_gpu_is_lost_once_it_was_lost_twice_in_a_row() -> None:

@@ -87,13 +87,13 @@ def test_every_way_back_from_a_list(menu: Open, back: str) -> None:
     assert left(child) == 0
 
 
-@pytest.mark.parametrize("back", ["0" + ENTER, ESCAPE, CTRL_C, CTRL_D], ids=["0", "escape", "ctrl-c", "ctrl-d"])
-def test_every_way_back_from_a_line(menu: Open, back: str) -> None:
+def test_every_way_back_from_a_question(menu: Open) -> None:
     child = menu()
-    child.send("1" + ENTER)
-    child.expect("OWNER/NAME")
-    child.send(back)
-    child.expect(READY)
+    for back in ("0", ESCAPE, CTRL_C, CTRL_D):
+        child.send("1" + ENTER)
+        child.expect("OWNER/NAME")
+        child.send(back)
+        child.expect(READY)
 
 
 def test_q_leaves_from_anywhere(menu: Open) -> None:
@@ -144,18 +144,20 @@ def test_a_wrong_answer_is_asked_again_and_ctrl_c_still_goes_back(menu: Open) ->
     child.expect(READY)
 
 
-@pytest.mark.parametrize("name", [";touch x", "$(touch x)", "-leading", 'it\'s "quoted"', "模型"])
-def test_odd_names_are_only_names(menu: Open, tmp_path: Path, name: str) -> None:
+def test_odd_names_are_only_names(menu: Open, tmp_path: Path) -> None:
     child = menu()
-    child.send("10")
-    chosen(child, "Runs: list")
-    child.send("2")
-    child.expect("something else")
-    child.send("1")
-    child.expect("or last › ")
-    child.send(name + ENTER)
-    child.expect("There is no single run")
-    child.expect("Press Enter")
+    for number, name in enumerate([";touch x", "$(touch x)", "-leading", 'it\'s "quoted"', "模型"]):
+        child.send("10")
+        chosen(child, "Runs: list")
+        child.send("2")
+        child.expect("something else")
+        child.send("2" if number else "1")  # the last answer stands first from the second time on
+        child.expect("or last › ")
+        child.send(name + ENTER)
+        child.expect("There is no single run")
+        child.expect("Press Enter")
+        child.send(ENTER)
+        child.expect(READY)
     assert not (tmp_path / "x").exists()
 
 
