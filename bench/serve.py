@@ -1,11 +1,12 @@
 """Servers side by side on a processor: who answers how many clients how fast, with what memory.
 
-    PEERS_HOME=… .venv/bin/python bench/serve.py [--model DIR] [--sides ours lf transformers …] [--rounds 3]
+    PEERS_HOME=… .venv/bin/python bench/serve.py [--model DIR] [--sides ours lf transformers …] [--rounds 3] [--schema]
     .venv/bin/python bench/serve.py overhead | soak      # what the gateway costs; ten minutes of abuse
 
 Each side is started in turn with its own command, and asked the same chats over HTTP: greedy, 64 new tokens, float32,
 1, 8 and 16 at once. Tokens are the server's own count. `ours` is the gateway with its engine, `ours-engine` that engine
-alone. Prints one JSON line a side, and last the ratios at 8 clients. Memory and processor time are of all processes.
+alone. With --schema, answers are held to a JSON object whose one field is a text. Prints one JSON line a side, and last
+the ratios at 8 clients. Memory and processor time are of all processes.
 """
 
 import argparse
@@ -36,6 +37,11 @@ TOKENS, READY_S, SAMPLE_S = 64, 180.0, 0.1
 DEFAULTS = ("lf", "transformers", "swift")
 """Sides whose defaults are what ours is compared with."""
 
+SCHEMA = {
+    "type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"], "additionalProperties": False,
+}  # fmt: skip
+HELD = {"response_format": {"type": "json_schema", "json_schema": {"name": "text", "strict": True, "schema": SCHEMA}}}
+
 
 class Side(msgspec.Struct, frozen=True):
     """A server: its command for a port, its environment, and what it calls the model."""
@@ -53,6 +59,8 @@ class Asked(msgspec.Struct, frozen=True):
     key: str
     chats: Iterator[Any]
     """Each is asked once: none finds its prompt read already."""
+    more: dict[str, Any] = {}
+    """What every request has besides."""
 
 
 def sides(model: Path, peers: Path, home: Path) -> dict[str, Side]:
@@ -146,7 +154,7 @@ def ask(asked: Asked, stream: bool = False) -> tuple[int, float]:
     """(tokens of the answer, seconds to its first piece) of one chat."""
     body = {
         "model": asked.model, "messages": next(asked.chats), "max_tokens": TOKENS,
-        "temperature": 0, "stream": stream,
+        "temperature": 0, "stream": stream, **asked.more,
     }  # fmt: skip
     connection = http.client.HTTPConnection("127.0.0.1", asked.port, timeout=300)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {asked.key}"}
@@ -179,10 +187,10 @@ def ready(asked: Asked, process: "subprocess.Popen[bytes]", began: float) -> flo
     raise RuntimeError(f"never became ready: {said}")
 
 
-def measure(side: Side, chats: list[Any], rounds: int, log: Path) -> dict[str, Any]:
+def measure(side: Side, chats: list[Any], rounds: int, log: Path, more: dict[str, Any]) -> dict[str, Any]:
     with started(side, log) as (port, process):
         began, watch = time.monotonic(), Watch(process.pid)
-        asked = Asked(port, side.model, side.environ.get("YCDY_SERVE_API_KEY", "none"), iter(chats))
+        asked = Asked(port, side.model, side.environ.get("YCDY_SERVE_API_KEY", "none"), iter(chats), more)
         out: dict[str, Any] = {"first_answer_s": round(ready(asked, process, began), 2)}
         out["first_answer_cpu_s"] = round(watch.cpu_s(), 2)
         out["first_token_s"] = round(statistics.median(ask(asked, stream=True)[1] for _ in range(3)), 3)
@@ -214,6 +222,7 @@ def main(words: list[str]) -> None:
     parser.add_argument("--sides", nargs="+", default=["ours", "ours-engine", "lf", "transformers",
                         "transformers-cb-sized", "swift", "swift-mbs8"])  # fmt: skip
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--schema", action="store_true", help="hold answers to a JSON schema")
     parser.add_argument("--record", type=Path, help="docs/figures.json, from which the READMEs take what they state")
     given = parser.parse_args(words)
     with (peers / "assets/data/prompts200.jsonl").open() as file:
@@ -224,7 +233,7 @@ def main(words: list[str]) -> None:
         for name in given.sides:
             log = Path(folder) / f"{name}.log"
             try:
-                found[name] = measure(all_sides[name], chats, given.rounds, log)
+                found[name] = measure(all_sides[name], chats, given.rounds, log, HELD if given.schema else {})
             except (RuntimeError, OSError, KeyError, ValueError) as error:
                 last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else []
                 found[name] = {"error": str(error)[:300], "said": last}

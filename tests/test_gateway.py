@@ -94,7 +94,7 @@ def test_a_stream_is_passed_on_piece_by_piece_and_ends_with_done(gateway: Server
         (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":0}', 422, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1e99}', 422, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"x"}],"temperature":-1}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"tool_choice":"required"}', 422, "unsupported_parameter"),
+        (b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"x"}}]}', 422, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"x"}],"generation_config":"{}"}', 422, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"x"}],"chat_template":"x"}', 422, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"tools":1}}', 422, "invalid_value"),

@@ -41,7 +41,10 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ]
     keys.write_bytes(msgspec.yaml.encode(lines))
     keys.chmod(0o600)
-    every = msgspec.structs.replace(ENGINES["transformers"], features=frozenset({"tools", "media", "embeddings"}))
+    every = msgspec.structs.replace(
+        ENGINES["transformers"], features=frozenset({"tools", "media", "embeddings"}),
+        ignores=frozenset({"response_format"}),
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENGINES, "transformers", every)
         made = plan(standin_interpreter(folder / "python"), limits=QUICK, api_keys=keys)
@@ -322,6 +325,12 @@ def test_tool_calls_are_passed_on_as_the_engine_streams_them(gateway: Server) ->
     assert pieces[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert {piece["model"] for piece in pieces} == {"demo"}
     assert gateway.seen()["body"]["tools"] == tools
+
+
+def test_what_an_engine_would_disregard_is_refused(gateway: Server) -> None:
+    assert gateway.chat("hello", response_format={"type": "text"}, tool_choice="required").status_code == 200
+    error = gateway.chat("hello", response_format={"type": "json_object"}).json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "response_format")
 
 
 def test_an_engine_that_writes_no_more_is_restarted_and_its_client_told(gateway: Server) -> None:

@@ -237,7 +237,6 @@ ENGINES: dict[str, Engine] = {
             name="transformers", requirement="transformers[serving]", needs_cuda=False, own_interpreter=False,
             health="/health", arguments=_transformers, environ={"PYTHONPATH": str(ROOT)},
             features=frozenset({"adapters", "templates", "embeddings", "tools", "logprobs"}),
-            ignores=frozenset({"response_format", "tool_choice"}),
         ),
         Engine(
             name="vllm", requirement="vllm==0.32.0", needs_cuda=True, own_interpreter=True, health="/health",

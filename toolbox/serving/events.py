@@ -102,8 +102,13 @@ def refused_by_engine(status: int, body: bytes) -> Refused:
         said = None
     if isinstance(said, dict):
         said = said.get("error") or said.get("detail") or said.get("message")
-    if isinstance(said, dict):
-        said = said.get("message")
+    told = said if isinstance(said, dict) else {"message": said}
     if 400 <= status < 500 and status != 401:
-        return Refused(status, str(said or "The engine refused the request.")[:500], "engine_refused")
+        code, param = (_word(told.get(name)) for name in ("code", "param"))
+        message = str(told.get("message") or "The engine refused the request.")[:500]
+        return Refused(status, message, code or "engine_refused", param)
     return Refused(503 if status == 503 else 502, "The engine failed on this request.", "engine_error")
+
+
+def _word(value: Any) -> str | None:
+    return value[:100] if isinstance(value, str) else None

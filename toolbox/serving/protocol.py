@@ -41,6 +41,19 @@ class ToolCall(msgspec.Struct):
     type: Literal["function"]
 
 
+class Function(msgspec.Struct):
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    """What has to be right of a tool; the engine gets it as it came, since templates print it as it stands."""
+
+    type: Literal["function"]
+    function: Function
+
+
 class Message(msgspec.Struct, omit_defaults=True):
     """What an answer carries besides (refusal, annotations …) may come back in the next request, and is dropped."""
 
@@ -164,6 +177,8 @@ def read(body: bytes, kind: type[Asked], ignores: frozenset[str], pictures: bool
         raise Refused(422, str(error), "invalid_value") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, f"The body is not JSON: {error}", "invalid_json") from error
+    if isinstance(request, ChatRequest) and request.tools:
+        _check_tools(request.tools)
     for message in getattr(request, "messages", []):
         for part in message.content if isinstance(message.content, list) else []:
             media.check(part, pictures)
@@ -172,6 +187,13 @@ def read(body: bytes, kind: type[Asked], ignores: frozenset[str], pictures: bool
         if value is not None and value not in NEUTRAL.get(field, []):
             raise Refused(422, f"The engine behind this server does not do {field!r}.", "unsupported_parameter", field)
     return request
+
+
+def _check_tools(tools: list[dict[str, Any]]) -> None:
+    try:
+        msgspec.convert(tools, list[Tool])
+    except msgspec.ValidationError as error:
+        raise Refused(422, f"tools: {error}", "invalid_value", "tools") from error
 
 
 def prompt_tokens(request: Sampling, context: int, count: Callable[[str], int]) -> int:

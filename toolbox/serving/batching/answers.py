@@ -50,7 +50,8 @@ class Answer:
         prefix = "chatcmpl-" if self._chat else "cmpl-"
         self._head = {"id": prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
         tools = (asked.tools or []) if isinstance(asked, ChatRequest) and asked.tool_choice != "none" else []
-        self._tools = [str(tool["function"]["name"]) for tool in tools if _is_named(tool)]
+        self._tools = [str(tool["function"]["name"]) for tool in tools]
+        self._read = toolcalls.read_forced if rows[0].guide else toolcalls.read
 
     async def whole(self, news: AsyncIterator[tuple[Row, Told]]) -> bytes:
         """One object, once all is said."""
@@ -105,7 +106,7 @@ class Answer:
         return {"message": message | ({"tool_calls": calls} if calls else {})}, reason
 
     def _parsed(self, text: str, reason: str) -> tuple[str, list[dict[str, Any]], Any]:
-        said, calls = toolcalls.read(text, self._tools)
+        said, calls = self._read(text, self._tools)
         return said, [call.told() for call in calls], "tool_calls" if calls and reason == "stop" else reason
 
     def _choice(self, number: int, content: dict[str, Any], reason: str | None, chosen: list[Chosen]) -> dict[str, Any]:
@@ -152,10 +153,6 @@ class Answer:
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
-
-
-def _is_named(tool: dict[str, Any]) -> bool:
-    return isinstance(tool.get("function"), dict) and isinstance(tool["function"].get("name"), str)
 
 
 def _event(data: bytes) -> bytes:

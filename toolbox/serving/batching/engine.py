@@ -8,9 +8,11 @@ import msgspec
 import torch
 
 from toolbox import files, loading, processor, templates
+from toolbox.serving.batching import toolcalls
 from toolbox.serving.batching.adapters import Adapters
 from toolbox.serving.batching.alone import OneByOne
 from toolbox.serving.batching.attention import StepLost
+from toolbox.serving.batching.guided import Guides
 from toolbox.serving.batching.model import Flattened, may_batch
 from toolbox.serving.batching.packed import pack
 from toolbox.serving.batching.pool import Pool
@@ -38,6 +40,8 @@ class Voice(msgspec.Struct, frozen=True):
     ends: list[int]
     settings: Settings
     """What its generation_config.json asks for where a request doesn't."""
+    guides: Guides
+    style: toolcalls.Style
 
 
 class Engine(msgspec.Struct, frozen=True):
@@ -167,7 +171,9 @@ def _voice(folder: Path, adapter: Path | None) -> Voice:
     asked: dict[str, Any] = {}
     for path in (folder, adapter):
         asked |= (files.read_json(path / "generation_config.json") if path else None) or {}
-    return Voice(tokenizer, templates.stops(tokenizer, asked.get("eos_token_id")), _settings(asked))
+    ends = templates.stops(tokenizer, asked.get("eos_token_id"))
+    template = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
+    return Voice(tokenizer, ends, _settings(asked), Guides(tokenizer, ends), toolcalls.Style.of(template))
 
 
 def _settings(asked: dict[str, Any]) -> Settings:

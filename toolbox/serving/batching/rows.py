@@ -1,13 +1,16 @@
 """A row: one answer while it is written, and what is told of it to whoever asked."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from toolbox.serving.batching.pool import Region
 from toolbox.serving.batching.sampling import Chosen, Settings
 from toolbox.serving.batching.texts import Text
+
+if TYPE_CHECKING:
+    from toolbox.serving.batching.guided import Guide
 
 Reason = Literal["stop", "length"]
 
@@ -26,12 +29,15 @@ class Row:
 
     def __init__(
         self, ids: list[int], settings: Settings, *, ends: list[int], text: Text, tell: Callable[["Row", Told], None],
-        adapter: str = "", number: int = 0, after: "Row | None" = None,
+        adapter: str = "", number: int = 0, after: "Row | None" = None, guide: "Guide | None" = None,
     ) -> None:  # fmt: skip
-        """`ends`: tokens that end the answer. `number`: of several answers to one prompt, whose first is `after`."""
+        """`ends`: tokens that end the answer. `number`: of several answers to one prompt, whose first is `after`.
+
+        `guide`: what the answer is held to, at its beginning.
+        """
         self.ids, self.prompt = list(ids), len(ids)
         self.settings, self.ends, self.adapter, self.number = settings, frozenset(ends), adapter, number
-        self.draws = settings.draws(number)
+        self.draws, self.guide = settings.draws(number), guide
         self.cancelled = False
         """Set by whoever asked, from any thread, once nobody waits any more."""
         self.finished = False
@@ -65,9 +71,13 @@ class Row:
         self.ids.append(chosen.token)
         if chosen.token in self.ends and self.count > self.settings.min_tokens:
             return self._finish(self._text.rest(), chosen, "stop")
+        if self.guide and not self.guide.take(chosen.token):
+            return self.fail("The answer can't be held to its schema any further.")
         text = self._text.push(chosen.token)
         if self._text.stopped:
             return self._finish(text, chosen, "stop")
+        if self.guide and self.guide.over:
+            return self._finish(text + self._text.rest(), chosen, "stop")
         if self.count >= self.settings.max_tokens:
             text += self._text.rest()
             return self._finish(text, chosen, "stop" if self._text.stopped else "length")

@@ -75,12 +75,13 @@ def _is_edited(row: "Row") -> bool:
     ask = row.settings
     return bool(
         ask.presence_penalty or ask.frequency_penalty or ask.repetition_penalty != 1.0 or ask.logit_bias
-        or row.count < ask.min_tokens
+        or row.count < ask.min_tokens or row.guide
     )  # fmt: skip
 
 
 def _edit(score: torch.Tensor, row: "Row") -> None:
-    """Penalties, biases and the least length, in place: OpenAI's, and the repetition penalty of arXiv:1909.05858."""
+    """Penalties, biases, the least length and the grammar, in place: OpenAI's, and the repetition penalty of
+    arXiv:1909.05858."""
     ask = row.settings
     if ask.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*row.ids}), device=score.device)
@@ -95,6 +96,8 @@ def _edit(score: torch.Tensor, row: "Row") -> None:
         score[torch.tensor([*known], device=score.device)] += torch.tensor([*known.values()], device=score.device)
     if row.count < ask.min_tokens:
         score[torch.tensor([*row.ends], device=score.device, dtype=torch.long)] = -torch.inf
+    if row.guide:
+        row.guide.mask(score)
 
 
 def _draw(scores: torch.Tensor, rows: "Sequence[Row]") -> list[int]:

@@ -12,9 +12,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from toolbox.serving import protocol
+from toolbox.serving.batching import guided
 from toolbox.serving.batching.answers import Answer, Inbox
 from toolbox.serving.batching.embedding import Embedder
 from toolbox.serving.batching.engine import Engine, Voice
+from toolbox.serving.batching.guided import Guide
 from toolbox.serving.batching.prompts import chat_ids, plain_ids
 from toolbox.serving.batching.rows import Row, Told
 from toolbox.serving.batching.sampling import Settings
@@ -87,9 +89,9 @@ class Server:
         engine = self._writing(request)
         asked = protocol.read(await request.body(), kind, frozenset())
         name, voice = self._voice(engine, asked.model)
-        ids = await asyncio.to_thread(_ids, voice.tokenizer, asked)
+        ids, guide = await asyncio.to_thread(_read, voice, asked)
         inbox = Inbox()
-        rows = _rows(ids, asked, name, voice, engine, inbox)
+        rows = _rows(ids, guide, asked, name, voice, engine, inbox)
         try:
             engine.scheduler.submit(rows)
         except QueueFull:
@@ -135,14 +137,19 @@ def _no_such_model(name: str) -> Refused:
     return Refused(404, f"There is no model {name[:200]!r} here.", "model_not_found", "model")
 
 
-def _ids(tokenizer: Any, asked: Sampling) -> list[int]:
+def _read(voice: Voice, asked: Sampling) -> tuple[list[int], Guide | None]:
+    """The prompt's token ids, and what the answer is held to. Raises Refused."""
+    grammar = guided.grammar(asked, voice.style)
+    guide = voice.guides.make(grammar) if grammar else None
     if isinstance(asked, ChatRequest):
-        return chat_ids(tokenizer, asked)
+        return chat_ids(voice.tokenizer, asked), guide
     assert isinstance(asked, CompletionRequest)
-    return plain_ids(tokenizer, asked.prompt)
+    return plain_ids(voice.tokenizer, asked.prompt), guide
 
 
-def _rows(ids: list[int], asked: Sampling, name: str, voice: Voice, engine: Engine, inbox: Inbox) -> list[Row]:
+def _rows(
+    ids: list[int], guide: Guide | None, asked: Sampling, name: str, voice: Voice, engine: Engine, inbox: Inbox
+) -> list[Row]:
     """A row for each answer. Raises Refused where the prompt leaves no room for one."""
     room = engine.context - len(ids)
     if not ids or room < 1:
@@ -155,7 +162,7 @@ def _rows(ids: list[int], asked: Sampling, name: str, voice: Voice, engine: Engi
         text = Text(voice.tokenizer, settings.stop)
         rows.append(
             Row(ids, settings, ends=voice.ends, text=text, tell=tell, adapter=name, number=number,
-                after=rows[0] if rows else None)
+                after=rows[0] if rows else None, guide=guide.copy() if guide else None)
         )  # fmt: skip
     return rows
 

@@ -1,5 +1,6 @@
 """Calls of tools in what a model wrote, in the formats of the common families; anything else stays text."""
 
+import json
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -7,12 +8,31 @@ from typing import Any
 
 import msgspec
 
+from toolbox.templates import calling
+
 MARKS = ("<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<function=", "{")
 """How calls begin: Qwen's and Hermes', Mistral's, Llama's; a bare object is Llama 3's, and that of written-out rows."""
 _TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
 _XML = re.compile(r"<function=([^>\n]+)>(.*?)(?:</function>|\Z)", re.DOTALL)
 _OBJECT = re.compile(r"(?:\A|\n)\s*\{")
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
+TAGS = {"hermes": ("<tool_call>\n", "\n</tool_call>")}
+"""What stands around a call that is forced, by the manners of `templates.calling`; in others nothing does."""
+_FORCED = re.compile(r'(?:<tool_call>\n)?\{"name": ("(?:[^"\\]|\\.)*"), "(?:arguments|parameters)": ')
+_BETWEEN = re.compile(r"\}(?:\n</tool_call>)?\n")
+
+
+class Style(msgspec.Struct, frozen=True):
+    """How calls are written where they are forced: as the chat template has them, as far as that is JSON."""
+
+    wrapped: str = ""
+    """A key of TAGS; empty: bare."""
+    arguments: str = "arguments"
+
+    @classmethod
+    def of(cls, template: str) -> "Style":
+        named = calling.style(template)
+        return cls(named if named in TAGS else "", "parameters" if named == "llama3" else "arguments")
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -46,6 +66,21 @@ def read(text: str, names: Sequence[str]) -> tuple[str, list[Call]]:
         if found and len(found) == len(calls):
             return text[:begin].strip(), found
     return text, []
+
+
+def read_forced(text: str, names: Sequence[str]) -> tuple[str, list[Call]]:
+    """As `read`, of an answer that was held to calls, whatever stands in their arguments; the last may be cut off."""
+    calls: list[Call] = []
+    place = 0
+    while (begin := _FORCED.match(text, place)) and (name := json.loads(begin[1])) in names:
+        try:
+            _value, end = json.JSONDecoder().raw_decode(text, begin.end())
+        except ValueError:
+            end = len(text)
+        calls.append(Call(name, text[begin.end() : end]))
+        between = _BETWEEN.match(text, end)
+        place = between.end() if between else len(text)
+    return ("", calls) if calls else (text, [])
 
 
 def _tagged(text: str) -> tuple[int, list[Call]]:
