@@ -8,7 +8,8 @@ held-out templates. A last line says whether each seed kept both promises, and t
 
 With --choose the settings in GRID are compared, and no held-out profession is looked at: a training says how much of
 the bias is left of the professions that its seed kept aside. The rule: of the settings whose answers stay as they are
-with every seed, the one that leaves the least bias on average is taken into recipes/.
+with every seed, the one that leaves the least bias with its worst seed is taken into recipes/, since a repair is done
+once.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def choose(stage: str, seeds: list[int], home: Path) -> None:
             (at,) = (one for one in tried["tried"] if one["strength"] == tried["chosen"])
             found.append((tried["chosen"], at["bias"] / tried["tried"][0]["bias"], at["unchanged"]))
         told = "; ".join(f"at {strength:g}: {share:.3f} left, {same:.1%} unchanged" for strength, share, same in found)
-        left[words] = sum(share for _strength, share, _same in found) / len(found)
+        left[words] = max(share for _strength, share, _same in found)
         if any(same < UNCHANGED for _strength, _share, same in found):
             left[words] = 1.0
         print(f"{' '.join(words):60} {left[words]:.3f}   {told}", flush=True)

@@ -17,8 +17,6 @@ import torch
 
 from toolbox import inference, methods, repairing
 from toolbox.errors import Interrupted
-from toolbox.evaluation.gender import bias_by_likelihood
-from toolbox.evaluation.subjects import Loaded
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
 from toolbox.repairing import Strength
@@ -30,7 +28,8 @@ from toolbox.training.step import Forward
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)
+"""Tried in this order, until too many answers change: nothing stronger is taken then."""
 ANSWER_TOKENS = 16
 """An answer counts as unchanged by its first tokens: where a long one is worded otherwise later, little is lost."""
 
@@ -43,6 +42,9 @@ def choose(
     That is where the rows are no repair's, nothing was kept aside, or the method is not linear in B.
     Raises Interrupted, after which the newest checkpoint has the adapter as it was trained.
     """
+    from toolbox.evaluation.gender import bias_by_likelihood  # which itself asks how training lays out a batch
+    from toolbox.evaluation.subjects import Loaded
+
     folder = repairing.folder_of(spec.path for spec in plan.datasets)
     if folder is None or not _is_linear(plan):
         return {}
@@ -60,6 +62,8 @@ def choose(
             known = known if tried else [place for place, is_same in enumerate(same) if is_same]
             share = sum(same[place] for place in known) / len(known) if known else 1.0
             tried.append(Strength(strength, bias, share))
+            if share < repairing.UNCHANGED:
+                break
     chosen = repairing.strongest(tried)
     _apply(forward.model, chosen.strength)
     print(_("The repair is applied at {strength:g} of its strength.").format(strength=chosen.strength), flush=True)
