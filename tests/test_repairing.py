@@ -149,6 +149,16 @@ def test_an_interrupted_loop_goes_on_as_it_was_begun() -> None:
     assert " ".join(repairing_loop.words("the-run", asked)) == f"evaluate --run the-run {said}"
 
 
+def test_the_strength_is_the_best_of_those_that_leave_the_answers_as_they_were() -> None:
+    tried = [
+        repairing.Strength(0.0, 0.9, 1.0), repairing.Strength(0.5, 0.5, 1.0), repairing.Strength(1.0, 0.3, 0.98),
+        repairing.Strength(2.0, 0.1, 0.97),
+    ]  # fmt: skip
+    assert repairing.strongest(tried).strength == 1.0
+    assert repairing.strongest([tried[0], repairing.Strength(0.5, 0.5, 0.9), tried[3]]).strength == 0.5
+    assert repairing.strongest([tried[0], repairing.Strength(0.5, 0.95, 1.0)]).strength == 0.5, "never none at all"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_loop_halves_the_bias_and_keeps_what_was_known(toolbox_cli: Cli, home: Path) -> None:
@@ -159,7 +169,21 @@ def test_the_whole_loop_halves_the_bias_and_keeps_what_was_known(toolbox_cli: Cl
     assert result["repair"]["kept"], checks
     assert checks["halved", "likelihood_bias"]["high"] < 1  # beyond chance
     assert result["repair"]["turned_round"] <= result["repair"]["professions"] / 4
+    _is_as_strong_as_chosen(home / "runs" / result["runs"][1])
     assert Path(result["data"]).is_relative_to(home / "runs" / result["runs"][0])
     assert "Held-out professions" in (home / "runs" / result["run"] / "plots" / "repair.svg").read_text("utf-8")
     again = toolbox_cli("evaluate", "--run", result["runs"][1], "--repair", "dpo", "--json", timeout=500).done().json
     assert again["repair"]["checks"] == result["repair"]["checks"]
+
+
+def _is_as_strong_as_chosen(run: Path) -> None:
+    """What was tried obeys the rule, and the adapter is the trained one times what was taken."""
+    from safetensors.torch import load_file
+
+    found = files.read_json(run / "result.json")["strength"]
+    tried = [repairing.Strength(**one) for one in found["tried"]]
+    assert repairing.strongest(tried).strength == found["chosen"]
+    assert tried[0].bias / 2 > min(one.bias for one in tried)
+    trained = load_file(max((run / "checkpoints").glob("*/adapter_model.safetensors"), key=lambda path: path.parent))
+    for name, weight in load_file(run / "adapter" / "adapter_model.safetensors").items():
+        assert weight.allclose(trained[name] * (found["chosen"] if "lora_B" in name else 1.0))
