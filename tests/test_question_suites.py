@@ -41,6 +41,8 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not
         ("1 1/2 cups", None, "3/2"),
         ("18.00 dollars...", None, "18"),
         ("The answer is unknown.", None, None),
+        ("面积是 12 cm²", None, "12"),
+        ("3½ cups", None, "7/2"),
     ],
 )
 def test_the_number_of_an_answer(said: str, stated: str | None, final: str | None) -> None:

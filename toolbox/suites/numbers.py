@@ -40,9 +40,10 @@ def final(text: str) -> Fraction | None:
 
 
 def _plain(text: str) -> str:
-    """One width for digits and marks; LaTeX's fractions and thousands as people type them."""
+    """One width for digits and marks; LaTeX's fractions and thousands as people type them; no powers, as of cm²."""
+    text = re.sub("[⁰¹²³⁴-⁹]", "", re.sub("(?=[¼-¾⅐-⅞])", " ", text))
     text = re.sub(r"(?<=\d)，(?=\d{3}(?!\d))", ",", text).replace("，", "， ")
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     return _FRACTION.sub(r" \1/\2", text.replace("{,}", ",").replace("\\,", "").replace("\\!", ""))
 
 
