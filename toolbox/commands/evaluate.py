@@ -306,6 +306,10 @@ def show_results(results: list[dict[str, Any]], session: Session) -> None:
     )
 
 
+LEAST = 5e-5
+"""A figure that is nearer to 0 is shown as 0: an end of an interval at 3e-32 tells nobody more."""
+
+
 def _figure(row: dict[str, Any] | None, sign: str = "") -> str:
     """A value, and below it its interval."""
     if not row:
@@ -314,6 +318,7 @@ def _figure(row: dict[str, Any] | None, sign: str = "") -> str:
 
 
 def _short(value: float, sign: str, digits: int = 2) -> str:
+    value = value if abs(value) >= LEAST else 0.0
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.{digits}g}"
 
 

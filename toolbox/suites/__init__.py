@@ -110,6 +110,11 @@ def _told(path: Path, head: bytes, first: dict[str, Any]) -> Kind | None:
 
 def _unknown(name: str) -> NotFoundError:
     """With what was probably meant."""
+    if Path(name).suffix or "/" in name:
+        return NotFoundError(
+            _("There is no file or folder {path}.").format(path=name),
+            _("Check the path; or name a suite that --list-suites shows."),
+        )
     known = [*embedded.SUITES, *CATALOGUE, *plugins.added("suite")]
     plain = {_plain(one): one for one in known}
     near = difflib.get_close_matches(_plain(name), plain, n=1)

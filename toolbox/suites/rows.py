@@ -1,5 +1,6 @@
 """Rows of a suite's file, in whatever layout data sets may have, checked against what their kind needs."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,9 +9,14 @@ import msgspec
 
 from toolbox.datasets import reading
 from toolbox.errors import InputError, NotFoundError
-from toolbox.i18n import _
+from toolbox.i18n import N_, _
 
 HEAD = 1 << 16
+TYPES = {
+    "str": N_("a text"), "int": N_("a whole number"), "float": N_("a number"), "bool": N_("true or false"),
+    "null": N_("empty"), "array": N_("a list"), "object": N_("an object"),
+}  # fmt: skip
+"""What JSON's types are called for people."""
 CHINESE = {
     "问题": "question", "题目": "question", "题干": "question", "答案": "answer", "正确答案": "answer",
     "选项": "options", "选项A": "A", "选项B": "B", "选项C": "C", "选项D": "D", "选项E": "E", "科目": "subject",
@@ -46,7 +52,7 @@ def numbered(path: Path, kind: type[T], rename: dict[str, str] | None = None) ->
         try:
             yield number, msgspec.convert(row, kind, strict=False)
         except msgspec.ValidationError as error:
-            raise unusable(path, number, str(error), kind) from error
+            raise unusable(path, number, _reason(str(error)), kind) from error
 
 
 def first(path: Path) -> dict[str, Any]:
@@ -77,6 +83,23 @@ def unusable(path: Path, number: int, reason: str, kind: Any = None) -> InputErr
         _("Row {number} of {path} can't be used: {reason}.").format(number=number, path=path, reason=reason),
         _("A row has the columns {columns}.").format(columns=", ".join(columns)) if columns else _("Mend that row."),
     )
+
+
+def _reason(said: str) -> str:
+    """What msgspec says of a row, for people; of another form than these as it is."""
+    if lacking := re.fullmatch(r"Object missing required field `(\w+)`(?: - at .*)?", said):
+        return _("it lacks the column {name}").format(name=lacking[1])
+    if typed := re.fullmatch(r"Expected `(.+?)`, got `(\w+)`(?: - at `(?:\$\.)?(.+)`)?", said):
+        wanted, found, name = typed.groups()
+        told = {"wanted": _types(wanted), "found": _types(found)}
+        if not name:
+            return _("it is {found} and has to be {wanted}").format(**told)
+        return _("its column {name} is {found} and has to be {wanted}").format(name=name, **told)
+    return said.rpartition(" - at ")[0] or said
+
+
+def _types(names: str) -> str:
+    return " / ".join(_(TYPES.get(name, name)) for name in names.split(" | "))
 
 
 def beginning(path: Path) -> tuple[bytes, dict[str, Any]]:
