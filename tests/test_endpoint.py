@@ -13,8 +13,9 @@ from serving_help import KEY, plan, server
 
 from toolbox import client
 from toolbox.errors import EngineError, InputError
-from toolbox.evaluation.endpoint import Endpoint
+from toolbox.evaluation.endpoint import Endpoint, check
 from toolbox.evaluation.requests import Server
+from toolbox.suites import Suite
 
 
 class Standin(BaseHTTPRequestHandler):
@@ -98,6 +99,10 @@ def test_what_no_server_can_names_what_it_can(standin: str) -> None:
     with pytest.raises(InputError) as refused:
         subject.choices([([], "", ("a", "b"))])
     assert "exact_match" in refused.value.remedy
+    fit, lean = (Suite(name=kind, kind=kind, path=Path()) for kind in ("bbq", "gender"))
+    check(subject, [fit])
+    with pytest.raises(InputError, match="gender needs the model itself"):
+        check(subject, [fit, lean])
     with pytest.raises(InputError) as keyless:
         Endpoint("base", Server(standin, "some", "sk-wrong")).complete(["a"], max_new_tokens=1)
     assert "sk-wrong" not in keyless.value.message + keyless.value.remedy

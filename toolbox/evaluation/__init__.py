@@ -41,7 +41,7 @@ def run(plan: EvaluatePlan, run: Run | None = None, reporter: Reporter | None = 
     models = 2 if plan.compare and (plan.adapter or plan.base) else 1
     items = [min(plan.limit or suite.items, suite.items) for suite in chosen]
     reporter.resumable()
-    for turn, subject in enumerate(subjects(plan, run)):
+    for turn, subject in enumerate(subjects(plan, run, chosen)):
         for place, suite in enumerate(chosen):
             reporter.phase(_("{suite} on the {model} model").format(suite=_short(suite), model=_(subject.name)))
             watch = _watch(reporter, turn * sum(items) + sum(items[:place]), items[place], models * sum(items))
@@ -71,12 +71,14 @@ def _judge(plan: EvaluatePlan, run: Run | None, reporter: Reporter, opened: list
         found[suite.name] = judging.judged(judge, found[suite.name], watch)
 
 
-def subjects(plan: EvaluatePlan, run: Run | None = None) -> Iterator[Subject]:
+def subjects(plan: EvaluatePlan, run: Run | None = None, chosen: Sequence[suites.Suite] = ()) -> Iterator[Subject]:
     """Whom to ask, in turn: the model behind a server, or the models of this machine."""
     if plan.endpoint:
         from toolbox.evaluation import endpoint
 
-        yield endpoint.of("endpoint", plan.endpoint, plan.endpoint_model, run)
+        subject = endpoint.of("endpoint", plan.endpoint, plan.endpoint_model, run)
+        endpoint.check(subject, chosen)
+        yield subject
     elif models.is_masked(plan.model):
         device = loading.torch_device(plan.device.kind, plan.device.index)
         model = loading.masked_model(plan.model.path, device).eval()

@@ -12,6 +12,7 @@ from toolbox.evaluation.subjects import Choices, Scored
 from toolbox.i18n import _
 from toolbox.inference import Conversation, Keep, Watch, cut_at, in_batches, unwatched
 from toolbox.runs import Run
+from toolbox.suites import Suite
 from toolbox.suites.kinds import KINDS
 
 
@@ -62,7 +63,7 @@ class Endpoint(msgspec.Struct, frozen=True):
         try:
             answers = self._asked("completions", asked, watch)
         except RefusedError as error:
-            raise _unable(error.message) from error
+            raise _unable(_("The server gives no likelihoods of what it is asked.")) from error
         return [_scored(answer, *pair) for answer, pair in zip(answers, pairs, strict=True)]
 
     def _asked(self, route: str, bodies: Sequence[dict[str, Any]], watch: Watch) -> list[dict[str, Any]]:
@@ -73,6 +74,18 @@ class Endpoint(msgspec.Struct, frozen=True):
             return in_batches(bodies, lambda body: len(str(body)), ask, 4 * AT_ONCE, watch, known, keep)
 
         return self.cache.through([text_key(route, body) for body in bodies], bodies, work)
+
+
+def check(subject: Endpoint, chosen: Sequence[Suite]) -> None:
+    """Raises InputError before anything is asked, hours maybe, where a suite needs likelihoods that the server does not
+    give."""
+    needing = [suite for suite in chosen if suite.kind in KINDS and not KINDS[suite.kind].written]
+    if inside := next((suite.name for suite in needing if KINDS[suite.kind].local), None):
+        raise _unable(
+            _("{suite} needs the model itself: a server does not tell how likely an answer is.").format(suite=inside)
+        )
+    if needing:
+        subject.texts([("A", " b")])
 
 
 def of(role: str, url: str, model: str, run: Run | None) -> Endpoint:

@@ -159,6 +159,7 @@ KIND = Kind(
     ),
     paper="A. Parrish et al.: BBQ, Findings of ACL 2022, arXiv:2110.08193",
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
     folders=True,

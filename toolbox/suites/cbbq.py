@@ -115,6 +115,7 @@ KIND = Kind(
     ),
     paper="Y. Huang, D. Xiong: CBBQ, LREC-COLING 2024, arXiv:2306.16244",
     metrics=METRICS,
+    written=True,
     looks_like=looks_like,
     read=read,
     folders=True,

@@ -92,6 +92,7 @@ KIND = Kind(
         "Which pronoun the model expects and writes for a profession in these sentences; not how it treats people."
     ),
     metrics=METRICS,
+    local=True,
     looks_like=looks_like,
     read=read,
 )

@@ -43,7 +43,9 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """Where its formula is from: authors, title, where it appeared."""
     metrics: dict[str, Metric]
     written: bool = False
-    """It needs what a model writes, and no likelihoods: any server can be measured by it."""
+    """What a model writes is enough for it, without likelihoods: any server can be measured by it."""
+    local: bool = False
+    """Whether no server can be measured by it, even one that tells likelihoods of texts."""
     confined: bool = False
     """Whether it runs what a model wrote, for which there has to be a sandbox."""
     looks_like: Callable[[Path, bytes, dict[str, Any]], bool]

@@ -37,6 +37,7 @@ KIND = Kind(
         "How well the model foresees answers like these; lower means more familiar, which is neither truer nor better."
     ),
     metrics=METRICS,
+    local=True,
     looks_like=looks_like,
     read=read,
 )

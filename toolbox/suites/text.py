@@ -41,6 +41,7 @@ KIND = Kind(
         "and none says whether the text is true."
     ),
     metrics=METRICS,
+    local=True,
     looks_like=looks_like,
     read=read,
 )
