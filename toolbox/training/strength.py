@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from toolbox import inference, methods, repairing
+from toolbox import inference, likelihoods, methods, repairing
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
@@ -109,7 +109,7 @@ def _answers(tokenizer: "PreTrainedTokenizerBase", own: Sequence[repairing.Own])
 
 def _unchanged(model: Any, rows: Sequence[tuple[list[int], int]]) -> list[bool]:
     """Whether the model would write each answer token by token."""
-    return [all(best for _value, best in values) for values in inference.scored_tokens(model, rows)]
+    return [all(best for _value, best in values) for values in likelihoods.scored_tokens(model, rows)]
 
 
 def _layers(model: Any) -> Iterator[Any]:
