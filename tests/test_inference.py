@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from test_shared_prompt import tiny
+from transformers import GenerationConfig
 
 from toolbox import embedded, inference, likelihoods, loading
 from toolbox.errors import OutOfMemoryError
@@ -39,6 +41,30 @@ def test_a_batch_answers_what_each_alone_answers(loaded: tuple[Any, Any]) -> Non
     assert inference.generate(*loaded, TALKS, max_new_tokens=32) == alone
     assert inference.generate(*loaded, TALKS, max_new_tokens=32, batch_size=2) == alone
     assert alone[2] == "The capital of France is Paris."
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2", "mistral"])
+def test_answered_rows_leave_their_batch_and_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(kind).eval()
+    if kind == "mistral":
+        model.config.sliding_window = 6
+    torch.manual_seed(0)
+    prompts = [torch.randint(0, 128, (5 + number % 7,)).tolist() for number in range(12)]
+    settings = GenerationConfig(max_new_tokens=24, do_sample=False, eos_token_id=[*range(0, 128, 4)], pad_token_id=0)
+    batches: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: batches.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for seeds in ((), range(12)):
+        batches.clear()
+        found = inference.answer_ids(model, prompts, settings, seeds=seeds)
+        left = sum(batches)
+        batches.clear()
+        with monkeypatch.context() as together:
+            together.setattr(inference, "_may_leave", lambda *asked: False)
+            assert inference.answer_ids(model, prompts, settings, seeds=seeds) == found
+        assert len(set(map(len, found))) > 3
+        assert left < 0.7 * sum(batches)
 
 
 def test_sampling_repeats_with_its_seed_and_leaves_the_random_state_alone(loaded: tuple[Any, Any]) -> None:

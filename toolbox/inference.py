@@ -1,5 +1,6 @@
 """Batched answers from a loaded model, and the batches of likelihoods.py; what `evaluate` measures with."""
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,29 +191,95 @@ def answer_ids(
     `settings` are greedy then. `known` and `keep` are as `in_batches` has them. The random state outside is left as it
     was.
     """
-    ends = settings.eos_token_id or []
 
     def answer(batch: list[int]) -> list[list[int]]:
         rows = [prompts[place] for place in batch]
         draws = Draws([seeds[place] for place in batch]) if seeds else None
-
-        def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            each_token(rows, logits)
-            return draws(logits) if draws else logits
-
-        ids, mask = _pad_left(rows, settings.pad_token_id, model.device)
-        if stops:
-            stops.begin = ids.shape[1]
-        made = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[told],
-            stopping_criteria=[stops] if stops else None,
-        )  # fmt: skip
-        return [_until(row, ends) for row in made[:, ids.shape[1] :].tolist()]
+        return _answered(model, rows, settings, stops, draws, each_token)
 
     numbers = list(range(len(prompts)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return in_batches(numbers, lambda place: len(prompts[place]), answer, batch_size, watch, known, keep)
+
+
+def _answered(
+    model: Any,
+    rows: list[list[int]],
+    settings: "GenerationConfig",
+    stops: Stops | None,
+    draws: "Draws | None",
+    each_token: EachToken,
+) -> list[list[int]]:
+    """The answers to one batch of prompts. An answered half leaves it: nothing is computed for nobody."""
+    from transformers import DynamicCache
+
+    ids, mask = _pad_left(rows, settings.pad_token_id, model.device)
+    width, longest = ids.shape[1], ids.shape[1] + settings.max_new_tokens
+    answers: list[list[int]] = [[] for _row in rows]
+    left, cache = list(range(len(rows))), None
+    if stops:
+        stops.begin = width
+
+    def told(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        each_token([rows[place] for place in left], logits)
+        return draws(logits) if draws else logits
+
+    while left:
+        done = Done(settings.eos_token_id or [], stops) if len(left) > 1 and _may_leave(model, settings) else None
+        rest = copy.copy(settings)
+        rest.max_new_tokens = longest - ids.shape[1]
+        made = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=rest, logits_processor=[told],
+            stopping_criteria=[asked] if (asked := done or stops) else None, return_dict_in_generate=True,
+            **({"past_key_values": cache} if cache else {}),
+        )  # fmt: skip
+        for place, row in zip(left, made.sequences[:, width:].tolist(), strict=True):
+            answers[place] = _until(row, settings.eos_token_id or [])
+        stay = [number for number, over in enumerate(done.rows) if not over] if done else []
+        if not stay or made.sequences.shape[1] >= longest:
+            break
+        chosen = torch.tensor(stay, device=ids.device)
+        cache = made.past_key_values if isinstance(made.past_key_values, DynamicCache) else None
+        if cache:
+            cache.batch_select_indices(chosen)
+        grown = made.sequences.shape[1] - mask.shape[1]
+        ids, mask = made.sequences[chosen], torch.nn.functional.pad(mask[chosen], (0, grown), value=1)
+        left = [left[number] for number in stay]
+        if draws:
+            draws.generators = [draws.generators[number] for number in stay]
+    return answers
+
+
+class Done:
+    """Ends transformers' `generate` once half of the rows of a batch are answered, and knows which."""
+
+    def __init__(self, ends: Sequence[int], stops: Stops | None) -> None:
+        self.ends, self.stops = list(ends), stops
+        self.rows: list[bool] = []
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **_settings: Any) -> torch.Tensor:
+        over = torch.isin(ids[:, -1], torch.tensor(self.ends, device=ids.device))
+        if self.stops:
+            over |= self.stops(ids, scores)
+        if self.rows:
+            over |= torch.tensor(self.rows, device=ids.device)
+        self.rows = over.tolist()
+        return over | (2 * sum(self.rows) >= len(self.rows))
+
+
+def _may_leave(model: Any, settings: "GenerationConfig") -> bool:
+    """Whether rows may leave a batch: where nothing is drawn for all rows at once, and all that is remembered of them
+    are keys and values. A model that sees pictures too keeps places beside them."""
+    config = model.config
+    if settings.do_sample or config.is_encoder_decoder or config.get_text_config() is not config or adds_tokens(model):
+        return False
+    return not getattr(model, "get_base_model", lambda: model)()._is_stateful
+
+
+def adds_tokens(model: Any) -> bool:
+    """Whether an adapter puts tokens of its own before each row."""
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 class Draws:

@@ -132,7 +132,7 @@ def _sharing(model: Any, rows: Sequence[Row]) -> Iterator[tuple[list[int], Cut] 
     shared = [0, *(trees.common(pair) for pair in pairwise(seen))][: len(seen)]
     apart, longest = sum(map(len, {tuple(ids) for ids in seen})), max(map(len, seen), default=0)
     together = sum(map(len, seen)) - sum(shared)
-    if together >= WORTH * apart or _adds_tokens(model) or not layouts.may_flatten(base, longest):
+    if together >= WORTH * apart or inference.adds_tokens(model) or not layouts.may_flatten(base, longest):
         yield None
         return
     before = base.config._attn_implementation
@@ -178,11 +178,6 @@ def _proven(model: Any, base: Any, seen: list[list[int]]) -> bool:
         found = torch.cat([logits[own] for own in places])
         return layouts.alike(found.float(), alone.float(), str(alone.dtype).removeprefix("torch."))
     return False
-
-
-def _adds_tokens(model: Any) -> bool:
-    """Whether an adapter puts tokens of its own before each row."""
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
 
 
 def _base(model: Any) -> Any:
