@@ -15,7 +15,10 @@ set -euo pipefail
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 # Published as source only, in whichever lock they stand; the Makefile names them too.
 WITHOUT_WHEELS='llama-cpp-python|jieba|langdetect|rouge-score|sqlitedict|word2number|zhconv'
-unset PYTHONHOME PYTHONPATH CDPATH
+unset PYTHONHOME PYTHONPATH CDPATH PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIREMENT PIP_CONSTRAINT
+# Else a random.py of the folder it is started in would be imported for Python's own.
+export PYTHONSAFEPATH=1
+umask go-w
 script=${BASH_SOURCE[0]}
 while [ -L "$script" ]; do
   link=$(readlink "$script")
@@ -41,6 +44,7 @@ prepared() { # ENV
 hand_over() { # ENV WORD…
   local python=$1/bin/python
   shift
+  unset PYTHONSAFEPATH
   PYTHONPATH=$root YCDY_CALLED=$0 exec "$python" -P -m toolbox "$@"
 }
 
@@ -60,6 +64,7 @@ say() { # CHINESE ENGLISH
 
 json_text() { # TEXT
   local text=${1//\\/\\\\}
+  text=${text//$'\n'/\\n}
   printf '"%s"' "${text//\"/\\\"}"
 }
 
@@ -161,7 +166,7 @@ explain_pip() { # LOG
 
 install() { # ENV LOCK
   holds "$1" "$2" && return
-  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off sources wheels pip
+  local lock_file=$root/locks/$2.txt log=$1/$2.log count index='' fresh='' interrupted='' bar=off sources pip
   [ ! -t 2 ] || bar=on
   [ -d "$1/locks" ] || fresh=yes
   count=$(grep -c '==' "$lock_file")
@@ -173,16 +178,11 @@ install() { # ENV LOCK
   trap 'interrupted=yes' INT
   # --no-deps and the hashes: exactly what the lock says, nothing else; wheels only, so nothing is built or run.
   # But for what has no wheels: that is built by packages of the same lock, which are installed before it.
-  sources=$(awk -F== -v names="^($WITHOUT_WHEELS)==" '$0 ~ names { printf "%s%s", comma, $1; comma = "," }' "$lock_file")
-  wheels=$lock_file
-  if [ -n "$sources" ]; then
-    wheels=$1/wheels.txt
-    awk -v names="^($WITHOUT_WHEELS)==" '/^[^ ]/ { skip = $0 ~ names } !skip' "$lock_file" >"$wheels"
-  fi
+  sources=$(sort_out "$1" "$lock_file")
   pip=("$1/bin/python" -m pip install --require-hashes --no-deps --no-input --disable-pip-version-check
     --progress-bar "$bar" --log "$log" ${index:+--extra-index-url "$index"} --only-binary :all:)
-  if ! "${pip[@]}" -r "$wheels" >&2 || { [ -n "$sources" ] &&
-    ! PATH=$1/bin:$PATH nice "${pip[@]}" --no-binary "$sources" --no-build-isolation -r "$lock_file" >&2; }; then
+  if { [ -s "$1/wheels.txt" ] && ! "${pip[@]}" -r "$1/wheels.txt" >&2; } || { [ -n "$sources" ] &&
+    ! PATH=$1/bin:$PATH "${pip[@]}" --no-binary "$sources" --no-build-isolation -r "$1/sources.txt" >&2; }; then
     # pip takes back a failed change, so what was there before still holds.
     [ -n "$fresh" ] || rm -rf "$1/preparing" "$1.kept"
     [ -z "$interrupted" ] || exit 130
@@ -193,7 +193,21 @@ install() { # ENV LOCK
   cp "$lock_file" "$1/locks/.$2.$$"
   mv "$1/locks/.$2.$$" "$1/locks/$2.txt"
   record "$1" "$2"
-  rm -f "$1/preparing" "$1/wheels.txt" "$log"
+  rm -f "$1/preparing" "$1/wheels.txt" "$1/sources.txt" "$log"
+}
+
+# What of the lock is not there yet: ENV/wheels.txt, and ENV/sources.txt of those that have to be built, whose names it
+# prints. pip would say of each of the others that it is there.
+sort_out() { # ENV LOCK_FILE
+  "$1/bin/python" -c 'import importlib.metadata, pathlib, re, sys
+env, lock, without_wheels = sys.argv[1:]
+there = {(re.sub("[-_.]+", "-", str(one.name)).lower(), one.version) for one in importlib.metadata.distributions()}
+wanted = re.findall(r"(?m)^(([\w.-]+)(?:\[.*?\])?==(\S+).*\n(?:[ #].*\n)*)", pathlib.Path(lock).read_text() + "\n")
+missing = [(text, name) for text, name, version in wanted if (re.sub("[-_.]+", "-", name).lower(), version) not in there]
+built = [name for _, name in missing if name in without_wheels.split("|")]
+for part, its in (("wheels", False), ("sources", True)):
+    pathlib.Path(env, part + ".txt").write_text("".join(text for text, name in missing if (name in built) is its))
+print(",".join(built))' "$1" "$2" "$WITHOUT_WHEELS"
 }
 
 # A line for each change: when, which lock and its SHA-256, and for which version of the toolbox.
@@ -303,6 +317,7 @@ elif prepared "$own" || [ -w "$root" ]; then
 else
   env=$user
 fi
+case $env in /*) ;; *) env=$PWD/$env ;; esac
 
 case ${1:-} in --rollback | --pin)
   [ -x "$env/bin/python" ] || complain 2 \

@@ -83,7 +83,7 @@ def test_a_missing_environment_is_named_with_its_size_and_command(home: Path, su
     with pytest.raises(InputError, match="EvalScope") as caught:
         make_plan(EvaluateOptions(model="demo", backend="evalscope", suite=[str(suite)]), session)
     assert "1.0 GiB" in caught.value.remedy
-    assert "--install evalscope" in caught.value.remedy
+    assert "engines install evalscope" in caught.value.remedy
     for wrong in ({"backend_args": ["confirm_run_unsafe_code=true"]}, {"metric": ["exact_match"]}):
         with pytest.raises(InputError) as refused:
             make_plan(EvaluateOptions(model="demo", backend="lm-eval", suite=["demo-qa"], **wrong), session)
@@ -201,7 +201,7 @@ def test_a_backend_gives_our_own_score_on_every_item(
 ) -> None:
     python = BACKENDS[name].python(False, INSTALLED)
     if python is None:
-        pytest.skip(f"needs: serve --install {BACKENDS[name].environment(False)}")
+        pytest.skip(f"needs: engines install {BACKENDS[name].environment(False)}")
     path = make(tmp_path)
     plan = plan_of(path, backend=name, python=python, limit=60)
     theirs, ours = Run(home / "runs" / "theirs"), Run(home / "runs" / "ours")

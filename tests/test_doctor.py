@@ -116,7 +116,7 @@ def test_an_engine_is_missed_only_beside_a_gpu_that_has_none(home: Path) -> None
     assert all(check.ok for check in engine_checks(home, CPU).values())
     wrong = [check for check in engine_checks(home, GPU, CPU).values() if not check.ok]
     assert [check.name for check in wrong] == ["Engine vllm"]
-    assert "serve --install vllm" in wrong[0].remedy
+    assert "engines install vllm" in wrong[0].remedy
     an_engine(home, "lmdeploy", "echo True; echo 0.18.0")
     checks = engine_checks(home, CPU)
     assert all(check.ok for check in checks.values())

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from serving_help import inhabitants, plan, server, standin_interpreter
 
-from toolbox import device, engines
+from toolbox import cli, device, engines
 from toolbox.config import Home, find_home
 from toolbox.engines import ENGINES, Launch
 from toolbox.errors import InputError
@@ -148,7 +148,7 @@ def test_auto_is_the_first_that_is_installed_and_loads_the_model(tmp_path: Path)
     name, why = chosen()
     assert name == "transformers"
     assert why.startswith("none of vllm, sglang, lmdeploy is installed; to install one: bash ")
-    assert "serve --install vllm" in why
+    assert "engines install vllm" in why
     standin_interpreter(home.engines / "lmdeploy" / "bin" / "python")
     assert chosen() == ("lmdeploy", "the first installed of vllm, sglang, lmdeploy")
     standin_interpreter(home.engines / "vllm" / "bin" / "python")
@@ -163,7 +163,9 @@ def test_an_engine_that_can_not_serve_is_refused_with_the_way_out(tmp_path: Path
     home = Home(tmp_path)
     with pytest.raises(InputError, match="not installed") as caught:
         engines.choose("lmdeploy", True, home, {})
-    assert "serve --install lmdeploy" in caught.value.remedy
+    assert "engines install lmdeploy" in caught.value.remedy
+    with pytest.raises(InputError, match="install can't be"):
+        cli.understand(["serve", "--install", "evalscope"])
     standin_interpreter(home.engines / "vllm" / "bin" / "python")
     with pytest.raises(InputError, match="needs an NVIDIA GPU"):
         engines.choose("vllm", False, home, {})

@@ -58,7 +58,7 @@ def test_a_missing_environment_is_named_before_anything_starts(
     monkeypatch.delenv("YCDY_ENGINES", raising=False)
     with pytest.raises(InputError, match=name) as caught:
         exports.choose("awq", "w4a16", cuda, Home(home))
-    assert f"serve --install {name}" in caught.value.remedy
+    assert f"engines install {name}" in caught.value.remedy
 
 
 def test_what_the_formats_can_not_hold_is_said_before_they_start(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_stop_ends_it_at_once_with_all_that_it_started(home: Path, monkeypatch
 )
 def test_llmcompressor_writes_what_transformers_loads(home: Path, format: str, kind: str) -> None:
     if (python := exports.FORMATS[format].python(INSTALLED, kind, cuda=False)) is None:
-        pytest.skip("needs: serve --install llmcompressor-cpu")
+        pytest.skip("needs: engines install llmcompressor-cpu")
     rows = [datasets.resolve("demo-persona", Home(home))]
     made = plan(home, format, kind, python=python, calibration=rows if exports.FORMATS[format].calibrated else [])
     result = exporting.run(made)

@@ -58,14 +58,14 @@ def toolbox(tmp_path: Path) -> Toolbox:
 
 
 def test_install_shows_what_it_takes_first(toolbox: Toolbox) -> None:
-    shown = toolbox.call("serve", "--install", "tiny", "--dry-run")
+    shown = toolbox.call("engines", "install", "tiny", "--dry-run")
     assert "tiny 1.0; 1 in all, each with its hash" in shown.out + shown.err
     assert not (toolbox.home / "engines" / "tiny").exists()
 
 
 @pytest.mark.slow
 def test_install_makes_what_the_lock_says(toolbox: Toolbox) -> None:
-    done = toolbox.call("serve", "--install", "tiny", "--yes", "--json").done()
+    done = toolbox.call("engines", "install", "tiny", "--yes", "--json").done()
     assert done.json == {"name": "tiny", "path": str(toolbox.home / "engines" / "tiny"), "installed": True}
     assert toolbox.version == "1.0"
     assert [path.name for path in (toolbox.home / "engines").iterdir()] == ["tiny"]

@@ -45,12 +45,20 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, empty: Path) -> Checkout:
-    """A checkout whose first start, with few programs at hand, made the environment; tests leave it as it is."""
+    """A checkout whose first start made the environment, which tests leave as it is.
+
+    It had few programs at hand, modules in its way, and a pip that installs for the user; everybody could write.
+    """
     folder = tmp_path_factory.mktemp("prepared")
     checkout = new_checkout(folder, empty)
-    first = checkout.start("plan", "a b", PATH=bare_path(folder / "bin")).done()
+    for name in ("random", "venv", "pip", "fcntl", "importlib"):
+        (folder / f"{name}.py").write_text("raise SystemExit('the folder it is started in shadows a module')")
+    before = os.umask(0)
+    first = checkout.start("plan", "a b", PATH=bare_path(folder / "bin"), PIP_USER="1", cwd=folder).done()
+    os.umask(before)
     assert "First start: preparing" in first.err
-    assert first.json == ["1.0", os.getcwd(), True, ["plan", "a b"]]
+    assert first.json == ["1.0", str(folder), True, ["plan", "a b"]]
+    assert not (checkout.env / "history.tsv").stat().st_mode & 0o022
     return checkout
 
 
@@ -283,6 +291,9 @@ def test_prepare_installs_further_locks_on_top(started: Checkout) -> None:
     assert started.start().done().json[0] == "2.0"
     assert started.start("--prepare", "dev").done().err == ""
     assert started.start("--prepare", "no-such").status == 2
+    (started.root / "locks" / "docs.txt").write_text((started.root / "locks" / "cuda.txt").read_text() + "# more\n")
+    again = started.start("--prepare", "docs", PIP_FIND_LINKS="").done()
+    assert len(again.err.splitlines()) == 1, "what is there is neither asked for nor told of"
 
 
 @pytest.fixture

@@ -292,6 +292,25 @@ def test_a_limit_holds_over_all_connections() -> None:
     assert Pace().owed_s(1 << 40) == 0
 
 
+def test_every_byte_is_within_the_limit_of_the_settings(
+    hub: LoopbackHub, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes that hubs are tried out on too, whichever verb fetches."""
+    counted: dict[float, int] = {}
+
+    class Noting(Pace):
+        def owed_s(self, count: int) -> float:
+            counted[self._rate] = counted.get(self._rate, 0) + count
+            return 0.0
+
+    monkeypatch.setattr(fetching, "Pace", Noting)
+    monkeypatch.setattr(routing, "WORTHWHILE", 1)
+    settings = Settings(modelscope_endpoint=hub.url, huggingface_endpoint=hub.url, limit_rate="5M")
+    fetching.fetch(ask(hub, home, settings=settings))
+    assert counted == {5 << 20: hub.sent}
+    assert hub.sent > TOTAL
+
+
 def test_a_limit_is_written_as_curl_and_wget_write_it() -> None:
     rates = [units.rate(text) for text in ("", "500", "500K", "10M", "1.5g", "2MiB/s")]
     assert rates == [0, 500, 500 << 10, 10 << 20, 1.5 * (1 << 30), 2 << 20]

@@ -31,6 +31,9 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mirrors: Annotated[
         str, option(N_("More places to fetch from, with , between them: folders of OWNER/NAME, hf::URL, ms::URL"))
     ] = ""
+    limit_rate: Annotated[
+        str, option(N_("Bytes a second of whatever fetches, over all connections, like 10M or 500K; empty: no limit"))
+    ] = ""
     plugins: Annotated[str, option(N_("Plugin files that are always loaded, with : between them"))] = ""
     price_per_hour: Annotated[float, option(N_("Price of an hour of this machine, in your money"), ge=0)] = 0.0
     chat_history: Annotated[

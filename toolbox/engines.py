@@ -37,7 +37,9 @@ _KEPT = (
 """The variables an engine inherits. Everything else stays out: keys, tokens, proxies, this package's PYTHONPATH."""
 
 
-Name = Literal["transformers", "vllm", "sglang", "lmdeploy", "llamacpp"]
+Own = Literal["vllm", "sglang", "lmdeploy", "llamacpp"]
+"""Those with an environment of their own."""
+Name = Literal["transformers", Own]
 
 
 class Launch(msgspec.Struct, kw_only=True, frozen=True):
@@ -119,7 +121,7 @@ def own_python(name: str, home: Home, environ: Mapping[str, str] = os.environ) -
 
 def preparing(name: str, home: Home) -> str:
     """The command line that makes that environment."""
-    return command_line(home.path, "serve", "--install", name)
+    return command_line(home.path, "engines", "install", name)
 
 
 def environment(

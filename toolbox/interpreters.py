@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from toolbox import engines, environment
-from toolbox.config import Home, command_line
+from toolbox.config import Home
 from toolbox.errors import InputError, Interrupted, NotFoundError, ToolboxError
 from toolbox.i18n import _, language
 
@@ -133,7 +133,7 @@ def prepare(found: Interpreter, *words: str) -> None:
         raise Interrupted(
             _("Stopped. {name} is as it was before.").format(name=found.name),
             _("What was fetched is kept; go on with: {command}").format(
-                command=command_line(found.folder.parents[1], "serve", "--install", found.name)
+                command=engines.preparing(found.name, Home(found.folder.parents[1]))
             ),
         ) from None
     finally:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from toolbox import options
+from toolbox import options, units
 from toolbox.commands import Command, Session
 from toolbox.config import Settings
 from toolbox.errors import InputError
@@ -41,8 +41,10 @@ def show(given: ShowOptions, session: Session) -> dict[str, Any]:
 
 
 def set_(given: SetOptions, session: Session) -> dict[str, Any]:
-    """Change one setting."""
+    """Change one setting. Raises InputError for a value that it can't have."""
     field = _field(given.key)
+    if field.name == "limit_rate":
+        units.rate(given.value)
     return _save(session, {field.name: field.parse(given.value) if given.value else field.default})
 
 

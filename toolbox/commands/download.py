@@ -43,7 +43,8 @@ class Options(msgspec.Struct, kw_only=True):
     )
     connections: Annotated[int, option(N_("Connections at once, over all files"), ge=1, le=64)] = 8
     limit_rate: Annotated[
-        str, option(N_("Bytes a second over all connections, like 10M or 500K; empty: no limit"), metavar="RATE")
+        str,
+        option(N_("Bytes a second over all connections, like 10M or 500K; empty: as `config` has it"), metavar="RATE"),
     ] = ""
 
 
@@ -109,7 +110,7 @@ def _repository(address: "Address", options: Options, session: Session) -> dict[
         revision=address.revision or options.revision,
         include=options.include,
         connections=options.connections,
-        limit_rate=units.rate(options.limit_rate),
+        limit_rate=options.limit_rate,
         home=session.home,
         settings=session.settings,
         progress=session.transfer,

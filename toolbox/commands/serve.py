@@ -13,7 +13,7 @@ import msgspec
 
 from toolbox.commands import Command, Session, devices, differing, known
 from toolbox.commands import engines as environments
-from toolbox.engines import Name
+from toolbox.engines import Name, Own
 from toolbox.i18n import N_, _
 from toolbox.options import option
 
@@ -57,7 +57,7 @@ class ServeOptions(TargetOptions, kw_only=True):
         option(N_("Serving engine; auto: the first of vllm, sglang, lmdeploy that is installed, else transformers")),
     ] = "auto"
     install: Annotated[
-        str, option(N_("Install this engine, as `engines list` names it, and serve nothing"), metavar="ENGINE")
+        Literal["", Own], option(N_("Install this engine, as `engines install` does, and serve nothing"))
     ] = ""
     host: Annotated[str, option(N_("Address to listen on; any but 127.0.0.1 needs a key of your own"))] = "127.0.0.1"
     port: Annotated[

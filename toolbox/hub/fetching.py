@@ -69,8 +69,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     progress: Progress = lambda title, total: lambda size: None
     say: Callable[[str], None] = lambda text: None
     connections: int = CONNECTIONS
-    limit_rate: float = 0.0
-    """Bytes a second over all connections; 0: no limit."""
+    limit_rate: str = ""
+    """Bytes a second over all connections, as `units.rate` reads them; empty: what the settings say."""
     pause_s: float = 10.0
     """The first wait where no hub brings anything any more; a tenth of it for a single range. A parameter for tests."""
     free_bytes: Callable[[Path], int] = files.free_bytes
@@ -124,7 +124,8 @@ def fetch(request: Request) -> Fetched:
 def _insist(request: Request) -> Fetched:
     """Ask one hub after the other, again and again while any brings something new. Raises why there is nothing."""
     staging = Staging(request.path)
-    answers = _tried_out(request)
+    pace = Pace(units.rate(request.limit_rate or request.settings.limit_rate))
+    answers = _tried_out(request, pace)
     listings = {answer.hub: answer.listing for answer in answers if answer.listing}
     turns = routing.Turns(answers)
     while hub := turns.hub:
@@ -134,7 +135,9 @@ def _insist(request: Request) -> Fetched:
             selection = _select(hub, request, listing)
             if turns.begin():
                 _say_left_out(selection, request)
-            return _fetch_from(hub, request, staging, selection, TRIES if turns.alone else TRIES_OF_SEVERAL)
+            tries = TRIES if turns.alone else TRIES_OF_SEVERAL
+            manner = Manner(request.connections, tries, request.pause_s / 10, pace)
+            return _fetch_from(hub, request, staging, selection, manner)
         except DoesNotFitError:
             raise
         except (HubError, CorruptError, InputError) as error:
@@ -149,7 +152,7 @@ def _insist(request: Request) -> Fetched:
     raise turns.why
 
 
-def _tried_out(request: Request) -> list[routing.Answer]:
+def _tried_out(request: Request, pace: Pace) -> list[routing.Answer]:
     """The hubs in the order in which to ask them; last, where nothing is here yet, what other programs fetched."""
     hubs = _hubs(request)
     here = store.read_manifest(request.path)
@@ -159,7 +162,10 @@ def _tried_out(request: Request) -> list[routing.Answer]:
         known = [hub for hub in hubs if hub.name == here.source]
         return [routing.Answer(hub) for hub in [*known, *(hub for hub in hubs if hub not in known)]]
     answers = routing.quickest(
-        hubs, lambda hub: request.on(hub, request.revision), lambda hub, listing: _select(hub, request, listing).wanted
+        hubs,
+        lambda hub: request.on(hub, request.revision),
+        lambda hub, listing: _select(hub, request, listing).wanted,
+        pace,
     )
     if speeds := routing.told(answers):
         request.say(_("Fetching from {hub}; measured: {speeds}.").format(hub=answers[0].hub.title, speeds=speeds))
@@ -190,7 +196,7 @@ def _say_left_out(selection: Selection, request: Request) -> None:
         )
 
 
-def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Selection, tries: int) -> Fetched:
+def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Selection, manner: Manner) -> Fetched:
     """Fetch what is missing, and publish. Raises CorruptError where a hash is not the listed one."""
     manifest = store.read_manifest(request.path)
     if manifest and _covers(manifest, request.path, selection):
@@ -208,7 +214,6 @@ def _fetch_from(hub: Source, request: Request, staging: Staging, selection: Sele
         missing = _from_caches(request, staging, missing)
         to_come = sum(partial.entry.size - partial.look() for partial in missing)
     if missing:
-        manner = Manner(request.connections, tries, request.pause_s / 10, Pace(request.limit_rate))
         try:
             with hub.reading(request.on(hub, listing.revision)) as read:
                 wrong = staging.fetch(read, missing, manner, request.progress(request.id, to_come))

@@ -17,6 +17,7 @@ from toolbox.hub.folder import Folder
 from toolbox.hub.huggingface import HuggingFace
 from toolbox.hub.modelscope import ModelScope
 from toolbox.hub.sources import BrokenOffError, Entry, Listing, NoRangesError, Repo, Source, unreachable
+from toolbox.hub.transfer import Pace
 from toolbox.i18n import _
 
 SAMPLE, SAMPLE_S = 2 << 20, 1.5
@@ -135,6 +136,7 @@ def quickest(
     places: Sequence[Source],
     repo: Callable[[Source], Repo],
     wanted: Callable[[Source, Listing], Sequence[Entry]],
+    pace: Pace,
     wait_s: float = ANSWER_S,
 ) -> list[Answer]:
     """The hubs in the order in which to ask them, each tried out at the same time as the others, by really fetching.
@@ -144,7 +146,7 @@ def quickest(
     answers: queue.Queue[Answer] = queue.Queue()
 
     def ask(hub: Source) -> None:
-        answers.put(_try_out(hub, repo(hub), wanted))
+        answers.put(_try_out(hub, repo(hub), wanted, pace))
 
     for hub in places:
         threading.Thread(target=ask, args=(hub,), daemon=True).start()
@@ -184,7 +186,7 @@ def told(answers: Sequence[Answer]) -> str:
     )
 
 
-def _try_out(hub: Source, repo: Repo, wanted: Callable[[Source, Listing], Sequence[Entry]]) -> Answer:
+def _try_out(hub: Source, repo: Repo, wanted: Callable[[Source, Listing], Sequence[Entry]], pace: Pace) -> Answer:
     begun = time.monotonic()
     try:
         listing = hub.listing(repo)
@@ -192,7 +194,7 @@ def _try_out(hub: Source, repo: Repo, wanted: Callable[[Source, Listing], Sequen
         size = sum(entry.size for entry in entries)
         if size < WORTHWHILE:
             return Answer(hub, listing, estimate_s=time.monotonic() - begun)
-        speed = _sample(hub, msgspec.structs.replace(repo, revision=listing.revision), entries)
+        speed = _sample(hub, msgspec.structs.replace(repo, revision=listing.revision), entries, pace)
     except ToolboxError as error:
         return Answer(hub, problem=error)
     except BrokenOffError as error:
@@ -200,8 +202,8 @@ def _try_out(hub: Source, repo: Repo, wanted: Callable[[Source, Listing], Sequen
     return Answer(hub, listing, None, speed, time.monotonic() - begun + size / speed)
 
 
-def _sample(hub: Source, repo: Repo, entries: Sequence[Entry]) -> float:
-    """Bytes a second, from the first byte on, of the beginning of the largest file."""
+def _sample(hub: Source, repo: Repo, entries: Sequence[Entry], pace: Pace) -> float:
+    """Bytes a second, from the first byte on, of the beginning of the largest file; no more than `pace` allows."""
     largest = max(entries, key=lambda entry: entry.size)
     count = 0
     begun = time.monotonic()
@@ -210,6 +212,7 @@ def _sample(hub: Source, repo: Repo, entries: Sequence[Entry]) -> float:
             begun = time.monotonic()
             for piece in pieces:
                 count += len(piece)
+                time.sleep(pace.owed_s(len(piece)))
                 if time.monotonic() - begun > SAMPLE_S:
                     break
     except NoRangesError:
