@@ -18,6 +18,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PIECE = 1 << 14
+KINDS = {"tree": "tree", "files": "listing", "repo": "body", "resolve": "body"}
+"""Of requests, by a part of their address."""
 
 
 @dataclass
@@ -63,6 +65,12 @@ class LoopbackHub:
     """Bodies come from another host, by a signed address, as from the hubs' object storage."""
     denied: bool = False
     """Listings want a token that nobody has."""
+    instead: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
+    """By kind of request (info, tree, listing, body): status and JSON, or HTML, in place of the truth, each once."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """By kind of request: seconds of silence before it is answered."""
+    page: int = 0
+    """Entries in one answer of a listing; 0: all."""
     port: int = 0
     piece: int = PIECE
     """Bytes written at once."""
@@ -157,15 +165,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _route(self, parts: list[str], query: dict[str, str]) -> None:
+        kind = next((name for word, name in KINDS.items() if word in parts), "info")
+        threading.Event().wait(self.server.hub.slow.get(kind, 0.0))
+        if waiting := self.server.hub.instead.get(kind):
+            status, body = waiting.pop(0)
+            self._json(body, status, {"Retry-After": "0"})
+            return
         match parts:
             case ["api", "v1", kinds, owner, name, "repo", "files" | "tree"]:
-                self._listing(kinds, f"{owner}/{name}", query.get("Revision", ""))
+                self._listing(kinds, f"{owner}/{name}", query)
             case ["api", "v1", kinds, owner, name, "repo"]:
                 self._body(kinds, f"{owner}/{name}", query["FilePath"])
             case ["api", kinds, owner, name, "revision", _] | ["api", kinds, owner, name]:
                 self._info(kinds, f"{owner}/{name}")
             case ["api", kinds, owner, name, "tree", _]:
-                self._tree(kinds, f"{owner}/{name}")
+                self._tree(kinds, f"{owner}/{name}", int(query.get("cursor", 0)))
             case ["signed", kinds, owner, name, *path]:
                 self._body(kinds, f"{owner}/{name}", "/".join(path), signed=True)
             case ["datasets", owner, name, "resolve", _, *path]:
@@ -175,7 +189,8 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._json({"Code": 404, "Message": "not found"}, 404)
 
-    def _listing(self, kinds: str, repo_id: str, revision: str) -> None:
+    def _listing(self, kinds: str, repo_id: str, query: dict[str, str]) -> None:
+        revision = query.get("Revision", "")
         files = self.server.hub.repositories.get((kinds.removesuffix("s"), repo_id))
         if self.server.hub.denied:
             self._json({"Code": 10010205002, "Message": "no permission", "Success": False}, 403)
@@ -184,6 +199,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"Code": 10010205001, "Message": "record not found", "Success": False}, 404)
             return
         entries = [self.server.hub.entry(path, content) for path, content in files.items()]
+        if size := int(query.get("PageSize", self.server.hub.page)):
+            begin = (int(query.get("PageNumber", 1)) - 1) * size
+            entries = entries[begin : begin + size]
         self._json({"Code": 200, "Success": True, "Data": {"Files": entries}})
 
     def _info(self, kinds: str, repo_id: str) -> None:
@@ -195,9 +213,13 @@ class _Handler(BaseHTTPRequestHandler):
         about = {"_id": "x", "id": repo_id, "sha": COMMIT, "private": False, "gated": False, "disabled": False}
         self._json({**about, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
-    def _tree(self, kinds: str, repo_id: str) -> None:
-        files = self.server.hub.repositories[kinds.removesuffix("s"), repo_id]
-        self._json([self.server.hub.leaf(path, content) for path, content in files.items()])
+    def _tree(self, kinds: str, repo_id: str, begin: int) -> None:
+        hub = self.server.hub
+        files = list(hub.repositories[kinds.removesuffix("s"), repo_id].items())
+        end = begin + (hub.page or len(files))
+        following = f"{hub.url}{urlsplit(self.path).path}?recursive=true&cursor={end}"
+        more = {"Link": f'<{following}>; rel="next"'} if end < len(files) else {}
+        self._json([hub.leaf(path, content) for path, content in files[begin:end]], headers=more)
 
     def _body(self, kinds: str, repo_id: str, path: str, signed: bool = False) -> None:
         if self.server.hub.storage and not signed:
@@ -259,9 +281,10 @@ class _Handler(BaseHTTPRequestHandler):
         return seen
 
     def _json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        data = json.dumps(value).encode()
+        page = isinstance(value, str)
+        data = value.encode() if page else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in {**(headers or {}), "Content-Type": "application/json"}.items():
+        for name, text in {**(headers or {}), "Content-Type": "text/html" if page else "application/json"}.items():
             self.send_header(name, text)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

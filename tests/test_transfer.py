@@ -212,11 +212,13 @@ def test_auto_takes_a_mirror_of_the_settings_where_the_hubs_are_down(
     assert fetching.fetch(ask(hub, home, settings=settings)).source == str(tmp_path / "other")
 
 
-@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    ("place", "right"), [("Qwen/tiny", True), ("Qwen/tiny", False), ("Qwen--tiny/snapshots/master", True)]
+)
 def test_what_other_programs_fetched_is_taken_where_its_hash_is_right(
-    hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+    hub: LoopbackHub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, right: bool
 ) -> None:
-    cache = tmp_path / "modelscope" / "models" / "Qwen" / "tiny"
+    cache = tmp_path / "modelscope" / "models" / place
     cache.mkdir(parents=True)
     (cache / "model.safetensors").write_bytes(WEIGHTS if right else WEIGHTS[:-1] + b"?")
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "modelscope"))

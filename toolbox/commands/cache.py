@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -103,7 +104,8 @@ def _problems(one: "Holding", session: Session) -> "list[Problem] | None":
     manifest = store.read_manifest(one.path) if one.kind in ("model", "dataset") else None
     damaged = [problem.file for problem in found or []]
     if manifest and set(damaged) != set(manifest.damaged):
-        store.write_manifest(one.path, msgspec.structs.replace(manifest, damaged=damaged))
+        with suppress(OSError):  # where nothing may be written, it is told and not noted
+            store.write_manifest(one.path, msgspec.structs.replace(manifest, damaged=damaged))
     if found:
         rows = [(problem.file, problem.what) for problem in found]
         session.table(_("{id} is damaged").format(id=one.name), (_("File"), _("What is wrong")), rows)

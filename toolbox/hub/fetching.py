@@ -13,7 +13,18 @@ from toolbox.config import Home, Settings
 from toolbox.errors import CorruptError, DoesNotFitError, HubError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import folder, names, routing, store
 from toolbox.hub.partial import Partial
-from toolbox.hub.sources import CONNECTIONS, PARTIAL, PARTS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
+from toolbox.hub.sources import (
+    CONNECTIONS,
+    PARTIAL,
+    PARTS,
+    BrokenOffError,
+    Entry,
+    Listing,
+    Repo,
+    Source,
+    no_listing,
+    unreachable,
+)
 from toolbox.hub.staging import Staging, same
 from toolbox.hub.store import FileRecord, Kind, Manifest
 from toolbox.hub.transfer import TRIES, Manner, Pace
@@ -21,6 +32,9 @@ from toolbox.i18n import _
 
 TRIES_OF_SEVERAL = 2
 """As `transfer.TRIES`, where another hub can go on."""
+
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Nothing may be written: what is here can still be read."""
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """`Session.transfer`: title and total in bytes, to a function that is told each piece's size."""
@@ -118,6 +132,8 @@ def fetch(request: Request) -> Fetched:
             except (HubError, CorruptError) as error:
                 return _already_here(request, error)
     except OSError as error:
+        if error.errno in CLOSED:
+            return _already_here(request, _disk_failed(error, request))
         raise _disk_failed(error, request) from error
 
 
@@ -178,6 +194,8 @@ def _hubs(request: Request) -> list[Source]:
 
 
 def _select(hub: Source, request: Request, listing: Listing) -> Selection:
+    if any(not isinstance(entry.size, int) or entry.size < 0 for entry in listing.entries):
+        raise unreachable(hub, no_listing())
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include, request.kind)
     names.distinct(wanted, ours=(store.MANIFEST, PARTIAL, PARTS))
@@ -317,5 +335,7 @@ def _disk_failed(error: OSError, request: Request) -> ToolboxError:
         _("{path} can't be written: {reason}; {free} are free.").format(
             path=request.home.path, reason=reason, free=units.size(request.free_bytes(request.home.path))
         ),
-        _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home."),
+        _("Make room (`cache list`, `cache clean`), or name a folder on another disk with --home.")
+        if full
+        else _("Name another one with --home DIR or YCDY_HOME."),
     )

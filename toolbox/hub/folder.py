@@ -62,9 +62,10 @@ class Folder:
         owner, name = repo.id.split("/")
         cache = self._path / f"{repo.kind}s--{owner}--{name}"
         snapshot = cache / "snapshots" / (repo.revision or _text(cache / "refs" / "main") or "none")
+        newer = self._path / f"{repo.kind}s" / f"{owner}--{name}" / "snapshots" / (repo.revision or "master")
         below = [self._path / f"{repo.kind}s", self._path]
         places = [root / owner / spelt for root in below for spelt in (name, name.replace(".", "___"))]
-        return next((place for place in [*places, snapshot] if place.is_dir()), None)
+        return next((place for place in [*places, snapshot, newer] if place.is_dir()), None)
 
 
 def caches(environ: Mapping[str, str], exists: Callable[[Path], bool] = Path.is_dir) -> list[Folder]:
@@ -72,7 +73,8 @@ def caches(environ: Mapping[str, str], exists: Callable[[Path], bool] = Path.is_
     cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     huggingface = Path(environ.get("HF_HOME") or cache / "huggingface") / "hub"
     modelscope = Path(environ.get("MODELSCOPE_CACHE") or cache / "modelscope")
-    found = [Path(environ.get("HF_HUB_CACHE") or huggingface), modelscope / "hub", modelscope]
+    named = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    found = [Path(named or huggingface), modelscope / "hub", modelscope]
     return [Folder(path) for path in found if exists(path)]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from toolbox.config import Home
-from toolbox.errors import InputError, NotFoundError
+from toolbox.errors import HubError, InputError, NotFoundError
 from toolbox.hub import web
-from toolbox.hub.sources import STALL_S, Entry, Listing, Read, Repo, unreachable
+from toolbox.hub.sources import STALL_S, Entry, Listing, Read, Repo, address, no_listing, unreachable
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
@@ -33,7 +33,7 @@ class ModelScope:
         self, endpoint: str, environ: Mapping[str, str], home: Home, stall_s: float = STALL_S, name: str = "modelscope"
     ) -> None:
         self.name = name
-        self.endpoint = endpoint.rstrip("/")
+        self.endpoint = address(endpoint)
         self._stall_s = stall_s
         self._home = home
         self._token = environ.get("MODELSCOPE_API_TOKEN", "")
@@ -55,12 +55,17 @@ class ModelScope:
                 ),
             ) from error
         except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
-            raise InputError(
-                _("ModelScope does not let us read {id}.").format(id=repo.id),
-                _("Set MODELSCOPE_API_TOKEN to a token of an account that may."),
-            ) from error
-        except (errors.HubError, OSError, ValueError) as error:
-            raise unreachable(self, error) from error
+            raise self._denied(repo) from error
+        except (errors.HubError, OSError) as error:
+            odd = isinstance(error, ValueError)  # requests' error for what is no JSON is an OSError too
+            raise unreachable(self, no_listing() if odd else error) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of the SDK, where JSON is not what it is
+            raise unreachable(self, no_listing()) from error
+        if getattr(api.legacy._read_state, "listing_incomplete", False):
+            raise HubError(
+                _("ModelScope does not list all files of {id}: a folder has too many.").format(id=repo.id),
+                _("Take it from another hub: --source huggingface"),
+            )
         entries = [
             Entry(file.path, file.size, (file.sha256 or "").lower(), version=str(file.last_modified or ""))
             for file in found
@@ -74,10 +79,17 @@ class ModelScope:
         headers = api.downloader._build_download_headers()
         secrets = {"Authorization": f"Bearer {self._token}", "Cookie": f"m_session_id={self._token}"}
 
-        def address(entry: Entry) -> str:
+        def place(entry: Entry) -> str:
             return str(api.legacy.get_download_url(repo.id, repo.kind, entry.path, repo.revision))
 
-        return web.reading(headers, secrets if self._token else {}, address, direct=True, stall_s=self._stall_s)
+        shown = secrets if self._token else {}
+        return web.reading(headers, shown, place, self._denied(repo), direct=True, stall_s=self._stall_s)
+
+    def _denied(self, repo: Repo) -> InputError:
+        return InputError(
+            _("ModelScope does not let us read {id}.").format(id=repo.id),
+            _("Set MODELSCOPE_API_TOKEN to a token of an account that may."),
+        )
 
     @cached_property
     def _api(self) -> Any:

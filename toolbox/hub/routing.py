@@ -107,13 +107,14 @@ def hubs(source: str, settings: Settings, home: Home, environ: Mapping[str, str]
 
     Raises InputError for a text that names none.
     """
-    modelscope = ModelScope(environ.get("MODELSCOPE_ENDPOINT") or settings.modelscope_endpoint, environ, home)
+    named = environ.get("MODELSCOPE_ENDPOINT") or environ.get("MODELSCOPE_DOMAIN")
+    modelscope = ModelScope(named or settings.modelscope_endpoint, environ, home)
     huggingface = HuggingFace(environ.get("HF_ENDPOINT") or settings.huggingface_endpoint)
     mirrors = filter(None, (mirror.strip() for mirror in settings.mirrors.split(",")))
     if source == "auto":
         return [modelscope, huggingface, *(_mirror(mirror, environ, home) for mirror in mirrors)]
-    named: list[Source] = [hub for hub in (modelscope, huggingface) if hub.name == source]
-    return named or [_mirror(source, environ, home)]
+    meant: list[Source] = [hub for hub in (modelscope, huggingface) if hub.name == source]
+    return meant or [_mirror(source, environ, home)]
 
 
 def _mirror(text: str, environ: Mapping[str, str], home: Home) -> Source:

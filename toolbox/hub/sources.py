@@ -1,8 +1,11 @@
 """What a hub is to us: a listing of files with sizes and hashes, and any range of any of them."""
 
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import msgspec
 
@@ -70,6 +73,15 @@ class NoRangesError(Exception):
     """The server sends whole files only."""
 
 
+class OddAnswerError(Exception):
+    """An answer that no hub gives; its text says in what way."""
+
+
+def no_listing() -> OddAnswerError:
+    """For what can't be read as a listing."""
+    return OddAnswerError(_("what it sent is no listing; networks that want a login first answer like that"))
+
+
 class Read(Protocol):
     """How a file's bytes from `start` to before `stop` are had, piece by piece; may be called from several threads.
 
@@ -95,17 +107,33 @@ class Source(Protocol):
 
 def unreachable(hub: Source, error: BaseException) -> HubError:
     """The sentence for a hub that does not answer, or not as it should."""
-    return HubError(
-        _("{hub} ({endpoint}) failed: {reason}.").format(hub=hub.title, endpoint=hub.endpoint, reason=reason(error)),
-        _("Check the network, or choose another source with --source; what was fetched so far is kept."),
+    message = _("{hub} ({endpoint}) failed: {reason}.").format(
+        hub=hub.title, endpoint=hub.endpoint, reason=reason(error)
     )
+    if proxy := _proxy(hub.endpoint):
+        return HubError(
+            message,
+            _("It is asked through the proxy of {variable}: check that and the network, or choose another --source.")
+            .format(variable=proxy),
+        )  # fmt: skip
+    return HubError(
+        message, _("Check the network, or choose another source with --source; what was fetched so far is kept.")
+    )
+
+
+def _proxy(endpoint: str) -> str:
+    """The variable that names the proxy on the way to `endpoint`; empty: there is none."""
+    address, proxies = urlsplit(endpoint), getproxies()
+    if not address.hostname or proxy_bypass(address.hostname):
+        return ""
+    return next((f"{name.upper()}_PROXY" for name in (address.scheme, "all") if proxies.get(name)), "")
 
 
 def reason(error: BaseException) -> str:
     """Why, in a few words, without the addresses that libraries put into their messages: those may carry signatures."""
     chain: list[BaseException] = []
     link: BaseException | None = error
-    while link and link not in chain:
+    while link and link not in chain and not isinstance(link, NoRangesError):
         chain.append(link)
         link = link.__cause__ or link.__context__
     for cause in chain:
@@ -113,9 +141,27 @@ def reason(error: BaseException) -> str:
         if status:
             return f"HTTP {status}"
     for cause in reversed(chain):
+        if isinstance(cause, OddAnswerError):
+            return str(cause)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _("its certificate is not trusted ({why}): the clock may be wrong, or a proxy reads along").format(
+                why=cause.verify_message
+            )
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-    return type(chain[-1]).__name__
+            return cause.strerror.partition(" (_ssl.c")[0]
+    kinds = [type(cause).__name__ for cause in chain]
+    if any("Timeout" in kind for kind in kinds):
+        return _("it does not answer")
+    if "ProxyError" in kinds:
+        return _("the proxy does not let us through")
+    if {"RemoteProtocolError", "ReadError"} & set(kinds):
+        return _("the connection broke off")
+    return kinds[-1]
+
+
+def address(endpoint: str) -> str:
+    """An endpoint as requests need it; people leave out the scheme, and end it with a slash."""
+    return (endpoint if "://" in endpoint else f"https://{endpoint}").rstrip("/")
 
 
 Progress = Callable[[int], None]
