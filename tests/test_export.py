@@ -91,7 +91,7 @@ def test_k_quants_need_llamacpp_and_room_for_what_is_quantised(home: Path, monke
     format = exports.FORMATS["gguf"]
     with pytest.raises(InputError, match=r"gguf q4_k_m .* llamacpp") as caught:
         exports.choose("gguf", "q4_k_m", True, Home(home))
-    assert "serve --install llamacpp" in caught.value.remedy
+    assert "engines install llamacpp" in caught.value.remedy
     assert exports.choose("gguf", "q8_0", True, Home(home)).python(Home(home), "q8_0", True) is None
     one = demo_facts().parameters * 4
     monkeypatch.setattr(files, "free_bytes", lambda path: int(1.1 * one))
