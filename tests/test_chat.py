@@ -88,7 +88,7 @@ def test_every_command_of_a_conversation(toolbox_cli: Cli, running: Run, home: P
     said = "0\u20281\u20282\u2028"
     assert [(message["role"], message["content"]) for message in answer.json["messages"]] == [
         ("user", "one\n  two\nthree"), ("assistant", said), ("user", "你好"), ("assistant", said)]  # fmt: skip
-    for words in ("There is no answer yet", "--temperature can't be '3'", "--seed can't be 'x'", "no setting 'nonsen",
+    for words in ("There is no answer yet", "temperature can't be '3'", "seed can't be 'x'", "no setting 'nonsen",
                   "user: one\n  two\nthree", "* demo", "no model 'no'", "/regenerate", "is there already"):  # fmt: skip
         assert words in answer.err, words
     assert msgspec.json.decode((home.parent / "mine.jsonl").read_bytes())["messages"][0]["content"].startswith("one")
@@ -123,6 +123,12 @@ def test_ctrl_c_stops_the_answer_first_and_then_the_conversation(
         terminal.sendintr()
         terminal.expect("stopped")
         terminal.expect(PROMPT)
+        terminal.send("hello\r")
+        terminal.expect("0.1.2")
+        terminal.expect(PROMPT)
+        terminal.send("half a line")
+        terminal.expect("a line")
+        terminal.sendintr()
         terminal.send("hello\r")
         terminal.expect("0.1.2")
         terminal.expect(PROMPT)

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from toolbox import cli
 from toolbox.commands import VERBS
+from toolbox.config import Home, Settings
 from toolbox.errors import InputError
 from toolbox.options import fields, option
-from toolbox.ui import words
+from toolbox.ui import terminal, words
+from toolbox.ui.terminal import Terminal
 from toolbox.ui.text import cells, pad, wrap
 
 ODD = [
@@ -252,6 +254,19 @@ def test_wrapped_text_fits_and_loses_nothing(text: str, width: int) -> None:
     lines = wrap(text, width)
     assert "".join("".join(lines).split()) == "".join(text.split())
     assert all(cells(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_loses_no_character_however_narrow(
+    home: Path, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "PIPE_WIDTH", width)
+    columns = ("", "大小", "困惑度", "贪心解码的回答相同", "回答开头相同的词元")
+    rows = [("导出后（transformers 5.23）", "2.0 MiB", "1.036", "6 / 6", "88 / 88")]
+    Terminal(Home(home), Settings(), as_json=False, yes=True, dry_run=False).table("", columns, rows)
+    shown = capsys.readouterr().out
+    assert sorted("".join(shown.split()).replace("─", "")) == sorted("".join([*columns, *rows[0]]).replace(" ", ""))
+    assert max(map(cells, shown.splitlines())) <= width
 
 
 def test_columns_count_a_chinese_character_twice() -> None:

@@ -163,7 +163,7 @@ def test_a_pipe_runs_a_verb_and_leaves(toolbox_cli: Cli) -> None:
     answer = toolbox_cli(input="10\n1\n0\n").done()
     assert "There are no runs" in answer.out
     assert "bash yichuidingyin.sh runs list" in answer.out
-    assert answer.out.count("What shall be done?") == 2
+    assert answer.out.count("0 or q leaves") == 2
     assert answer.err == ""
 
 

@@ -72,15 +72,15 @@ class Field(msgspec.Struct, frozen=True):
     def flag(self) -> str:
         return "--" + self.name.replace("_", "-")
 
-    def parse(self, text: str) -> Any:
-        """`text` as one value of this option. Raises InputError saying what the option takes."""
+    def parse(self, text: str, called: str = "") -> Any:
+        """`text` as one value of this option, which a person knows as `called` (its flag). Raises InputError."""
         try:
             value = self._convert(text.strip())
         except ValueError:
             value = None
         if value is None or not self._within(value):
             raise InputError(
-                _("{flag} can't be {value!r}.").format(flag=self.flag, value=text),
+                _("{flag} can't be {value!r}.").format(flag=called or self.flag, value=text),
                 _("It takes {what}.").format(what=self.takes()),
             )
         return value

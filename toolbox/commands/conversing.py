@@ -183,7 +183,7 @@ def _set(conversation: Conversation, rest: str, session: Session) -> None:
             _("There is no setting {key!r}.").format(key=name), _("Settings: {names}.").format(names=", ".join(fields))
         )
     field = fields[name]
-    parsed = field.parse(value) if value.strip() else field.default
+    parsed = field.parse(value, called=name) if value.strip() else field.default
     chosen = [parsed] if field.many and value.strip() else parsed
     conversation.options = msgspec.structs.replace(conversation.options, **{name: chosen})
     session.say(f"{name} = {_shown(chosen)}")

@@ -45,7 +45,7 @@ class TargetOptions(msgspec.Struct, kw_only=True):
     ] = []
     run: Annotated[
         str,
-        option(N_("What a finetune or merge run made, instead of --model and --adapter"), ask=True, choices="tuned"),
+        option(N_("What a finetune or merge run made, in place of model and adapters"), ask=True, choices="tuned"),
     ] = ""
 
 

@@ -120,7 +120,7 @@ class _Menu:
             Entry(str(number), _(command.summary), command.name, command.name)
             for number, command in enumerate(commands, start=1)
         ]
-        chosen = self.prompts.choose(_(verb.summary), entries, 0, _("0 back · q quit"))
+        chosen = self.prompts.choose(_("What shall be done?"), entries, 0, _("0 back · q quit"))
         return next(command for command in commands if command.name == chosen)
 
     def _ask(self, command: Command) -> Any:

@@ -72,8 +72,7 @@ class Questions:
             else _("none")
         )
         titles = {"": nothing, OTHER: _("something else: type it"), CATALOGUE: _("the catalogue of models")}
-        if field.kind is bool:
-            titles |= {"yes": _("yes"), "no": _("no")}
+        titles |= {"yes": _("yes"), "no": _("no")}
         return [
             Entry(
                 key=str(number),

@@ -16,16 +16,21 @@ from toolbox.i18n import _
 from toolbox.options import NO, YES
 from toolbox.runs import Run, Status
 from toolbox.ui import following
-from toolbox.ui.text import cells
+from toolbox.ui.text import cells, wrap
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyPressEvent
     from rich.console import Console
 
     from toolbox.ui.progress import Transfers
 
 NARROW = 20
 """Cells up to which a column of a table is never folded, as dates and sizes: where half a screen holds all of those."""
+HEADING = 10
+"""Cells up to which a column's heading stays in one line where the table would be too wide."""
+BETWEEN = 3
+"""Cells that a column takes beside its text."""
 PIPE_WIDTH = 200
 """Columns of a table that nobody looks at directly: wide enough that no cell is cut."""
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?(%| [KMGT]?i?B)?|\d+/\d+|")
@@ -113,6 +118,7 @@ class Terminal:
         keys = KeyBindings()
         keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
         keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+        keys.add("c-c")(_drop_line)
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             kept.touch(mode=0o600)
@@ -133,12 +139,18 @@ class Terminal:
         self._settle()
         shown = Table(box=box.SIMPLE_HEAD, show_edge=False, show_header=any(columns))
         widest = [max((cells(row[index]) for row in rows), default=0) for index in range(len(columns))]
-        narrow = sum(width for width in widest if width <= NARROW) <= self.console.width // 2
-        for index, column in enumerate(columns):
+        width = self.console.width
+        headings = _headings(columns, widest, width)
+        narrow = sum(each for each in widest if each <= NARROW) <= width // 2
+        taken = [max(each, *map(cells, lines)) + BETWEEN for each, lines in zip(widest, headings, strict=True)]
+        whole = [(each <= NARROW and narrow) or (index == 0 and 2 * each <= width) for index, each in enumerate(widest)]
+        # Where those that are never folded fill the screen, rich would cut them, units and all.
+        folded = sum(each for each, stays in zip(taken, whole, strict=True) if stays) > width
+        for index, lines in enumerate(headings):
             numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-            whole = (widest[index] <= NARROW and narrow) or (index == 0 and 2 * widest[0] <= self.console.width)
             justify: Literal["left", "right"] = "right" if numeric else "left"
-            shown.add_column(Text(plain(column)), justify=justify, overflow="fold", no_wrap=whole)
+            no_wrap = whole[index] and not folded
+            shown.add_column(Text(plain("\n".join(lines))), justify=justify, overflow="fold", no_wrap=no_wrap)
         for row in rows:
             shown.add_row(*(Text(plain(cell)) for cell in row))
         if title:
@@ -234,6 +246,22 @@ class Terminal:
         """End a progress bar that is still drawn: what follows must not be drawn over."""
         if "_transfers" in self.__dict__:
             self._transfers.stop()
+
+
+def _headings(columns: Sequence[str], widest: Sequence[int], width: int) -> list[list[str]]:
+    """The lines of each heading: one; where the table is wider than the screen, as many as keep its column narrow."""
+    needed = sum(max(cells(column), each) + BETWEEN for column, each in zip(columns, widest, strict=True))
+    if needed <= width:
+        return [[column] for column in columns]
+    return [wrap(column, max(each, HEADING)) for column, each in zip(columns, widest, strict=True)]
+
+
+def _drop_line(event: "KeyPressEvent") -> None:
+    """Ctrl-C, as in a shell: it forgets the line that is being typed; only an empty one it leaves."""
+    if event.current_buffer.text:
+        event.current_buffer.reset()
+    else:
+        event.app.exit(exception=KeyboardInterrupt)
 
 
 def _is_number(cell: str) -> bool:
