@@ -79,7 +79,7 @@ ZH = Words(
 每种方法都用工具箱自己的任务在内置模型上训练 {tuners.STEPS} 步（float32，处理器）；数字是 logits 的最大差。
 *续训*：训练到一半停下再继续，留下的文件与一次跑完逐字节相同。*直接上线*：不合并，由自带的引擎加载。
 """,
-    columns="`--method` | 是什么 | 论文 | 设置 | 训练的参数 | 续训 | 重新加载 | 合并 | 直接上线 | 4 比特",
+    columns="`--method` | 是什么 | 论文 | 设置 | 训练的参数 | 续训 | 重新加载 | 合并 | 直接上线 | 4 位",
     unmergeable="`{method}` 不能合并：{reason}。",
     stages_title="每种方法 × 每个阶段",
     stages=f"""
@@ -87,15 +87,15 @@ ZH = Words(
 （`rm` 是分数相同）；第一步之后续训，留下的文件与一次跑完逐字节相同；合并后说的还一样。○：除了合并，其余都成立。
 `ppo` 和 `grpo` 时，模型从自己写的短回答里学，由 `{matrix.REWARD}` 打分，每步学几遍，并受参考模型约束；`ppo` 的价值头
 也一起训练，但不在最后保存的结果里。
-*4 比特*：底座量化成 nf4 时，上述各项仍然成立的阶段。
+*4 位*：基座量化成 nf4 时，上述各项仍然成立的阶段。
 """,
-    whole="完整模型", no="否", equal="相同", all_stages="全部", four_bits="4 比特",
+    whole="完整模型", no="否", equal="相同", all_stages="全部", four_bits="4 位",
     notes="""
 *直接上线* 写“否”的，`serve` 和 `chat` 会拒绝这个适配器。
 合并之后就和普通模型一样上线；`evaluate` 接受任何适配器。vLLM、SGLang、lmdeploy 只接受普通 LoRA。
-`pissa` 和 `olora` 训练时会改动底座，但留下的是针对原底座、秩为两倍的普通 LoRA，所以上线和合并都与 LoRA 相同。
+`pissa` 和 `olora` 训练时会改动基座，但留下的是针对原基座、秩为两倍的普通 LoRA，所以上线和合并都与 LoRA 相同。
 
-最后一列有数字（*重新加载*）的方法可以加 `--quantization nf4`，在 4 比特底座上训练。`--method full` 可以用
+最后一列有数字（*重新加载*）的方法可以加 `--quantization nf4`，在 4 位基座上训练。`--method full` 可以用
 `--set optim=adamw_8bit`，在处理器上也行；`galore` 和 `apollo` 是我们自己写的优化器：galore-torch 和 apollo-torch
 保存的状态离不开 pickle，8 步之内两边相差不超过 1e-6。
 
