@@ -25,7 +25,9 @@ class Options(TuningOptions, kw_only=True):
 
     dataset: Annotated[
         list[str],
-        option(N_("Data sets: demo-persona, files (JSON, CSV, Parquet …), or downloaded ones"), ask=True, choices="datasets"),
+        option(
+            N_("Data sets: demo-persona, JSON, CSV or Parquet files, or downloaded ones"), ask=True, choices="datasets"
+        ),
     ]
     tune: Annotated[
         bool, option(N_("Try first which micro-batch is fastest and which learning rate does not diverge"))

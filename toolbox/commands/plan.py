@@ -26,7 +26,9 @@ class TuningOptions(msgspec.Struct, kw_only=True):
     ] = "demo"
     dataset: Annotated[
         list[str],
-        option(N_("Data sets: demo-persona, files (JSON, CSV, Parquet …), or downloaded ones"), ask=True, choices="datasets"),
+        option(
+            N_("Data sets: demo-persona, JSON, CSV or Parquet files, or downloaded ones"), ask=True, choices="datasets"
+        ),
     ] = msgspec.field(default_factory=list)
     eval_dataset: Annotated[
         list[str], option(N_("Data sets for the evaluation loss only, in place of held-out rows"), choices="datasets")
