@@ -87,17 +87,17 @@ def test_a_stream_is_passed_on_piece_by_piece_and_ends_with_done(gateway: Server
         (b"\xff\xfe", 400, "invalid_json"),
         (b'{"messages":[{"role":"user","content":"x"}],"tools":[{"a":' + b"[" * 100_000, 400, "invalid_json"),
         (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400, "invalid_json"),
-        (b"[]", 422, "invalid_value"),
-        (b"{}", 422, "invalid_value"),
-        (b'{"messages":[]}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"robot","content":"x"}]}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":0}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1e99}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"temperature":-1}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"x"}}]}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"generation_config":"{}"}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"chat_template":"x"}', 422, "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"tools":1}}', 422, "invalid_value"),
+        (b"[]", 400, "invalid_value"),
+        (b"{}", 400, "invalid_value"),
+        (b'{"messages":[]}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"robot","content":"x"}]}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":0}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"max_tokens":1e99}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"temperature":-1}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"tools":[{"function":{"name":"x"}}]}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"generation_config":"{}"}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"chat_template":"x"}', 400, "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"x"}],"chat_template_kwargs":{"tools":1}}', 400, "invalid_value"),
         (b'{"messages":[{"role":"user","content":"' + b"x " * 20_000 + b'"}]}', 400, "context_length_exceeded"),
         (b'{"messages":[{"role":"user","content":"' + b"x" * (9 << 20) + b'"}]}', 413, "body_too_large"),
     ],
@@ -123,8 +123,52 @@ def test_what_no_engine_should_see_is_answered_in_openais_shape(
 def test_media_never_reach_the_engine(gateway: Server, url: str, kind: str) -> None:
     gateway.chat("before")
     answer = gateway.chat([{"type": "text", "text": "look"}, {"type": kind, kind: {"url": url}}])
-    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "media_not_supported")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "media_not_supported")
     assert gateway.seen()["body"]["messages"][-1]["content"] == "before"
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        ("chat/completions", {"temperature": 3}, "temperature"),
+        ("chat/completions", {"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ("chat/completions", {"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ("chat/completions", {"logit_bias": {"5": 1e308}}, "logit_bias[...]"),
+        ("chat/completions", {"messages": None}, "messages"),
+        ("chat/completions", {"reasoning_effort": "low"}, "reasoning_effort"),
+        ("chat/completions", {"modalities": ["audio"]}, "modalities[0]"),
+        ("chat/completions", {"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ("completions", {"prompt": ["a", "b"]}, "prompt"),
+        ("completions", {"prompt": [1]}, "prompt[0]"),
+        ("completions", {"prompt": "a " * 2000}, "prompt"),
+        ("completions", {"echo": True}, "echo"),
+        ("completions", {"best_of": 4}, "best_of"),
+    ],
+)
+def test_a_refusal_names_the_field_as_openai_does(
+    gateway: Server, route: str, fields: dict[str, object], param: str
+) -> None:
+    body = _asked("x", **fields) if route.startswith("chat") else {"prompt": "x", **fields}
+    error = gateway.client.post(f"/v1/{route}", json=body).json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+def test_what_concerns_no_answer_or_asks_for_nothing_never_reaches_the_engine(gateway: Server) -> None:
+    told = {"store": False, "metadata": {"a": "b"}, "service_tier": "auto", "modalities": ["text"], "user": "u"}
+    assert gateway.chat("hello", **told).status_code == 200
+    assert not {"store", "metadata", "service_tier", "modalities"} & set(gateway.seen()["body"])
+    old = {"prompt": ["hello"], "echo": False, "best_of": 1, "suffix": None, "max_tokens": 4}
+    assert gateway.client.post("/v1/completions", json=old).status_code == 200
+    body = gateway.seen()["body"]
+    assert (body["prompt"], {"echo", "best_of", "suffix"} & set(body)) == ("hello", set())
+
+
+def test_a_wrong_method_or_slash_is_told_and_leads_nowhere(gateway: Server) -> None:
+    answer = gateway.client.get("/v1/chat/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert answer.json()["error"]["message"] == "This route takes POST, not GET."
+    answer = gateway.client.post("/v1/chat/completions/", json=_asked("hello"), headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
 def test_answers_are_bounded_by_the_models_context(gateway: Server) -> None:

@@ -139,7 +139,7 @@ def deep_json(gateway: Server) -> None:
     opening = b'{"messages":[{"role":"user","content":"x"}],"response_format":'
     for nested in (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b'{"a":' + b"[" * 300_000):
         answer = gateway.client.post("/v1/chat/completions", content=opening + nested + b"}")
-        assert answer.status_code in (400, 422)
+        assert answer.status_code == 400
 
 
 def many_at_once_on_one_connection(gateway: Server) -> None:
@@ -288,7 +288,7 @@ def test_an_engine_that_sees_gets_pictures_as_data_and_nothing_that_would_be_fet
         ]  # fmt: skip
         for url in urls:
             answer = gateway.chat([{"type": "image_url", "image_url": {"url": url}}])
-            assert answer.status_code in (413, 422), url[:60]
+            assert answer.status_code in (400, 413), url[:60]
             asked.append(answer.json()["error"]["code"])
         with pytest.raises(TimeoutError):
             listener.accept()
@@ -310,7 +310,7 @@ def test_embeddings_come_as_numbers_and_as_openais_own_client_asks_for_them(gate
     packed = ask(input="a", encoding_format="base64").json()["data"][0]["embedding"]
     assert struct.unpack("<2f", base64.b64decode(packed)) == (0.5, -1.0)
     assert gateway.seen()["body"] == {"model": "served", "input": "a"}
-    assert ask(input=[]).status_code == ask(input=[1]).status_code == ask(input="a", x=1).status_code == 422
+    assert ask(input=[]).status_code == ask(input=[1]).status_code == ask(input="a", x=1).status_code == 400
     assert ask(input="x " * 20_000).json()["error"]["code"] == "context_length_exceeded"
     assert ask(input="a", model="other").status_code == 404
 

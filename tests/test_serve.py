@@ -145,6 +145,8 @@ def test_a_models_name_is_never_more_than_a_name(tmp_path: Path, name: str, caps
     curl = shown[shown.index("curl ") : shown.index("from openai")]
     assert msgspec.json.decode(shlex.split(curl)[-1])["model"] == name
     assert not list(tmp_path.rglob("x"))
+    show_ready(running.facts, made, Terminal.open(None), keyless=True)
+    assert running.facts["api_key"] not in capsys.readouterr().out
 
 
 def command_lines() -> Iterator[bytes]:

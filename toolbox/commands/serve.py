@@ -109,7 +109,8 @@ def run(options: ServeOptions, session: Session) -> dict[str, Any]:
         facts = _answering(job, session)
         if plan.log_contents:
             session.say(_("What is asked and answered is written into {path}.").format(path=job.log_path))
-        show_ready(facts, plan, session)
+        # A key of the person's own is not repeated into a journal or a container's log.
+        show_ready(facts, plan, session, keyless=bool(options.api_key) and not session.interactive)
         session.publish(facts)
         if options.background:
             session.say(_("It goes on in the background. To stop it: {command}").format(
@@ -250,16 +251,16 @@ def _dtype(best: "Device", model: "ModelFacts") -> Literal["auto", "float32", "f
     return "float16" if best.kind == "cuda" else "float32"
 
 
-def show_ready(facts: dict[str, Any], plan: "ServePlan", session: Session) -> None:
-    """What a person copies: curl, Python, and the tunnel from another machine."""
-    url, key, name = facts["url"], facts["api_key"], facts["model"]
+def show_ready(facts: dict[str, Any], plan: "ServePlan", session: Session, keyless: bool = False) -> None:
+    """What a person copies: curl, Python, and the tunnel from another machine. `keyless`: with a key to be put in."""
+    url, key, name = facts["url"], "KEY" if keyless else facts["api_key"], facts["model"]
     port = url.rpartition(":")[2]
     body = msgspec.json.encode({"model": name, "messages": [{"role": "user", "content": _("Hello")}]}).decode()
     others = [each for each in (*(adapter.name for adapter in plan.adapters), plan.name) if each != name]
     session.say("\n".join([
         "", _("Serving {model} at {url}").format(model=name, url=f"{url}/v1"),
         *([_("Other models of this server: {names}").format(names=", ".join(others))] if others else []),
-        _("API key: {key}").format(key=key), "",
+        _("API key: the one that was given") if keyless else _("API key: {key}").format(key=key), "",
         f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
         f"  -H {shlex.quote(f'Authorization: Bearer {key}')} \\\n  -d {shlex.quote(body)}", "",
         "from openai import OpenAI\n"

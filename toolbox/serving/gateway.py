@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -68,15 +69,17 @@ class Gateway:
             relay.end(stopping())
 
     def _starlette(self) -> Starlette:
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/health", self._health),
                 Route("/metrics", self._tell_metrics),
                 *self._routes("/v1"),
                 *self._routes(""),
             ],
-            exception_handlers={Refused: _refused, 404: _no_such_route, 405: _no_such_route, 500: _broken},
+            exception_handlers={Refused: _refused, 404: _no_such_route, 405: _no_such_method, 500: _broken},
         )
+        app.router.redirect_slashes = False  # its redirect has no body, and leads where the Host header says
+        return app
 
     def _routes(self, prefix: str) -> list[Route]:
         """OpenAI's routes. Without /v1 too, as llama.cpp's server has them: people leave it out of a base URL."""
@@ -185,7 +188,7 @@ class Gateway:
         return bytes(body)
 
     def _lacks(self, what: str, param: str | None) -> Refused:
-        return Refused(422, f"The engine behind this server does not do {what}.", "unsupported_parameter", param)
+        return Refused(400, f"The engine behind this server does not do {what}.", "unsupported_parameter", param)
 
     def _charge(self, request: Request, tokens: int) -> None:
         request.scope["call"].prompt_tokens = tokens
@@ -214,3 +217,10 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _no_such_route(request: Request, error: Exception) -> Response:
     return error_response(Refused(404, "There is no such route here.", "not_found"))
+
+
+async def _no_such_method(request: Request, error: Exception) -> Response:
+    allowed = (cast(HTTPException, error).headers or {}).get("Allow", "")
+    answer = error_response(Refused(405, f"This route takes {allowed}, not {request.method}.", "method_not_allowed"))
+    answer.headers["Allow"] = allowed
+    return answer

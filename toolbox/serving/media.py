@@ -59,4 +59,4 @@ def _size(data: bytes, kind: str) -> tuple[int, int]:
 
 
 def _refused(message: str) -> Refused:
-    return Refused(422, message, "media_not_supported", "messages")
+    return Refused(400, message, "media_not_supported", "messages")

@@ -16,7 +16,8 @@ class Refused(Exception):
         self._retry_after_s = retry_after_s or RETRY_AFTER_S.get(status)
 
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 and self.status != 429 else "server_error"
+        kind = "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        kind = "server_error" if self.status >= 500 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:

@@ -143,8 +143,7 @@ def _read(voice: Voice, asked: Sampling) -> tuple[list[int], Guide | None]:
     guide = voice.guides.make(grammar) if grammar else None
     if isinstance(asked, ChatRequest):
         return chat_ids(voice.tokenizer, asked), guide
-    assert isinstance(asked, CompletionRequest)
-    return plain_ids(voice.tokenizer, asked.prompt), guide
+    return plain_ids(voice.tokenizer, "".join(asked.texts())), guide
 
 
 def _rows(
@@ -152,9 +151,11 @@ def _rows(
 ) -> list[Row]:
     """A row for each answer. Raises Refused where the prompt leaves no room for one."""
     room = engine.context - len(ids)
-    if not ids or room < 1:
-        message = f"The prompt has {len(ids)} tokens; there may be 1 to {engine.context - 1}."
-        raise Refused(400, message, "context_length_exceeded", "messages")
+    if not ids:
+        raise Refused(400, "The prompt is empty.", "invalid_value", asked.spoken)
+    if room < 1:
+        message = f"The prompt has {len(ids)} tokens; there may be {engine.context - 1}."
+        raise Refused(400, message, "context_length_exceeded", asked.spoken)
     settings = _settings(asked, voice.settings, room)
     rows: list[Row] = []
     tell = inbox.tell if asked.stream else _Gathering(inbox).tell
