@@ -10,14 +10,14 @@ import msgspec
 import pytest
 from hardware import A10, T4, V100, with_gpus
 
-from toolbox import device, processor
+from toolbox import datasheets, device, processor
 from toolbox.device import GIB, Machine
 from toolbox.errors import InputError
 
 PROBE = """
 import msgspec, sys
-from toolbox import device
-device.NVML_TIMEOUT_S = {timeout_s}
+from toolbox import device, nvidia
+nvidia.NVML_TIMEOUT_S = {timeout_s}
 sys.stdout.buffer.write(msgspec.json.encode(device.probe()))
 """
 
@@ -176,9 +176,9 @@ def test_an_unknown_device_names_known_ones(text: str) -> None:
 
 
 def test_each_data_sheet_is_found_by_its_own_name() -> None:
-    sheets = device.specifications()
+    sheets = datasheets.specifications()
     assert len(sheets) == 60
-    assert [device.specification(sheet.name) for sheet in sheets] == list(sheets)
+    assert [datasheets.specification(sheet.name) for sheet in sheets] == list(sheets)
 
 
 def put(root: Path, name: str, text: str) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from toolbox import methods, parameters
-from toolbox.device import Device, specification
+from toolbox.datasheets import specification
+from toolbox.device import Device
 from toolbox.models import ModelFacts
 from toolbox.stages import GENERATED_AT_ONCE
 

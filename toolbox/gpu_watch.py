@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 
-from toolbox import device
+from toolbox import nvidia
 
 LOOK_EVERY_S = 2.0
 GRACE_S = 10.0
@@ -38,10 +38,10 @@ def nvml(index: int, environ: Mapping[str, str]) -> Look:
     def look() -> str:
         try:
             pynvml.nvmlInit()
-            number = list(device.visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES")))[index]
+            number = list(nvidia.visible(pynvml, environ.get("CUDA_VISIBLE_DEVICES")))[index]
             pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(number))
         except pynvml.NVMLError as error:
-            return device.explain(pynvml, error) if error.value in gone else ""
+            return nvidia.explain(pynvml, error) if error.value in gone else ""
         except IndexError:
             return ""
         return ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox import embedded, files, model_files, networks, own_code, plugins
+from toolbox import embedded, files, model_config, model_files, networks, own_code, plugins
 from toolbox.config import Home
 from toolbox.errors import CorruptError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import store as hub
@@ -19,8 +19,6 @@ from toolbox.i18n import _
 from toolbox.networks import Network
 
 HUB_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-INNER_CONFIGS = ("text_config", "llm_config", "language_config")
-"""Where multimodal models keep the configuration of their language model."""
 WEIGHT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 """Read by libraries that stumble over anything but a JSON object."""
@@ -240,9 +238,9 @@ def facts_of_config(
     Raises InputError where it doesn't say what every model has.
     """
     own = family(str(config.get("model_type", "")))
-    values = {**config, **_inner(config)}
+    values = {**config, **model_config.inner(config)}
     values |= {field: values.get(name) for field, name in own.keys.items()} if own else {}
-    said = _Config(path / "config.json", values)
+    said = model_config.Config(path / "config.json", values)
     network = Network(hidden=0, vocab=0, layers=()) if own and own.keys else networks.read(config)
     hidden = said.number("hidden_size", "n_embd", "d_model", "dim", default=network.hidden or None)
     first = network.layers[0] if network.layers else None
@@ -273,7 +271,7 @@ def facts_of_config(
         max_position_embeddings=said.number("max_position_embeddings", "n_positions", default=2048),
         tie_word_embeddings=network.tied,
         chat_template=bool(own and own.chat_template),
-        quantization=_quantization(config),
+        quantization=model_config.quantization(config),
         network=network,
     )
     counted = facts.network.parameters
@@ -298,54 +296,6 @@ def _refuse_adapter(folder: Path) -> None:
         _("{path} is an adapter, not a base model.").format(path=folder),
         _("Name its base with --model and the adapter with --adapter."),
     )
-
-
-class _Config:
-    """A config.json read with suspicion: whatever is missing or of the wrong kind is an InputError with its name."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self._path, self._values = path, values
-
-    def number(self, *names: str, default: int | None = None) -> int:
-        """The first of `names` that is set, a whole number above 0; of a list with a number a layer, the largest."""
-        for name in names:
-            value = self._values.get(name)
-            if isinstance(value, list) and value and all(type(item) is int for item in value):
-                value = max(value)
-            if value is None:
-                continue
-            if type(value) is not int or value < 1:
-                raise self._wrong(name)
-            return value
-        if default is None:
-            raise self._wrong(names[0])
-        return default
-
-    def text(self, name: str) -> str:
-        value = self._values.get(name)
-        if value is not None and not isinstance(value, str):
-            raise self._wrong(name)
-        return value or ""
-
-    def first(self, name: str) -> str:
-        value = self._values.get(name) or [""]
-        if not isinstance(value, list) or not isinstance(value[0], str):
-            raise self._wrong(name)
-        return value[0]
-
-    def _wrong(self, name: str) -> InputError:
-        return InputError(
-            _("{path} does not say {name}, or not as it should.").format(path=self._path, name=name),
-            _("Take a model in the transformers format, or fetch this one again."),
-        )
-
-
-def _inner(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part of a multimodal configuration, without the names that describe the whole."""
-    for name in INNER_CONFIGS:
-        if isinstance(inner := config.get(name), dict):
-            return {key: value for key, value in inner.items() if key not in ("architectures", "model_type")}
-    return {}
 
 
 def _agreed_code(folder: Path, id: str, config: dict[str, Any], home: Home | None) -> dict[str, str]:
@@ -393,9 +343,4 @@ def _has_chat_template(folder: Path) -> bool:
 def stored_as(folder: Path) -> str:
     """The `quant_method` of the model in `folder`, as its config.json says; empty for none."""
     config = files.read_json(folder / "config.json")
-    return _quantization(config) if isinstance(config, dict) else ""
-
-
-def _quantization(config: dict[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    return str(quantization.get("quant_method", "")) if isinstance(quantization, dict) else ""
+    return model_config.quantization(config) if isinstance(config, dict) else ""

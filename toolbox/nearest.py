@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from toolbox import datasheets, nvidia, registry, search
 from toolbox import device as devices
-from toolbox import registry, search
 from toolbox.registry import shapes
 from toolbox.search import Choice, Problem
 
@@ -111,11 +111,11 @@ def _alike(name: str, other: str) -> int:
 
 def _devices(problem: Problem) -> Iterator[Nearest]:
     """The smallest GPU that does what was asked, by memory and then by arithmetic."""
-    known = [sheet for sheet in devices.specifications() if sheet.memory_gib and sheet.compute_capability]
+    known = [sheet for sheet in datasheets.specifications() if sheet.memory_gib and sheet.compute_capability]
     known = [sheet for sheet in known if not any(word in sheet.name for word in NOT_RENTED)]
-    known = [sheet for sheet in known if devices.version(sheet.compute_capability) >= devices.OLDEST_CAPABILITY]
+    known = [sheet for sheet in known if devices.version(sheet.compute_capability) >= nvidia.OLDEST_CAPABILITY]
 
-    def larger(sheet: devices.Specification) -> Nearest | None:
+    def larger(sheet: datasheets.Specification) -> Nearest | None:
         name = f"{sheet.name}:{sheet.memory_gib:g}GiB"
         other = msgspec.structs.replace(problem, device=devices.assume(name))
         return next(_fitting("device", name, other), None)

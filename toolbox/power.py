@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from toolbox.device import nvml_handle
+from toolbox import nvidia
 from toolbox.processor import text
 
 RAPL = "sys/class/powercap"
@@ -59,7 +59,7 @@ class _Integrated:
 
 def _of_gpu(index: int) -> list[_Counter]:
     """NVML's counter, from Volta on; where it does not tell, as on some virtual GPUs, its power is integrated."""
-    handle = nvml_handle(index)
+    handle = nvidia.handle(index)
     if handle is None:
         return []
     import pynvml
@@ -88,7 +88,7 @@ def _range_joules(package: Path) -> float:
 
 def process_bytes(index: int) -> int:
     """Memory of torch's GPU `index` that the driver counts as this process's; 0 where it does not tell."""
-    handle = nvml_handle(index)
+    handle = nvidia.handle(index)
     if handle is None:
         return 0
     import pynvml
