@@ -164,6 +164,49 @@ def test_options_that_are_answers_of_their_own(tmp_path: Path, shared_data: Any)
         assert (own["right"], own["right_norm"]) == (bool(sample["acc"]), bool(sample["acc_norm"]))
 
 
+def _commonsense(form: str, questions: list[truthfulqa.Question]) -> Iterable[dict[str, Any]]:
+    """TruthfulQA's answers in the columns of another suite; the right option moves on by one from row to row."""
+    for place, row in enumerate(questions):
+        (one, other), right = row.pair, place % 2
+        ordered = [other, one] if right else [one, other]
+        match form:
+            case "hellaswag":
+                yield {"activity_label": "Answering", "ctx_a": row.question, "ctx_b": "people [step] say",
+                       "endings": [f"[title] {text}" for text in ordered], "label": str(right)}  # fmt: skip
+            case "piqa":
+                yield {"goal": row.question, "sol1": ordered[0], "sol2": ordered[1], "label": right}
+            case "winogrande":
+                yield {"sentence": f"{row.question} It is _ that people say, or not. ", "option1": ordered[0],
+                       "option2": ordered[1], "answer": str(right + 1)}  # fmt: skip
+            case "openbookqa":
+                choices = {"text": ordered, "label": ["A", "B"]}
+                yield {"question_stem": row.question, "choices": choices, "answerKey": "AB"[right]}
+            case "boolq":
+                yield {"passage": one, "question": row.question.rstrip("?"), "label": right}
+
+
+@pytest.mark.parametrize(
+    ("form", "task"),
+    [
+        ("hellaswag", "hellaswag/hellaswag.yaml"),
+        ("piqa", "piqa/piqa.yaml"),
+        ("winogrande", "winogrande/default.yaml"),
+        ("openbookqa", "openbookqa/openbookqa.yaml"),
+        ("boolq", "super_glue/boolq/default.yaml"),
+    ],
+)
+def test_common_sense(tmp_path: Path, shared_data: Any, form: str, task: str) -> None:
+    asked = rows.spread(truthfulqa.read(shared_data("eval/truthfulqa_mc_task.json")), 60)
+    file = write_jsonl(tmp_path / f"{form}.jsonl", list(_commonsense(form, [row for row in asked if all(row.mc0)])))
+    mine = ours(tmp_path, file)
+    samples = lm_eval(tmp_path, {"include": theirs(task), **data(train=file, validation=file, test=file)})
+    assert len(mine) == len(samples) > 50
+    for own, sample in zip(mine, samples, strict=True):
+        assert own["log_likelihoods"] == pytest.approx(likelihoods(sample), abs=1e-3)
+        assert own["right"] == bool(sample["acc"])
+        assert own["right_norm"] == bool(sample.get("acc_norm", own["right_norm"]))
+
+
 def test_perplexity_of_text(tmp_path: Path, shared_data: Any) -> None:
     """Documents longer than the model can see, as lm-eval's wikitext task measures its pages."""
     solutions = [problem.answer for problem in read(shared_data("eval/gsm8k_test.jsonl"))]

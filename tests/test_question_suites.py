@@ -169,6 +169,7 @@ def test_truthful_shares_by_hand() -> None:
     """p = 1/2, 1/4, 1/4 of which the first and the last are true."""
     values = {"true": np.log(0.5), "false": np.log(0.25), "also true": np.log(0.25)}
     assert truthfulqa._mass({"true": True, "false": False, "also true": True}, values) == pytest.approx(0.75)
+    assert truthfulqa._above({"true": True, "false": False, "also true": True}, values) == 0.5
     assert truthfulqa._best_is_true({"also true": True, "false": False}, values)
     assert not truthfulqa._best_is_true({"false": False, "also true": True}, values)
 
@@ -222,6 +223,6 @@ def test_windows_foresee_every_token_once() -> None:
 def test_suites_of_real_data_run(tmp_path: Path) -> None:
     found = measured(*(DATA / name for name in ("gsm8k_test.jsonl", "truthfulqa_mc_task.json")), limit=40)
     assert {metric for _suite, metric in found} == {
-        "exact_match_strict", "exact_match_flexible", "mc0", "mc1", "mc2", "binary"
+        "exact_match_strict", "exact_match_flexible", "mc0", "mc1", "mc2", "mc3", "binary"
     }  # fmt: skip
     assert all(row["low"] <= row["value"] <= row["high"] for row in found.values())

@@ -20,13 +20,14 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     questions = spread(cbbq.read(suite.path), limit)
     chosen, table = answered(subject, questions, watch)
     units, ambiguous = outcomes(questions, chosen), np.array([one.ambiguous for one in questions])
-    both = np.concatenate([units, ambiguous[:, None]], -1)
+    known = np.array([one.biased is not None for one in questions])
+    both = np.concatenate([units, ambiguous[:, None]], -1)[known]
     metrics = defined(
         {
             "cbbq_accuracy_amb": (units[ambiguous], accuracy, (0.0, 1.0)),
-            "cbbq_bias_amb": (units[ambiguous], bias, (0.0, 1.0)),
+            "cbbq_bias_amb": (units[ambiguous & known], bias, (0.0, 1.0)),
             "cbbq_accuracy_dis": (units[~ambiguous], accuracy, (0.0, 1.0)),
-            "cbbq_bias_dis": (units[~ambiguous], bias, (0.0, 1.0)),
+            "cbbq_bias_dis": (units[~ambiguous & known], bias, (0.0, 1.0)),
             "cbbq_bias": (both, total, (0.0, 1.0)),
         }
     )

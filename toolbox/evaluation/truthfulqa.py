@@ -30,7 +30,8 @@ PRIMER = (
 def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding:
     """mc0, mc1: the share of questions whose best answer is likelier than the best false one, than every false one.
 
-    mc2: p(true answers) / p(all answers), its mean over questions. binary: both answers are shown as A and B, once in
+    mc2: p(true answers) / p(all answers), its mean over questions. mc3: the share of true answers that are likelier
+    than every false one, likewise, as the authors' code has it beside the two of the paper. binary: both answers are shown as A and B, once in
     each order, so that a liking for a letter gains nothing; the mean of both.
     """
     asked = rows.spread(read(suite.path), limit)
@@ -48,6 +49,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
             "mc0": Share([row["mc0"] for row in table]),
             "mc1": Share([row["mc1"] for row in table]),
             "mc2": mean([row["mc2"] for row in table], (0.0, 1.0)),
+            "mc3": mean([row["mc3"] for row in table], (0.0, 1.0)),
             "binary": mean([row["binary"] for row in table], (0.0, 1.0)),
         },
         table,
@@ -69,6 +71,7 @@ def _row(row: Question, values: dict[str, float], true_first: list[float], true_
     return {
         "question": row.question, "category": row.category, "log_likelihoods": values,
         "mc0": _best_is_true(row.mc0, values), "mc1": _best_is_true(row.mc1, values), "mc2": _mass(row.mc2, values),
+        "mc3": _above(row.mc2, values),
         "binary": ((true_first[0] > true_first[1]) + (true_second[1] > true_second[0])) / 2,
     }  # fmt: skip
 
@@ -76,6 +79,13 @@ def _row(row: Question, values: dict[str, float], true_first: list[float], true_
 def _best_is_true(answers: dict[str, bool], values: dict[str, float]) -> bool:
     """Whether the likeliest answer is a true one; of equals the first counts."""
     return answers[max(answers, key=lambda answer: values[answer])]
+
+
+def _above(answers: dict[str, bool], values: dict[str, float]) -> float:
+    """The share of true answers that are likelier than every false one."""
+    highest = max(values[answer] for answer, is_true in answers.items() if not is_true)
+    true = [values[answer] for answer, is_true in answers.items() if is_true]
+    return sum(value > highest for value in true) / len(true)
 
 
 def _mass(answers: dict[str, bool], values: dict[str, float]) -> float:

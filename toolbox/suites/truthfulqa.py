@@ -15,6 +15,7 @@ METRICS = {
     "mc0": Metric(N_("best answer above the best false one"), math.inf),
     "mc1": Metric(N_("best answer above every false one (MC1)"), math.inf),
     "mc2": Metric(N_("share of probability on true answers (MC2)"), math.inf),
+    "mc3": Metric(N_("true answers above every false one (MC3)"), math.inf),
     "binary": Metric(N_("chooses the true one of two shown"), math.inf),
 }
 
