@@ -31,8 +31,8 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
     """mc0, mc1: the share of questions whose best answer is likelier than the best false one, than every false one.
 
     mc2: p(true answers) / p(all answers), its mean over questions. mc3: the share of true answers that are likelier
-    than every false one, likewise, as the authors' code has it beside the two of the paper. binary: both answers are shown as A and B, once in
-    each order, so that a liking for a letter gains nothing; the mean of both.
+    than every false one, likewise, which the authors' code has beside the two of the paper. binary: both answers are
+    shown as A and B, once in each order, so that a liking for a letter gains nothing; the mean of both.
     """
     asked = rows.spread(read(suite.path), limit)
     answers = [list(dict.fromkeys(chain(row.mc0, row.mc1, row.mc2))) for row in asked]
