@@ -125,7 +125,8 @@ _Key = tuple[str, str, str]
 
 def _measured(runs: Sequence[Facts], pair: Pair) -> list[Measured]:
     """What evaluations found: a run's own results, or those of the newest evaluations that were made from it."""
-    found = [_results(facts) for facts in runs]
+    names: dict[str, str] = {}
+    found = [_results(facts, names) for facts in runs]
     keys = list(dict.fromkeys(key for one in found for key in one))
     paired = _paired(keys, found, pair) if len(found) == 2 else {}
     rows = {key: [one[key].row if key in one else None for one in found] for key in keys}
@@ -144,8 +145,11 @@ def _paired(keys: Sequence[_Key], found: Sequence[dict[_Key, _Found]], pair: Pai
     return dict(zip(same, pair(asked), strict=True)) if asked else {}
 
 
-def _results(facts: Facts) -> dict[_Key, _Found]:
-    """By (suite, metric, model), without differences; of what a run made, only its tuned model is its own."""
+def _results(facts: Facts, names: dict[str, str]) -> dict[_Key, _Found]:
+    """By (suite, metric, model), without differences; of what a run made, only its tuned model is its own.
+
+    `names`: what a file of these items was called first, by its hash; so it goes by there too, wherever it lies here.
+    """
     own = facts.verb == "evaluate"
     models = ("base", "tuned") if own else ("tuned",)
     found: dict[_Key, _Found] = {}
@@ -155,7 +159,8 @@ def _results(facts: Facts) -> dict[_Key, _Found]:
             suite, metric, model = (str(row.get(name)) for name in ("suite", "metric", "model"))
             file, sha256 = saved.get(suite, ("", ""))
             if model in models:
-                found[suite, metric, model] = _Found(row, file, (sha256, limit, row.get("n")))
+                name = names.setdefault(sha256, suite) if sha256 else suite
+                found[name, metric, model] = _Found(row, file, (sha256, limit, row.get("n")))
     return found
 
 
