@@ -37,8 +37,7 @@ GRID = {
         ("dpo.beta=1", "learning_rate=4e-3", "max_steps=200"), ("dpo.beta=0.5", "learning_rate=2e-3", "max_steps=200"),
     ),
     "sft": (
-        ("learning_rate=2e-3", "max_steps=100"), ("learning_rate=1e-3", "max_steps=100"),
-        ("learning_rate=1e-3", "max_steps=200"),
+        ("learning_rate=2e-3", "max_steps=100"), ("learning_rate=1e-3", "max_steps=200"),
     ),
 }  # fmt: skip
 RECIPES = {"dpo": "repair-tiny", "sft": "cpu-tiny"}

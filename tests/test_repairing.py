@@ -98,7 +98,7 @@ def test_rows_name_nothing_that_is_held_out_and_come_the_same_again(
 
 def test_dpo_is_satisfied_at_balance_and_at_nothing_beyond() -> None:
     split = repairing.split(PORTRAITS, [], 1)
-    for lean in repairing.leans(PORTRAITS, split, FOUND):
+    for lean in repairing.leans(PORTRAITS, split, FOUND, "dpo"):
         she = repairing.preferring_she(lean, 0.5)
         change = math.log(she / (1 - she)) / 0.5  # where DPO's gradient is zero
         assert lean.logit + change == pytest.approx(0)

@@ -173,8 +173,11 @@ def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) ->
     return found
 
 
-def leans(portraits: Sequence[Portrait], split: Split, found: Found | None) -> list[Lean]:
-    """What rows are made of: the file's own portraits as far as they were measured, and all in our templates.
+def leans(portraits: Sequence[Portrait], split: Split, found: Found | None, stage: Stage) -> list[Lean]:
+    """What rows are made of: the file's own portraits as far as they were measured; for DPO all in our templates, too.
+
+    Both texts of a pair share a template, and only the difference is learnt. SFT learns the template with the pronoun,
+    and one that the model would not have written takes the place of what it knew.
 
     In our templates a profession leans as it does in the file's on average (of the logits). Without `found` none
     leans, which counterfactual rows don't ask for.
@@ -190,7 +193,8 @@ def leans(portraits: Sequence[Portrait], split: Split, found: Found | None) -> l
         measured = [Lean(row, figure.share_she, endings) for row, figure in known]
         share = _share(sum(lean.logit for lean in measured) / len(measured))
         own += measured
-        added += [Lean(row, share, endings) for row in asked_in(TEMPLATES, known[0][0])]
+        if stage == "dpo":
+            added += [Lean(row, share, endings) for row in asked_in(TEMPLATES, known[0][0])]
     return own + added
 
 
@@ -312,6 +316,8 @@ class Strength(NamedTuple):
     unchanged: float
 
 
+REHEARSED = 4
+"""Of the model's own answers, so many to each text that SFT learns."""
 UNCHANGED = 0.98
 """Least share of the model's own answers that has to stay: what does not change is as right as it was, so at most two
 points of right answers are lost."""

@@ -61,7 +61,7 @@ def make(options: "RepairOptions", session: Session) -> dict[str, Any]:
     source = _source(options, session)
     portraits = gender.read(source.suite.path)
     split = repairing.split(portraits, options.held_out_template, options.seed)
-    leans = repairing.leans(portraits, split, source.found)
+    leans = repairing.leans(portraits, split, source.found, options.stage)
     if options.stage == "dpo":
         rows = list(repairing.pairs(leans, options.pairs, options.beta))
     else:
@@ -71,7 +71,7 @@ def make(options: "RepairOptions", session: Session) -> dict[str, Any]:
     own = repairing.own_answers(source.own, names)
     if options.stage == "sft" and own:
         taught, own = _halves(own, options.seed)
-        general += repairing.rehearsed(taught, len(rows))
+        general += repairing.rehearsed(taught, repairing.REHEARSED * len(rows))
     rows += general
     random.Random(options.seed).shuffle(rows)
     facts = {
