@@ -128,17 +128,18 @@ def _sharing(model: Any, rows: Sequence[Row]) -> Iterator[tuple[list[int], Cut] 
     None, and the model as it was, where too little would be saved, or logits be others than each row's alone.
     """
     base, order = _base(model), sorted(range(len(rows)), key=lambda place: rows[place][0])
-    seen = [rows[place][0][:-1] for place in order]
-    shared = [0, *(trees.common(pair) for pair in pairwise(seen))][: len(seen)]
-    apart, longest = sum(map(len, {tuple(ids) for ids in seen})), max(map(len, seen), default=0)
-    together = sum(map(len, seen)) - sum(shared)
+    ordered = [rows[place] for place in order]
+    shared = [0, *(_shared(one, other) for (one, _), (other, _) in pairwise(ordered))][: len(ordered)]
+    own = [len(ids) - 1 - known for (ids, _begin), known in zip(ordered, shared, strict=True)]
+    apart = sum(len(ids) - 1 for (ids, _begin), new in zip(ordered, own, strict=True) if new)
+    together, longest = sum(own), max((len(ids) - 1 for ids, _begin in ordered), default=0)
     if together >= WORTH * apart or inference.adds_tokens(model) or not layouts.may_flatten(base, longest):
         yield None
         return
     before = base.config._attn_implementation
     try:
-        if _proven(model, base, seen):
-            yield order, _cut(model, [rows[place] for place in order], shared)
+        if _proven(model, base, ordered[0][0][:-1], ordered[-1][0][:-1]):
+            yield order, _cut(model, ordered, shared)
         else:
             attention.attend_by(base, before)
             yield None
@@ -167,9 +168,14 @@ def _cut(model: Any, rows: Sequence[Row], shared: Sequence[int]) -> Cut:
     return cut
 
 
-def _proven(model: Any, base: Any, seen: list[list[int]]) -> bool:
+def _shared(one: list[int], other: list[int]) -> int:
+    """How many tokens a model sees alike of both: their last ones are only foretold."""
+    return min(trees.common((one, other)), len(one) - 1, len(other) - 1)
+
+
+def _proven(model: Any, base: Any, first: list[int], last: list[int]) -> bool:
     """Turn to trees; whether their logits are those of each row alone, of short rows that begin and end alike."""
-    first, last = seen[0][:PROOF_TOKENS], seen[-1][-PROOF_TOKENS:]
+    first, last = first[:PROOF_TOKENS], last[-PROOF_TOKENS:]
     proof = [([*ids, 0], 1) for ids in (first, last, [*first[: len(first) // 2 + 1], *last[len(last) // 2 :]]) if ids]
     alone = torch.cat([_padded(model, [row])[0] for row in proof])
     attention.attend_by(base, attention.TREES)

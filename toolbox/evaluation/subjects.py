@@ -1,8 +1,9 @@
 """Whom a suite asks: a model in this process, by one protocol for all that can answer (`evaluate`)."""
 
+import functools
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from toolbox import inference, likelihoods
 from toolbox.evaluation.cache import Cache, key
 from toolbox.inference import Conversation, Keep, Watch, unwatched
-from toolbox.likelihoods import ScoredTokens
+from toolbox.likelihoods import Row, ScoredTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +100,8 @@ class Loaded(msgspec.Struct, frozen=True):
         return likelihoods.summed(self._scored(likelihoods.choice_rows(self.tokenizer, questions), watch), questions)
 
     def texts(self, pairs: Sequence[tuple[str, str]], watch: Watch = unwatched) -> list[Scored]:
-        rows = [self._split(context, continuation) for context, continuation in pairs]
+        length = functools.cache(lambda context: len(self._ids(context)))
+        rows = [self._split(context, continuation, length) for context, continuation in pairs]
         return [
             Scored(
                 [value for value, _best in values],
@@ -118,8 +120,8 @@ class Loaded(msgspec.Struct, frozen=True):
         """Tokens that it can see at once."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
-    def _scored(self, rows: Sequence[tuple[list[int], int]], watch: Watch) -> list[ScoredTokens]:
-        def work(rows: Sequence[tuple[list[int], int]], known: Mapping[int, Any], keep: Keep) -> list[ScoredTokens]:
+    def _scored(self, rows: Sequence[Row], watch: Watch) -> list[ScoredTokens]:
+        def work(rows: Sequence[Row], known: Mapping[int, Any], keep: Keep) -> list[ScoredTokens]:
             return likelihoods.scored_tokens(self.model, rows, watch=watch, known=known, keep=keep)
 
         return self.cache.through([key(ids, "scored", begin) for ids, begin in rows], rows, work)
@@ -158,9 +160,9 @@ class Loaded(msgspec.Struct, frozen=True):
         ids = list(self.tokenizer(text, add_special_tokens=not begun)["input_ids"])
         return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
 
-    def _split(self, context: str, continuation: str) -> tuple[list[int], int]:
+    def _split(self, context: str, continuation: str, length: Callable[[str], int]) -> Row:
         """(ids of both, where the continuation begins), cut at the left to what the model can see and the last token,
-        which it has only to foresee.
+        which it has only to foresee. `length` tells a context's, which many continuations may have.
 
         Blanks at the context's end go over to the continuation, since tokenizers join them to what follows.
         """
@@ -169,7 +171,7 @@ class Loaded(msgspec.Struct, frozen=True):
             ids = list(self.tokenizer(context + continuation, add_special_tokens=False)["input_ids"])
             ids = ids if bos is None else [bos, *ids]
             return ids[: self.positions], 1
-        whole, begin = self._ids(context + continuation), len(self._ids(kept))
+        whole, begin = self._ids(context + continuation), length(kept)
         cut = max(0, len(whole) - self.positions - 1)
         return whole[cut:], max(1, begin - cut)
 
