@@ -5,7 +5,7 @@
 Every client does one thing after the other, drawn by a seed: the openai client (streaming and not), curl, readers
 that are slow, vanish in the middle or never read, bodies that are huge, broken or not HTTP, a key of few requests.
 
-- Right: greedy answers equal what was answered alone at the start, by every way of asking.
+- Right: greedy answers equal what was answered alone at the start, by every way of asking; those of a schema fit it.
 - Stuck: what has no end within a minute, counted where the client stands.
 - Flat: resident memory, sampled every two seconds; the slope is of the least squares line through the second half. The
   engine's is that of its longest life, which begins with loading: it is killed in the first half only.
@@ -110,6 +110,20 @@ class Asker:
         *lines, status = done.stdout.split("\n")
         return self._check(question, _text(lines)) if status == "200" else status
 
+    def held(self) -> str:
+        """Held to a schema that nobody asked for before: right whatever the model would say."""
+        name = f"field{self.drawn.randrange(10**6)}"
+        schema = {"type": "object", "properties": {name: {"enum": ["yes", "no"]}}, "required": [name],
+                  "additionalProperties": False}  # fmt: skip
+        shape = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+        answer = self.client.chat.completions.create(  # type: ignore[call-overload]
+            model="", messages=_said(self.drawn.choice(QUESTIONS)), response_format=shape, **ASKED
+        )
+        if json.loads(answer.choices[0].message.content).get(name) not in ("yes", "no"):
+            with self.tally.lock:
+                self.tally.wrong.append(answer.choices[0].message.content)
+        return "200"
+
     def slow(self) -> str:
         """A few bytes at a time."""
         question, got = self.drawn.choice(QUESTIONS), b""
@@ -181,8 +195,8 @@ class Asker:
 
 
 DEEDS: dict[Callable[[Asker], str], int] = {
-    Asker.streamed: 30, Asker.whole: 20, Asker.curl: 10, Asker.slow: 8, Asker.vanish: 10, Asker.deaf: 4, Asker.huge: 4,
-    Asker.broken: 6, Asker.junk: 4, Asker.bounded: 4,
+    Asker.streamed: 30, Asker.whole: 20, Asker.curl: 10, Asker.held: 10, Asker.slow: 8, Asker.vanish: 10, Asker.deaf: 4,
+    Asker.huge: 4, Asker.broken: 6, Asker.junk: 4, Asker.bounded: 4,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 from conftest import Cli
 from serving_help import inhabitants, plan, server, standin_interpreter, until
 
-from toolbox import again, runs
+from toolbox import again, methods, runs
 from toolbox.commands.serve import show_ready
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
@@ -103,6 +103,9 @@ def test_adapters_are_served_under_the_names_they_are_given(home: Path, tmp_path
     (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(NotFoundError, match="elsewhere"):
         serving("", [str(run), str(mine)], "", Home(home))
+    (mine / "adapter_config.json").write_text('{"base_model_name_or_path": "demo", "peft_type": "P_TUNING"}')
+    with pytest.raises(InputError, match="learnt vectors"):
+        methods.refuse_unserved(mine, plain_only=False)
 
 
 def test_a_report_says_the_command_that_serves_the_same_again(toolbox_cli: Cli, tmp_path: Path) -> None:

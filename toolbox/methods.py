@@ -113,6 +113,8 @@ class Method(msgspec.Struct, kw_only=True, frozen=True):
 
 ALL = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 HIDDEN = N_("it changes hidden states, not weights")
+PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"})
+"""peft's tuners that learn prompts: none is trained here, but adapters of them are about."""
 
 METHODS = (
     Method(name="lora", summary=N_("LoRA: two small matrices beside each weight"), paper="arXiv:2106.09685",
@@ -312,6 +314,14 @@ def refuse_unserved(folder: Path, plain_only: bool) -> None:
 
     `plain_only`: the engine takes nothing but LoRA.
     """
+    kind = str((files.read_json(folder / "adapter_config.json") or {}).get("peft_type", ""))
+    if kind in PROMPTS:
+        raise InputError(
+            _("{path} ({method}) can't be served: it puts learnt vectors before each prompt.").format(
+                path=folder, method=kind
+            ),
+            _("Measure it with evaluate."),
+        )
     method = of_adapter(folder)
     if not method or (method.served and not (plain_only and method.name != "lora")):
         return
