@@ -1,5 +1,6 @@
 """The menu without a terminal: numbered lines out, lines in."""
 
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import Cli
 
 from toolbox import cli
 from toolbox.commands import VERBS, Command
+from toolbox.commands.comparing import CompareOptions
 from toolbox.commands.export import ExportOptions
 from toolbox.config import Home
 from toolbox.menu.prompts import Back, Entry, Lines, Quit
@@ -265,3 +267,14 @@ def test_a_home_that_cannot_be_made_still_has_a_menu(toolbox_cli: Cli, tmp_path:
     answer = toolbox_cli("--home", str(tmp_path / "file" / "home"), input="l\n7\n\n\n\n\n\n0\n").done()
     assert "请选择" in answer.out
     assert "cpu-tiny" in answer.out
+
+
+def test_a_comparison_offers_the_newest_run_beside_each_of_its_verb(tmp_path: Path) -> None:
+    for age, (name, verb) in enumerate([("new", "finetune"), ("merged", "merge"), ("old", "finetune")]):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "plan.yaml").write_text("")
+        (run / "status.json").write_bytes(msgspec.json.encode({"verb": verb, "state": "done"}))
+        os.utime(run / "plan.yaml", (1e9 - age, 1e9 - age))
+    command = Command("runs compare", "Compare", CompareOptions, lambda options, session: {})
+    assert Questions(Scripted("1"), Home(tmp_path), print).ask(command, {}) == {"runs": ["new", "old"]}

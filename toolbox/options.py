@@ -34,8 +34,8 @@ def option(
 
     `ask`: the menu asks for it. `positional`: given without its name. `ge`, `le`: bounds of a number.
     `choices`: what to offer in the menu — "models", "catalogue" (those here, and all that are known by name), "hub"
-    (the latter only), "kinds" of models, "datasets", "adapters", "runs", "active" (runs that are alive),
-    "resumable", "tuned" (runs that made a model), "exportable" (of
+    (the latter only), "kinds" of models, "datasets", "adapters", "runs", "pairs" of runs,
+    "active" (runs that are alive), "resumable", "tuned" (runs that made a model), "exportable" (of
     those, all but exports), "adapted" (runs that made an adapter), "judges" (runs that made a
     reward model), "suites", "methods", "stages" and "formats" (notes beside the values), "rewards", "recipes"
     or "sources".

@@ -21,7 +21,7 @@ class CompareOptions(msgspec.Struct, kw_only=True):
     runs: Annotated[
         list[str],
         option(N_("Two or more runs: ids, their beginnings, or last"), ask=True, positional=True, metavar="RUN",
-               choices="runs"),
+               choices="pairs"),
     ]  # fmt: skip
     output: Annotated[str, option(N_("Folder for the comparison and its pictures"), metavar="DIR")] = ""
 

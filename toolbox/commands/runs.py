@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,9 +16,6 @@ from toolbox.errors import InputError
 from toolbox.i18n import N_, _
 from toolbox.options import option
 from toolbox.runs import ACTIVE, Run, State, Status
-
-if TYPE_CHECKING:
-    pass
 
 LOOK_EVERY_S = 0.2
 PATIENCE_S = 30.0

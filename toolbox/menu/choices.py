@@ -42,6 +42,13 @@ def _runs(keep: Callable[[Run], object]) -> Callable[[Home], list[Choice]]:
     return lambda home: [(run.id, _said(run)) for run in runs.every(home.runs) if keep(run)]
 
 
+def _pairs(home: Home) -> list[Choice]:
+    """The newest run beside each older one of its verb; others are typed."""
+    every = runs.every(home.runs)
+    older = [run for run in every[1:] if run.status().verb == every[0].status().verb]
+    return [(f"{every[0].id}, {run.id}", _said(run)) for run in older]
+
+
 def _made_a_model(run: Run) -> bool:
     result, status = run.result(), run.status()
     # What was exported stands among the models; not every verb takes it, and some of it is an adapter.
@@ -114,6 +121,7 @@ _SOURCES: dict[str, Callable[[Home], list[Choice]]] = {
     "kinds": _kinds,
     "datasets": _datasets,
     "runs": _runs(lambda run: True),
+    "pairs": _pairs,
     "active": _runs(Run.alive),
     "resumable": _runs(lambda run: not why_not_resumable(run, run.status())),
     "tuned": _runs(_made_a_model),

@@ -34,6 +34,8 @@ BETWEEN = 3
 PIPE_WIDTH = 200
 """Columns of a table that nobody looks at directly: wide enough that no cell is cut."""
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?(%| [KMGT]?i?B)?|\d+/\d+|")
+_FOR_PROGRAMS = re.compile(r"^(`{3,})(?:mermaid|json)\n.*?^\1\n?", re.MULTILINE | re.DOTALL)
+"""What stands in a report for a browser to draw or for `runs reproduce` to read: hundreds of lines."""
 _CONTROLS = {code: None for code in [*range(32), *range(127, 160)] if code not in (9, 10)}
 
 
@@ -164,7 +166,7 @@ class Terminal:
             return self.say(text)
         from rich.markdown import Markdown
 
-        self.console.print(Markdown(plain(text)))
+        self.console.print(Markdown(_FOR_PROGRAMS.sub("", plain(text))))
 
     def confirm(self, question: str, default: bool = True) -> bool:
         if self.yes or not self.interactive:
