@@ -7,13 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 from conftest import Cli
+from plans import finetune_run
 
 from toolbox import embedded, files, repairing
 from toolbox.commands import repairing as repairing_loop
 from toolbox.commands.evaluate import EvaluateOptions
+from toolbox.config import Home, Settings
 from toolbox.errors import InputError
 from toolbox.suites import gender
 from toolbox.suites.gender import Portrait
+from toolbox.ui.terminal import Terminal
 
 BIAS = embedded.DATASETS["demo-bias"]
 PORTRAITS = gender.read(BIAS)
@@ -187,3 +190,16 @@ def _is_as_strong_as_chosen(run: Path) -> None:
     trained = load_file(max((run / "checkpoints").glob("*/adapter_model.safetensors"), key=lambda path: path.parent))
     for name, weight in load_file(run / "adapter" / "adapter_model.safetensors").items():
         assert weight.allclose(trained[name] * (found["chosen"] if "lora_B" in name else 1.0))
+
+
+def test_a_repair_begins_with_what_a_merge_made_and_sends_an_adapter_there(home: Path) -> None:
+    merged = finetune_run(home)
+    files.write_json(merged.path / "status.json", {"verb": "merge", "state": "done"})
+    files.write_json(merged.path / "result.json", {"output": str(embedded.MODEL)})
+    session = Terminal(Home(home), Settings(), as_json=True, yes=True, dry_run=True)
+    asked = repairing_loop._of_merged(EvaluateOptions(run=merged.id, repair="dpo"), session)
+    assert (asked.run, asked.model) == ("", str(embedded.MODEL))
+    tuned = finetune_run(home)
+    tuned.adapter.mkdir()
+    with pytest.raises(InputError, match="begins with a whole model"):
+        repairing_loop._of_merged(EvaluateOptions(run=tuned.id, repair="dpo"), session)

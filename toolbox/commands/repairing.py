@@ -36,6 +36,7 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
             _("A repair begins with a model on this machine, not with an adapter or a server."),
             _("Name one with --model; an adapter can be merged into its base first."),
         )
+    options = _of_merged(options, session)
     measured, tuned = _so_far(options, session)
     gender, others = _suites(options, session)
     if measured is None:
@@ -66,6 +67,24 @@ def run(options: "EvaluateOptions", session: Session) -> dict[str, Any]:
     status = DONE if result["repair"]["kept"] else FAILED
     runs = [measured["run"], tuned.id, result["run"]]
     return {**result, "runs": runs, "data": str(folder), "took_s": took_s, "exit_status": status}
+
+
+def _of_merged(options: "EvaluateOptions", session: Session) -> "EvaluateOptions":
+    """`--run` of a merge names the model to begin with. Raises InputError for an ordinary training's.
+
+    Any other run is an earlier loop's.
+    """
+    from toolbox import runs
+
+    found = runs.find(session.home.runs, options.run) if options.run else None
+    if found and found.status().verb == "merge" and (output := found.result().get("output")):
+        return msgspec.structs.replace(options, run="", model=str(output))
+    if found and found.adapter.is_dir() and not _record(found):
+        raise InputError(
+            _("{run} has made an adapter, and a repair begins with a whole model.").format(run=found.id),
+            _("Merge it first: {command}").format(command=found.command("merge", "--run")),
+        )
+    return options
 
 
 def _stage(options: "EvaluateOptions") -> Any:
