@@ -154,6 +154,12 @@ FORMATS: dict[str, tuple[Lay, str, int]] = {
     ),
     "math": (lines("math.jsonl", {"problem": "1+1", "level": "1", "type": "x", "solution": "So \\boxed{2}."}),
              "math_problems", 1),
+    "math of its authors": (
+        together(*(
+            text(f"{split}/algebra/{place}.json", json.dumps({"problem": "1+1", "solution": "\\boxed{2}"}, indent=4))
+            for split in ("test", "train") for place in range(2)
+        )), "math_problems", 2,
+    ),
     "mbpp": (lines("mbpp.jsonl", {**MBPP, "task_id": 2}, MBPP, {**MBPP, "task_id": 601}), "mbpp", 1),
     "sanitized mbpp": (
         text("sanitized-mbpp.json", json.dumps([{"source_file": "x", "task_id": 601, "prompt": "p", "code": "c",

@@ -19,8 +19,6 @@ from toolbox.suites.catalogue import CATALOGUE
 from toolbox.suites.kind import Kind
 from toolbox.suites.kinds import KINDS
 
-_TRAIN = re.compile(r"(?:^|[/_.-])train(?:$|[/_.-])")
-
 
 class Suite(msgspec.Struct, frozen=True, kw_only=True):
     """An evaluation that was found: what it measures, on the rows of which file."""
@@ -171,5 +169,5 @@ def _suites_in(folder: Path) -> dict[Path, Kind]:
         told = rows.told_of(path)
         if told and (kind := _told(path, *told)):
             found[path] = kind
-    asked = {path: kind for path, kind in found.items() if not _TRAIN.search(f"{path.parent.name}/{path.name}")}
-    return {path: kind for path, kind in asked.items() if kind.name != "text"} or asked or found
+    asked = {path: found[path] for path in rows.asked(list(found), folder)}
+    return {path: kind for path, kind in asked.items() if kind.name != "text"} or asked

@@ -35,7 +35,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> list[Problem]:
-    """Raises InputError naming the first row that can't be used."""
+    """The problems of a file, or of a folder: the authors have a file a problem, by subject.
+
+    Raises InputError naming the first row that can't be used.
+    """
+    if path.is_dir():
+        return [problem for file in rows.files_of(path, looks_like) for problem in read(file)]
     found = []
     for number, problem in rows.numbered(path, Problem):
         if not problem.wanted:
@@ -98,4 +103,5 @@ KIND = Kind(
     written=True,
     looks_like=looks_like,
     read=read,
+    folders=True,
 )

@@ -24,6 +24,7 @@ CHINESE = {
 }  # fmt: skip
 """What people call the columns of their own files."""
 T = TypeVar("T")
+_TRAIN = re.compile(r"(?:^|[/_.-])train(?:$|[/_.-])")
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -63,7 +64,13 @@ def first(path: Path) -> dict[str, Any]:
 
 def files_of(folder: Path, looks_like: Callable[[Path, bytes, dict[str, Any]], bool]) -> list[Path]:
     """The files of a folder, at any depth, that look so, by their paths."""
-    return [path for path in sorted(folder.rglob("*")) if (told := told_of(path)) and looks_like(path, *told)]
+    found = [path for path in sorted(folder.rglob("*")) if (told := told_of(path)) and looks_like(path, *told)]
+    return asked(found, folder)
+
+
+def asked(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Those of a folder's files that are not a split to train on; all where nothing else is left."""
+    return [path for path in paths if not _TRAIN.search(path.relative_to(folder).as_posix())] or list(paths)
 
 
 def told_of(path: Path) -> tuple[bytes, dict[str, Any]] | None:
