@@ -306,6 +306,13 @@ def test_a_folder_of_suites_keeps_each_together(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_bbq_by_name_is_its_folder_on_this_machine(tmp_path: Path) -> None:
+    for category in ("Age", "SES"):
+        lines(f"datasets/heegyu/bbq/data/{category}.jsonl", BBQ)(tmp_path)
+    suite = suites.resolve("bbq", Home(tmp_path))
+    assert (suite.name, suite.kind, suite.items) == ("bbq", "bbq", 2)
+
+
 @pytest.mark.parametrize(
     ("found", "wanted", "same"),
     [

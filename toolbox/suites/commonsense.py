@@ -68,6 +68,7 @@ def _openbookqa(row: Row) -> Item:
 
 LAYOUTS: dict[tuple[str, ...], tuple[Callable[[Row], Item], str]] = {
     ("endings", "ctx"): (_hellaswag, "label"),
+    ("endings", "ctx_a", "ctx_b"): (_hellaswag, "label"),
     ("sentence", "option1", "option2"): (_winogrande, "answer"),
     ("goal", "sol1", "sol2"): (_piqa, "label"),
     ("passage", "question"): (_boolq, "answer"),
