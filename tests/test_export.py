@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Cli
 from tests.plans import CPU, demo_facts
-from toolbox import datasets, embedded, engines, exporting, exports, files
+from toolbox import datasets, embedded, engines, exporting, exports, files, methods
 from toolbox.commands.export import ExportOptions, _look_for_room, make_plan
 from toolbox.config import Home, Settings
 from toolbox.errors import DoesNotFitError, InputError, ToolboxError
@@ -85,6 +85,16 @@ def test_a_wrong_type_is_said_before_anything_is_looked_for(home: Path, words: d
     session = Terminal(Home(home), Settings(), as_json=True, yes=True, dry_run=False)
     with pytest.raises(InputError, match=message):
         make_plan(ExportOptions(model="not/there", **words), session)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq"])
+def test_an_adapter_that_changed_its_base_is_not_exported_as_if_it_had_not(init: str, tmp_path: Path) -> None:
+    """An engine would add it to the base as it is, beginning and all."""
+    files.write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "r": 4, "init_lora_weights": init})
+    with pytest.raises(InputError, match=f"its beginning .{init}. was taken off"):
+        methods.refuse_changed_base(tmp_path)
+    files.write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA", "r": 8, "init_lora_weights": True})
+    methods.refuse_changed_base(tmp_path)
 
 
 def test_k_quants_need_llamacpp_and_room_for_what_is_quantised(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,3 +160,27 @@ def test_a_merge_reproduced_is_the_same_to_the_bit_beside_the_first(tuned: Run, 
     output = Path(result["output"])
     assert plan["output"] == f"{output}-2"
     assert files.sha256(output / "model.safetensors") == files.sha256(Path(f"{output}-2") / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("file/below", "Not a directory"), ("长" * 90, "File name too long"), ("dangling", "nothing is overwritten")],
+)
+def test_a_destination_that_can_not_be_is_said_beforehand(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=message) as caught:
+        files.new_path(str(tmp_path / name), tmp_path)
+    assert "--output" in caught.value.remedy
+
+
+def test_of_two_that_make_one_folder_at_once_one_is_told(tmp_path: Path) -> None:
+    def make_twice() -> None:
+        with files.whole_folder(tmp_path / "out") as late:
+            (late / "late").touch()
+            with files.whole_folder(tmp_path / "out") as early:
+                (early / "early").touch()
+
+    with pytest.raises(FileExistsError):
+        make_twice()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "early"]

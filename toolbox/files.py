@@ -112,7 +112,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     One that a killed process left is removed by the next; it is known by its lock, which died with its process.
     Raises FileExistsError when something stands at `destination` already: nothing is overwritten.
     """
-    if destination.exists():
+    if os.path.lexists(destination):
         raise FileExistsError(str(destination))
     destination.parent.mkdir(parents=True, exist_ok=True)
     for orphan in destination.parent.glob(f".{glob.escape(destination.name)}.*.part"):
@@ -124,7 +124,12 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     try:
         yield scratch
         sync_tree(scratch)
-        scratch.rename(destination)
+        try:
+            scratch.rename(destination)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):  # another was faster, on the same name
+                raise FileExistsError(str(destination)) from error
+            raise
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -176,11 +181,28 @@ def taken(path: Path) -> InputError:
     )
 
 
+def new_path(chosen: str, usual: Path) -> Path:
+    """Where something new is to lie: as `chosen`, else `usual`. Raises InputError where it can't lie there."""
+    path = Path(chosen).expanduser().absolute() if chosen else usual
+    try:
+        os.lstat(path.with_name(f".{path.name}.12345678.part"))  # whole_folder's name for it is longer
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise taken(path) from None
+        return path
+    except OSError as error:
+        raise InputError(
+            _("Nothing can be written at {path}: {reason}.").format(path=path, reason=error.strerror),
+            _("Name another folder with --output."),
+        ) from error
+    return path
+
+
 def free_path(path: Path) -> Path:
     """`path`, or where something stands there already the first free one of path-2, path-3 …"""
     number = 1
     free = path
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from toolbox import files, methods, model_files, models, own_code, startup, templates
-from toolbox.errors import InputError, TokenizerError
+from toolbox.errors import InputError, TokenizerError, lacks_memory
 from toolbox.i18n import _
 
 if TYPE_CHECKING:
@@ -47,16 +48,24 @@ def tokenizer(path: Path, adapter: Path | None = None, chat_template: str = "") 
     """
     family = _prepared(path)
     own = adapter and (adapter / "tokenizer_config.json").is_file()
-    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(adapter if own else path, **trust(path))
+    folder = adapter if adapter and own else path
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **trust(path))
+    except (ValueError, OSError) as error:
+        raise _no_tokenizer(folder) from error
     if len(found) <= len(found.added_tokens_decoder):  # where there is no file, transformers makes one without words
-        raise TokenizerError(
-            _("{path} holds no tokenizer.").format(path=path),
-            _("Copy tokenizer.json and tokenizer_config.json from where the model came from, or fetch it again."),
-        )
+        raise _no_tokenizer(folder)
     if adapter and (adapter / templates.FILE).is_file():
         chat_template = (adapter / templates.FILE).read_text("utf-8")
     found.chat_template = chat_template or found.chat_template or (family and family.chat_template) or None
     return found
+
+
+def _no_tokenizer(folder: Path) -> TokenizerError:
+    return TokenizerError(
+        _("{path} holds no tokenizer.").format(path=folder),
+        _("Copy tokenizer.json and tokenizer_config.json from where the model came from, or fetch it again."),
+    )
 
 
 def _prepared(path: Path) -> models.Family | None:
@@ -221,25 +230,77 @@ def with_adapter(model: "PreTrainedModel", adapter: Path, trainable: bool = Fals
     from peft import PeftModel
 
     make_room(model, adapter)
-    tuned: Any = PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
-    fill_adapter(tuned, adapter)
+    return put_on(
+        model, adapter, lambda: PeftModel.from_pretrained(model, adapter, is_trainable=trainable, local_files_only=True)
+    )
+
+
+def put_on(base: "PreTrainedModel", folder: Path, load: Callable[[], Any], name: str = "default") -> Any:
+    """What `load` makes of `base`: the model with the adapter in `folder` as `name`, all of which has found its place.
+
+    peft itself leaves out what has none without a word, so that an adapter whose tensors are called otherwise does
+    nothing at all. Raises InputError where tensors have no place, are missing, or where peft can't make the adapter.
+    """
+    missing: set[str] = set()
+    unexpected: list[str] = []
+
+    def heed(module: torch.nn.Module, keys: Any) -> None:
+        missing.update(key.replace(f".{name}", "") for key in keys.missing_keys)
+        unexpected.extend(keys.unexpected_keys)
+
+    hook = base.register_load_state_dict_post_hook(heed)
+    try:
+        tuned = load()
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        if lacks_memory(error):
+            raise
+        raise _unfit(folder, _reason(error)) from error
+    finally:
+        hook.remove()
+    unplaced, unfilled = fill_adapter(tuned, folder, name)
+    if unexpected and unplaced:
+        raise _unfit(folder, _named(_("{count} of its tensors have no place in it, first {name}"), unplaced))
+    if lacking := unfilled & missing:
+        raise _unfit(folder, _named(_("it holds nothing for {count} tensors that it speaks of, first {name}"), lacking))
     return tuned
 
 
-def fill_adapter(model: Any, folder: Path, name: str = "default") -> None:
+def fill_adapter(model: Any, folder: Path, name: str = "default") -> tuple[set[str], set[str]]:
     """Put what peft saved in `folder` into the adapter `name` of `model` once more, by the names it was saved under.
 
     Loading, peft renames them as it would a checkpoint's, and then finds no place for those of some architectures
-    (0.21.2 with UnlimitedOcr): the adapter would silently be as good as untrained.
+    (0.21.2 with UnlimitedOcr): the adapter would silently be as good as untrained. Returns the names that found none,
+    and those of the model's adapter that are not in the file: peft may have placed them by other names.
     """
     from peft import get_peft_model_state_dict
 
     saved = load_file(folder / "adapter_model.safetensors")
     held = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     with torch.no_grad():
-        for name in saved.keys() & held.keys():
-            if saved[name].shape == held[name].shape:
-                held[name].copy_(saved[name])
+        for key in saved.keys() & held.keys():
+            if saved[key].shape == held[key].shape:
+                held[key].copy_(saved[key])
+    twice = {key for key in saved if key.replace(".modules_to_save", "") in held}  # so peft saves resized heads again
+    return saved.keys() - held.keys() - model.state_dict().keys() - twice, held.keys() - saved.keys()
+
+
+def _unfit(folder: Path, reason: str) -> InputError:
+    return InputError(
+        _("The adapter in {path} does not fit this model: {reason}.").format(path=folder, reason=reason.rstrip(".")),
+        _("Name the model that it was trained on with --model, or save the adapter again with peft."),
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what peft says that says something; the name of what it does not know."""
+    if isinstance(error, KeyError):
+        return _("peft does not know {name}").format(name=error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if not line.endswith(":")), lines[0])[:SHOWN_CHARS]
+
+
+def _named(said: str, names: set[str]) -> str:
+    return said.format(count=len(names), name=min(names))
 
 
 def reward_model(path: Path, dtype: str, device: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

@@ -273,6 +273,18 @@ def trained_weights(name: str) -> bool:
     return find(name).kind == "weights"
 
 
+PROMPT = N_("it is a prompt before the text, not a change of weights")
+BESIDE_WEIGHTS = {
+    "PREFIX_TUNING": PROMPT, "PROMPT_TUNING": PROMPT, "P_TUNING": PROMPT, "MULTITASK_PROMPT_TUNING": PROMPT,
+    "CPT": PROMPT, "CARTRIDGE": PROMPT, "ADAPTION_PROMPT": PROMPT,
+    "XLORA": N_("it mixes adapters anew for each token"), "POLY": N_("it mixes adapters anew for each task"),
+    "LILY": N_("it adds to what a layer says, with a router"),
+}  # fmt: skip
+"""Kinds of peft's that no method here trains, and why they can't become weights."""
+RANDOM_BEGIN = "pissa_niter"
+"""How init_lora_weights begins where peft begins anew each time it loads the adapter (torch.svd_lowrank)."""
+LIKEWISE = ("loftq", "lora_ga")
+"""Such values as MUTATING that no method here has."""
 MUTATING = ("pissa", "olora", "corda")
 """Values of `init_lora_weights` that take the adapter's beginning off the base, so that the sum begins as the base."""
 
@@ -302,10 +314,31 @@ def scores(folder: Path) -> bool:
 def refuse_unmergeable(folder: Path) -> None:
     """Raise InputError where the adapter in `folder` can't become weights, saying why."""
     method = of_adapter(folder)
-    if method and method.unmergeable:
+    config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}
+    why = method.unmergeable if method else BESIDE_WEIGHTS.get(str(config.get("peft_type", "")).upper(), "")
+    if why:
         raise InputError(
-            _("{path} can't be merged: {reason}.").format(path=folder, reason=_(method.unmergeable)),
+            _("{path} can't be merged: {reason}.").format(path=folder, reason=_(why)),
             _("Use it on its base model: evaluate takes both."),
+        )
+    if str(config.get("init_lora_weights")).startswith(RANDOM_BEGIN):
+        raise InputError(
+            _("{path} begins with singular values found at random ({init}), which nobody finds again.").format(
+                path=folder, init=config["init_lora_weights"]
+            ),
+            _("Save it again where it was trained, with peft's path_initial_model_for_weight_conversion."),
+        )
+
+
+def refuse_changed_base(folder: Path) -> None:
+    """Raise InputError where an engine would put the adapter in `folder` onto another base than it was trained on."""
+    config: Mapping[str, Any] = files.read_json(folder / "adapter_config.json") or {}
+    if str(init := config.get("init_lora_weights")).startswith((*MUTATING, *LIKEWISE)):
+        raise InputError(
+            _(
+                "{path} belongs onto a base that its beginning ({init}) was taken off; engines take the base as it is."
+            ).format(path=folder, init=init),
+            _("Leave out --adapter-only, or save it with peft's path_initial_model_for_weight_conversion."),
         )
 
 

@@ -13,7 +13,7 @@ from toolbox.i18n import _
 MAX_JSON_BYTES = 100 << 20
 """Longer headers than this are refused, as the safetensors library itself does; other JSON too."""
 PICKLES = ("*.bin", "*.pt*")
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPES = {"F64": "float32", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 class Tensor(msgspec.Struct, frozen=True):

@@ -86,7 +86,7 @@ def run(options: ExportOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     """Everything that is decided before the export. Raises InputError for what can't be exported so, or has no room."""
-    from toolbox import exports, targets
+    from toolbox import exports, files, targets
     from toolbox.errors import InputError
     from toolbox.plan import ExportPlan
 
@@ -106,13 +106,14 @@ def make_plan(options: ExportOptions, session: Session) -> "ExportPlan":
     origin = _origin(target, session)
     specs, held_out = _rows(options, origin, target, session)
     calibration = _calibration(options, origin, session) if format.calibrated else []
+    suffix = _suffix(format.name, kind, alone)
     plan = ExportPlan(
         entry="toolbox.exporting:run",
         model=target.model,
         device=best,
         format=format.name,
         type=kind,
-        output=_output(options.output, f"{_name(target)}-{_suffix(format.name, kind, alone)}", session.home.models),
+        output=files.new_path(options.output, session.home.models / "exported" / f"{_name(target)}-{suffix}"),
         python=format.python(session.home, kind, best.kind == "cuda"),
         adapter=target.adapter,
         adapter_only=alone,
@@ -136,6 +137,7 @@ def _refuse(format: "Format", target: "Target", adapter_only: bool, session: Ses
     exports.refuse(format, target.model, session.home)
     if target.adapter and adapter_only:
         exports.refuse_adapter(target.adapter)
+        methods.refuse_changed_base(target.adapter)
     elif target.adapter:
         methods.refuse_unmergeable(target.adapter)
 
@@ -164,15 +166,6 @@ def _name(target: "Target") -> str:
 def _suffix(format: str, kind: str, alone: bool) -> str:
     """What tells an export from others of the same name; a type of GGUF says by itself what it is."""
     return f"adapter-{format}" if alone else kind if format == "gguf" else f"{format}-{kind}"
-
-
-def _output(chosen: str, name: str, models: Path) -> Path:
-    from toolbox import files
-
-    output = Path(chosen).expanduser().absolute() if chosen else models / "exported" / name
-    if output.exists():
-        raise files.taken(output)
-    return output
 
 
 def _dtype(target: "Target", origin: "FinetunePlan | None") -> Literal["float32", "bfloat16", "float16"]:

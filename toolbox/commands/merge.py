@@ -84,7 +84,7 @@ def run(options: MergeOptions, session: Session) -> dict[str, Any]:
 
 def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
     """Everything that is decided before the merge. Raises InputError for what can't be merged, or has no room."""
-    from toolbox import pairing, targets
+    from toolbox import files, pairing, targets
     from toolbox.errors import InputError
     from toolbox.plan import MergePlan
 
@@ -112,7 +112,9 @@ def make_plan(options: MergeOptions, session: Session) -> "MergePlan":
         seed=options.seed,
         adapter=target.adapter,
         mixture=_mixture(options, adapters),
-        output=_output(options.output, target.run or "-".join(map(_made_name, adapters)), session.home.models),
+        output=files.new_path(
+            options.output, session.home.models / "merged" / (target.run or "-".join(map(_made_name, adapters)))
+        ),
         dtype=_dtype(options.dtype, target.model, origin),
         quantization=origin.quantization if origin else "none",
         BitsAndBytesConfig=origin.BitsAndBytesConfig if origin else {},
@@ -193,15 +195,6 @@ def _origin(adapter: Path) -> "FinetunePlan | None":
 def _made_name(adapter: Path) -> str:
     """A name for what is merged from an adapter: its folder's, or the one above where that only says adapter."""
     return adapter.parent.name if adapter.name == "adapter" else adapter.name
-
-
-def _output(chosen: str, name: str, models: Path) -> Path:
-    from toolbox import files
-
-    output = Path(chosen).expanduser().absolute() if chosen else models / "merged" / name
-    if output.exists():
-        raise files.taken(output)
-    return output
 
 
 def _dtype(

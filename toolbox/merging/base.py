@@ -1,11 +1,14 @@
 """The base's tensors as the adapter knew them in training: in its precision, and rounded to 4 bits where it was so."""
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toolbox import files, model_files
+from toolbox.errors import CorruptError
+from toolbox.i18n import _
 from toolbox.merging.tensors import Entry, Reader
 from toolbox.plan import MergePlan
 
@@ -43,8 +46,9 @@ class Base:
         }
 
     def _precision(self, dtype: torch.dtype) -> torch.dtype:
-        """What a base stores in another precision than most of itself, as the bias of a router, it needs so."""
-        return self._dtype if dtype == self._main else dtype
+        """What a base stores in float32 beside a coarser rest, as the bias of a router, it needs so."""
+        needed = dtype == torch.float32 != self._main or not dtype.is_floating_point
+        return dtype if needed or dtype.itemsize == 1 else self._dtype
 
     def get(self, name: str) -> torch.Tensor:
         """A tensor as the adapter knew it, in memory of its own."""
@@ -60,18 +64,42 @@ class Base:
         turned, settings = self._rounded[name], self._plan.BitsAndBytesConfig
         return through_4_bits(tensor.T, settings).T if turned else through_4_bits(tensor, settings)
 
+    def lacking(self, names: Set[str]) -> CorruptError:
+        """What is said of a base that has no numbers for some of its model's tensors."""
+        return CorruptError(
+            _("{path} has nothing for {count} of its model's tensors, first {name}.").format(
+                path=self._plan.model.path, count=len(names), name=min(names)
+            ),
+            _("Fetch the model again."),
+        )
+
     def write_config(self, folder: Path, untied: bool, tokens: int) -> None:
         """config.json, with what differs after a merge: the type of the weights, the number of tokens, ties."""
         config = model_files.json_object(self._plan.model.path / "config.json")
         for key in ("quantization_config", "torch_dtype", "_name_or_path"):
             config.pop(key, None)
-        inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
         config["dtype"] = self._plan.dtype
-        if untied:
-            config["tie_word_embeddings"] = inner["tie_word_embeddings"] = False
-        if tokens and "vocab_size" in inner:
-            inner["vocab_size"] = tokens
+        if tokens and "vocab_size" in _text(config):
+            _text(config)["vocab_size"] = tokens
         files.write_json(folder / "config.json", config, mode=0o644)
+        if untied:
+            self.untie(folder)
+
+    @property
+    def tied(self) -> bool:
+        """Whether config.json says that head and embeddings are one, or only one of them is stored."""
+        return self._plan.model.tie_word_embeddings
+
+    def untie(self, folder: Path) -> None:
+        """Have the config.json in `folder` say that head and embeddings are two."""
+        config = model_files.json_object(folder / "config.json")
+        config["tie_word_embeddings"] = _text(config)["tie_word_embeddings"] = False
+        files.write_json(folder / "config.json", config, mode=0o644)
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that is the language model's."""
+    return config["text_config"] if isinstance(config.get("text_config"), dict) else config
 
 
 def shards_of(folder: Path) -> dict[str, list[str]]:

@@ -25,6 +25,8 @@ from transformers.core_model_loading import (
 from transformers.modeling_utils import LoadStateDictConfig
 
 from toolbox import loading, methods
+from toolbox.errors import InputError, lacks_memory
+from toolbox.i18n import _
 from toolbox.merging.base import Base
 from toolbox.merging.lora import WHOLE_KEY
 from toolbox.merging.tensors import Entry
@@ -79,6 +81,8 @@ class LayerChanges:
             for head, source in self._tied.items()
             if {_owner(head), _owner(source), source} & changed and _owner(head) not in self._adapted.following
         }
+        if lacking := {name for name in new if not self._adapted.brings(name)}:
+            raise base.lacking(lacking)
         self._new = {name: Entry(self._empty[name].dtype, tuple(self._empty[name].shape)) for name in new | untied}
         self._ready: dict[str, torch.Tensor] = {}
 
@@ -221,6 +225,7 @@ class _Adapted:
         self._model = loading.with_adapter(model, plan.adapter).eval()
         inner = self._model.get_base_model()
         self._modules = dict(_outermost(inner))
+        self._saved = [name for name, part in self._modules.items() if isinstance(part, AuxiliaryTrainingWrapper)]
         inside = tuple(f"{name}." for name in self._modules)
         self._whole = {name for name in whole if name in self._owners and not name.startswith(inside)}
         self._given = {
@@ -232,6 +237,12 @@ class _Adapted:
     def parts(self) -> list[str]:
         """The names of adapted modules, and of parameters that the adapter brings whole."""
         return [*self._modules, *sorted(self._whole)]
+
+    def brings(self, parameter: str) -> bool:
+        """Whether a parameter that the base's files don't have is the adapter's: a part it holds whole, or more."""
+        owner = _owner(parameter)
+        inside = any(owner == part or owner.startswith(f"{part}.") for part in self._saved)
+        return inside or parameter in self._whole or any(key.endswith(parameter) for key in self._given)
 
     @property
     def following(self) -> set[str]:
@@ -255,7 +266,7 @@ class _Adapted:
             for name in below:
                 if name not in self._given:
                     self._put(name, values[name].clone())
-            for name, tensor in _unloaded(self._modules[part]).state_dict().items():
+            for name, tensor in _unloaded(part, self._modules[part]).state_dict().items():
                 merged[f"{part}.{name}"] = tensor
             for name in below:
                 self._put(name, _hollow(values[name], real=False))
@@ -281,11 +292,19 @@ def _outermost(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def _unloaded(module: Any) -> torch.nn.Module:
-    """What merge_and_unload (peft 0.21) leaves in a module's place."""
+def _unloaded(name: str, module: Any) -> torch.nn.Module:
+    """What merge_and_unload (peft 0.21) leaves in a module's place. Raises InputError where peft can't merge it."""
     if hasattr(module, "unload_and_optionally_merge_module"):
         unloaded: torch.nn.Module = module.unload_and_optionally_merge_module(True, False, None)
         return unloaded
-    module.merge(safe_merge=False)
+    try:
+        module.merge(safe_merge=False)
+    except (ValueError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
+        raise InputError(
+            _("peft can't merge this adapter into {name}: {reason}").format(name=name, reason=error),
+            _("Use it on its base model: evaluate takes both."),
+        ) from error
     left: torch.nn.Module = module.get_base_layer()
     return left

@@ -67,15 +67,19 @@ class LoraChanges:
 
     def __init__(self, plan: MergePlan, config: Mapping[str, Any], base: Base) -> None:
         self._base, entries = base, base.entries
+        self._dtype = getattr(torch, plan.dtype)
         self._reader = Reader(plan.adapter / "adapter_model.safetensors")
         pairs: dict[tuple[str, bool], dict[str, str]] = {}
         self.replaced: dict[str, str] = {}
         """Tensors that are the adapter's own, whole."""
+        unnamed = 0
         for key in self._reader.entries:
             if match := LORA_KEY.fullmatch(key):
                 pairs.setdefault((match["module"], bool(match["kind"])), {})[match["side"]] = key
             elif match := WHOLE_KEY.fullmatch(key):
                 self.replaced[match["name"].replace(".base_layer.", ".")] = key
+            else:
+                unnamed += 1
         self.deltas = {
             f"{module}.weight": self._delta(config, module, pair["A"], pair["B"], embedding)
             for (module, embedding), pair in pairs.items()
@@ -87,7 +91,7 @@ class LoraChanges:
             del self.replaced[HEAD]
         self.added = {HEAD: self.entry(HEAD, entries[self.embedding])} if self._unties(entries) else {}
         """The head, where the base has its embeddings for one and the adapter changes only one of them."""
-        whole = len(self.deltas) == len(pairs) and self.names <= {*entries, *self.added}
+        whole = not unnamed and len(self.deltas) == len(pairs) and self.names <= {*entries, *self.added}
         self.complete = whole and all(self._fits(name, {**entries, **self.added}[name]) for name in self.deltas)
         """Whether each part of the adapter is known, and each weight of the base can take what is added to it."""
 
@@ -116,9 +120,10 @@ class LoraChanges:
         return {*self.deltas, *self.replaced}
 
     def entry(self, name: str, entry: Entry) -> Entry:
-        """What a tensor is afterwards: it has more rows where tokens were added."""
+        """What a tensor is afterwards: it has more rows where tokens were added, a sum the precision of the model."""
         known = self.replaced.get(name)
-        return Entry(entry.dtype, self._reader.entries[known].shape) if known else entry
+        dtype = self._dtype if name in self.deltas else entry.dtype
+        return Entry(dtype, self._reader.entries[known].shape if known else entry.shape)
 
     def _fits(self, name: str, entry: Entry) -> bool:
         delta = self.deltas[name]
@@ -135,6 +140,7 @@ class LoraChanges:
         if name in self.deltas:
             most = 2 * max(PIECE, LEAST_ROWS * weight.shape[1])
             self._room = self._room if len(self._room) >= most else torch.empty(most)
+            weight = weight.to(self._dtype)
             return weight, self.deltas[name].add_to(weight, self._room)
         return weight, bool(torch.isfinite(weight).all())
 
@@ -162,7 +168,8 @@ def is_plain(config: Mapping[str, Any]) -> bool:
         changed.discard("init_lora_weights")
     if config.get("bias") == "none":
         changed.discard("bias")
-    return config.get("peft_type") == "LORA" and not changed
+    alphas = [config.get("lora_alpha", 8), *(config.get("alpha_pattern") or {}).values()]
+    return config.get("peft_type") == "LORA" and not changed and all(isinstance(one, int | float) for one in alphas)
 
 
 def config_of(adapter: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The merged weights, written as the base's are: file by file, tensor by tensor, each hashed on its way in and out."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Set
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from toolbox.merging.base import INDEX, Base
 from toolbox.merging.tensors import Entry, Reader, Writer
 from toolbox.plan import MergePlan
 
-READ_BASE = ("PSOFT", "DELORA", "OSF")
+READ_BASE = ("PSOFT", "DELORA", "OSF", "FROD", "ADAMSS")
 """Kinds of adapters that peft makes out of the base's weights, each time it loads them."""
 
 
@@ -72,7 +73,7 @@ def merge(plan: MergePlan, folder: Path, progress: Callable[[int, int], None]) -
 def whole_needed(config: Mapping[str, Any]) -> bool:
     """Whether peft has to merge the whole model in memory: it makes the adapter out of all of the base's weights."""
     begins = config.get("init_lora_weights")
-    mutating = isinstance(begins, str) and begins.startswith((*methods.MUTATING, "loftq", "lora_ga"))
+    mutating = isinstance(begins, str) and begins.startswith((*methods.MUTATING, *methods.LIKEWISE))
     return mutating or str(config.get("peft_type")) in READ_BASE
 
 
@@ -106,6 +107,8 @@ class _Written:
         self._plan, self._folder, self._base, self._changes = plan, folder, base, changes
         self._entries = base.entries
         self._where: dict[str, str] = {}
+        self._heads: dict[str, str] = {}
+        """Hashes of head and embeddings where config.json says that they are one: stored twice, they may part here."""
         self._bytes = self._done = 0
         self._total = len(self._entries) - len(changes.dropped) + len(changes.added)
         self._progress = progress
@@ -139,13 +142,24 @@ class _Written:
         if weight is None or name in self._changed:
             weight, finite = self._changes.apply(name, weight)
             if not finite:
-                raise ToolboxError(
-                    _("The adapter is broken: merged into {name} it gives NaN or infinity.").format(name=name),
-                    _("Train it again with a lower learning rate, or take an earlier checkpoint."),
-                )
+                raise self._not_finite(name)
+        if self._base.tied and name.endswith((lora.HEAD, *lora.EMBEDDINGS)):
+            self._heads[name] = hashlib.sha256(weight.contiguous().view(-1).view(torch.uint8).numpy().data).hexdigest()
         writer.write(name, weight)
         self._done += 1
         self._progress(self._done, self._total)
+
+    def _not_finite(self, name: str) -> ToolboxError:
+        """Whose fault it is that a merged tensor holds NaN or infinity."""
+        if name in self._entries and not bool(torch.isfinite(self._base.get(name)).all()):
+            return CorruptError(
+                _("The base model is broken: its {name} holds NaN or infinity.").format(name=name),
+                _("Fetch the model again."),
+            )
+        return ToolboxError(
+            _("The adapter is broken: merged into {name} it gives NaN or infinity.").format(name=name),
+            _("Train it again with a lower learning rate, or take an earlier checkpoint."),
+        )
 
     def _verified(self, shard: str, reader: Reader) -> str:
         """The hash of the base's file. Raises CorruptError where it was fetched with another."""
@@ -164,6 +178,8 @@ class _Written:
             index = {"metadata": {"total_size": self._bytes}, "weight_map": self._where}
             files.write_json(self._folder / INDEX, index, mode=0o644)
         self._changes.write_config(self._folder)
+        if len(self._heads) == 2 and len(set(self._heads.values())) == 2:
+            self._base.untie(self._folder)
 
 
 def base_name(plan: MergePlan) -> str:

@@ -77,19 +77,22 @@ class Adapters:
             first = last
 
     def _load(self, name: str, folder: Path) -> None:
-        from peft import PeftModel
-
         method = methods.of_adapter(folder)
         if method and method.kind == "loreft":
             raise _not_servable(folder)
-        if self._tuned is None:
-            self._tuned = PeftModel.from_pretrained(self.base, folder, adapter_name=name, local_files_only=True)
-        else:
-            self._tuned.load_adapter(folder, adapter_name=name, local_files_only=True)
+        self._tuned = loading.put_on(self.base, folder, lambda: self._with(name, folder), name)
         if self._tuned.peft_config[name].is_prompt_learning:
             raise _not_servable(folder)
-        loading.fill_adapter(self._tuned, folder, name)
         self._tuned.eval().requires_grad_(False)
+
+    def _with(self, name: str, folder: Path) -> Any:
+        """The base with that adapter beside those that it has."""
+        from peft import PeftModel
+
+        if self._tuned is None:
+            return PeftModel.from_pretrained(self.base, folder, adapter_name=name, local_files_only=True)
+        self._tuned.load_adapter(folder, adapter_name=name, local_files_only=True)
+        return self._tuned
 
 
 def _not_servable(folder: Path) -> InputError:
