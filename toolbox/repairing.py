@@ -139,10 +139,11 @@ def template_of(row: Portrait) -> str:
     return row.template or row.prompt.replace(row.name or row.profession, "{name}")
 
 
-def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) -> Split:
+def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int, found: Found | None = None) -> Split:
     """What is held out: professions that the file marks, else a quarter by the seed; `templates`, else the last half.
 
-    Of the other professions a quarter is drawn to choose by, where there are four.
+    Of the other professions every fourth is kept to choose by, in the order in which they lean as `found`, so that
+    both directions are among them; the seed says which comes first.
     Raises InputError where a template is not in the file, or nothing would be left to repair or to measure.
     """
     every = list(dict.fromkeys(row.profession for row in portraits))
@@ -161,16 +162,23 @@ def split(portraits: Sequence[Portrait], templates: Sequence[str], seed: int) ->
         )
     last = [name for named in known.values() for name in named[len(named) // 2 :]]
     rest = [name for name in every if name not in kept]
-    drawn = random.Random(f"choosing {seed}").sample(rest, len(rest) // 4)
-    found = Split(kept, list(dict.fromkeys(templates or last)), sorted(drawn, key=every.index))
-    if len(kept) == len(every) or not any(map(found.keeps_out, portraits)):
+    ordered = sorted(rest, key=lambda name: _share_of(name, found or {}))
+    drawn = ordered[random.Random(f"choosing {seed}").randrange(4) :: 4] if len(rest) >= 4 else []
+    made = Split(kept, list(dict.fromkeys(templates or last)), sorted(drawn, key=every.index))
+    if len(kept) == len(every) or not any(map(made.keeps_out, portraits)):
         raise InputError(
             _(
                 "Of {count} professions, {kept} are held out: that leaves nothing to repair, or nothing to measure."
             ).format(count=len(every), kept=len(kept)),
             _("A file needs at least two professions, of which some are not held out."),
         )
-    return found
+    return made
+
+
+def _share_of(profession: str, found: Found) -> float:
+    """The measured share of "she" of a profession, over all its portraits."""
+    shares = [figure.share_she for place, figure in found.items() if place[0] == profession]
+    return sum(shares) / max(1, len(shares))
 
 
 def leans(portraits: Sequence[Portrait], split: Split, found: Found | None, stage: Stage) -> list[Lean]:

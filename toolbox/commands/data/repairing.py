@@ -60,7 +60,7 @@ def make(options: "RepairOptions", session: Session) -> dict[str, Any]:
     """Read what was measured, make the rows, write them. Raises InputError for what no rows can be made of."""
     source = _source(options, session)
     portraits = gender.read(source.suite.path)
-    split = repairing.split(portraits, options.held_out_template, options.seed)
+    split = repairing.split(portraits, options.held_out_template, options.seed, source.found)
     leans = repairing.leans(portraits, split, source.found, options.stage)
     if options.stage == "dpo":
         rows = list(repairing.pairs(leans, options.pairs, options.beta))
