@@ -154,8 +154,8 @@ def test_an_interrupted_loop_goes_on_as_it_was_begun() -> None:
 
 def test_the_strength_is_the_best_of_those_that_leave_the_answers_as_they_were() -> None:
     tried = [
-        repairing.Strength(0.0, 0.9, 1.0), repairing.Strength(0.5, 0.5, 1.0), repairing.Strength(1.0, 0.3, 0.98),
-        repairing.Strength(2.0, 0.1, 0.97),
+        repairing.Strength(0.0, 0.9, 1.0), repairing.Strength(0.5, 0.5, 1.0), repairing.Strength(1.0, 0.3, 0.99),
+        repairing.Strength(2.0, 0.1, 0.98),
     ]  # fmt: skip
     assert repairing.strongest(tried).strength == 1.0
     assert repairing.strongest([tried[0], repairing.Strength(0.5, 0.5, 0.9), tried[3]]).strength == 0.5
