@@ -46,6 +46,8 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "a list without its end": ("a.json", f"[{LINE},\n{LINE}".encode(), r"Row 3 .*the list ends without \]"),
     "a list with a torn element": ("a.json", f'[{LINE}, {{"messages": oops}}]'.encode(), "Row 2 .*it is not JSON"),
     "neither UTF-8 nor GBK": ("a.jsonl", b"\xff\xfe\x00\x81" * 9, "neither UTF-8 nor GBK"),
+    "a row without a bottom": ("a.jsonl", with_57("[" * 100_000), "Row 57 .*it is not JSON"),
+    "a list without a bottom": ("a.json", f"[{LINE}, {'[' * 100_000}".encode(), "Row 2 .*it is not JSON"),
     "a torn character": ("a.jsonl", with_57(LINE).replace("你".encode(), b"\xe4\xbd", 1), "Row 1 .*it is not JSON"),
     "an archive": ("a.jsonl", b"PK\x03\x04\x14\x00\xff\xff\x81", "is an archive, which is never unpacked here"),
     "no question": ("a.jsonl", b'{"title": "a", "url": "b"}\n', "no question and answer; found: title, url"),

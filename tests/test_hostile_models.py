@@ -93,6 +93,10 @@ def torn_generation_settings(folder: Path, canary: Path) -> None:
     (folder / "generation_config.json").write_text("[1]")
 
 
+def settings_without_a_bottom(folder: Path, canary: Path) -> None:
+    (folder / "generation_config.json").write_text("[" * 100_000)
+
+
 def torn_tokenizer_settings(folder: Path, canary: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"chat_template": ')
 
@@ -102,6 +106,7 @@ def torn_tokenizer_settings(folder: Path, canary: Path) -> None:
     [
         own_type, code_of_another_repository, only_pickles, a_pickle_named_safetensors, an_adapter_beside_it,
         a_kernel_of_a_hub, a_kernel_deep_inside, torn_generation_settings, torn_tokenizer_settings,
+        settings_without_a_bottom,
     ],
 )  # fmt: skip
 def test_a_model_that_can_not_be_trusted_is_refused_by_every_verb(

@@ -20,6 +20,7 @@ from toolbox.hub import fetching, huggingface, sources, store, web
 from toolbox.hub.huggingface import HuggingFace
 
 PAGE = "<html>Welcome to this hotel</html>"
+DEEP = "[" * 100_000
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,9 @@ def _no_caches_and_no_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(huggingface, "WAITS_S", (0.0, 0.0))
 
 
-@pytest.mark.parametrize("answer", [PAGE, ["what"], {"error": "what"}, [{"type": "file", "path": "x", "size": None}]])
+@pytest.mark.parametrize(
+    "answer", [PAGE, DEEP, ["what"], {"error": "what"}, [{"type": "file", "path": "x", "size": None}]]
+)
 def test_what_is_no_listing_is_one_sentence(hub: LoopbackHub, home: Path, source: str, answer: Any) -> None:
     entries = {"Code": 200, "Data": {"Files": [{"Path": "x", "Size": -5, "Type": "blob"}]}}
     odd = entries if answer == {"error": "what"} else answer

@@ -108,6 +108,12 @@ def test_every_form_of_multiple_choice_is_told_and_read(tmp_path: Path, name: st
     assert {(row.answer, row.lettered) for row in read(file)} == {(1, lettered)}
 
 
+def test_a_long_line_of_brackets_is_soon_told(tmp_path: Path) -> None:
+    """A pattern that looks for spans in it would take hours."""
+    (tmp_path / "brackets.jsonl").write_text('{"note": "' + "[" * 200_000 + '"}\n')
+    assert suites.kind_of(tmp_path / "brackets.jsonl") is None
+
+
 def test_a_question_whose_answer_is_no_option_is_named(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "own.jsonl", [{"question": "?", "options": ["a", "b"], "answer": a} for a in "ac"])
     with pytest.raises(InputError, match=r"^Row 2 of .*own\.jsonl"):

@@ -49,10 +49,10 @@ def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The JSON in `path`, or None where the file is absent or torn."""
+    """The JSON in `path`, or None where the file is absent, torn, or nested deeper than anybody means."""
     try:
         return msgspec.json.decode(path.read_bytes())
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError, RecursionError):
         return None
 
 

@@ -33,7 +33,7 @@ def json_object(path: Path) -> dict[str, Any]:
         raise NotFoundError(
             _("{path} is missing.").format(path=path), _("A model folder holds config.json and safetensors files.")
         ) from None
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CorruptError(_("{path} is torn or not JSON.").format(path=path), _("Fetch the model again."))
@@ -112,7 +112,7 @@ def header(path: Path) -> dict[str, Tensor]:
                 raise ValueError(length)
             raw = msgspec.json.decode(file.read(length), type=dict[str, dict[str, Any]])
         found = {name: msgspec.convert(value, Tensor) for name, value in raw.items() if name != "__metadata__"}
-    except (OSError, ValueError, msgspec.MsgspecError):
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
         found, length = {}, 0
     end = max((tensor.data_offsets[1] for tensor in found.values()), default=-9)
     if path.stat().st_size != 8 + length + end:

@@ -129,7 +129,7 @@ def _repository(address: "Address", options: Options, session: Session) -> dict[
             id=fetched.id, files=fetched.files, size=units.size(fetched.bytes), source=fetched.source, path=fetched.path
         )
     )
-    if options.type == "model":
+    if kind == "model":
         differing.show(fetched.path, [], session)
     if fetched.unverified:
         session.say(_("The hub gave no hash for {files}.").format(files=", ".join(fetched.unverified[:5])))

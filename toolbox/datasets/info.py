@@ -61,7 +61,7 @@ def is_index(path: Path) -> bool:
         return False
     try:
         whole = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     places = {"file_name", "hf_hub_url", "ms_hub_url"}
     return (
@@ -73,7 +73,7 @@ def entries(path: Path) -> dict[str, Entry]:
     """All entries of an index. Raises InputError naming the entry and the key that is unknown or wrong."""
     try:
         whole = msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=dict[str, dict[str, Any]])
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise InputError(
             _("{path} is not an index of data sets: {reason}.").format(path=path, reason=error),
             _("It is an object: names, and for each an object with file_name or hf_hub_url."),

@@ -187,7 +187,7 @@ def _layout(path: Path, head: str) -> Layout:
 def _is_json(text: str) -> bool:
     try:
         msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return False
     return True
 
@@ -202,7 +202,7 @@ def _json_lines(source: Source) -> Iterator[Record]:
                 continue
             try:
                 yield number, decode(line.decode(source.encoding) if foreign else line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 yield number, Broken(_("it is not JSON"), shown(line.decode(source.encoding, "replace")))
 
 
@@ -267,7 +267,7 @@ class _Values:
         while True:
             try:
                 value, end = self._decode(self._window, self._position)
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 if len(self._window) - self._position > LONGEST_VALUE or not self._more():
                     return self._broken()
                 continue
@@ -284,7 +284,7 @@ class _Values:
         for match in _NEXT_OBJECT.finditer(self._window, self._position):
             try:
                 value, _end = self._decode(self._window, match.end())
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, RecursionError):
                 continue
             if not self._columns or self._columns & set(value):
                 self._position = match.end()

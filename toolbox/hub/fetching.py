@@ -22,7 +22,6 @@ from toolbox.hub.sources import (
     Listing,
     Repo,
     Source,
-    no_listing,
     unreachable,
 )
 from toolbox.hub.staging import Staging, same
@@ -194,8 +193,6 @@ def _hubs(request: Request) -> list[Source]:
 
 
 def _select(hub: Source, request: Request, listing: Listing) -> Selection:
-    if any(not isinstance(entry.size, int) or entry.size < 0 for entry in listing.entries):
-        raise unreachable(hub, no_listing())
     by_path = {names.safe(entry.path): entry for entry in listing.entries}
     wanted, pickles = names.select(by_path, request.include, request.kind)
     names.distinct(wanted, ours=(store.MANIFEST, PARTIAL, PARTS))

@@ -6,16 +6,24 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolbox.errors import HubError, InputError, NotFoundError
 from toolbox.hub import web
-from toolbox.hub.sources import STALL_S, Entry, Listing, Read, Repo, address, no_listing, unreachable
+from toolbox.hub.sources import (
+    ODD,
+    STALL_S,
+    Entry,
+    Listing,
+    Read,
+    Repo,
+    address,
+    entries,
+    no_listing,
+    unreachable,
+)
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile
 
 BUSY = (429, 500, 502, 503, 504)
 """What passes: a hub that answers so is asked again."""
@@ -44,7 +52,7 @@ class HuggingFace:
         from huggingface_hub import errors
 
         try:
-            commit, files = self._listed(repo)
+            return self._listed(repo)
         except errors.OfflineModeIsEnabled as error:
             raise HubError(
                 _("Hugging Face is not asked: HF_HUB_OFFLINE is set."), _("Unset it to fetch what is not here.")
@@ -64,18 +72,11 @@ class HuggingFace:
             if _status(error) in web.DENIED:
                 raise self._denied(repo) from error
             raise unreachable(self, error) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of the SDK, where JSON is not what it is
+        except ODD as error:
             raise unreachable(self, no_listing()) from error
-        entries = [
-            Entry(file.path, file.size, file.lfs.sha256, version=commit)
-            if file.lfs
-            else Entry(file.path, file.size, git_sha1=file.blob_id, version=commit)
-            for file in files
-        ]
-        return Listing(self.name, self.endpoint, commit or repo.revision, entries)
 
-    def _listed(self, repo: Repo) -> "tuple[str, list[RepoFile]]":
-        """(commit, files), or what the SDK raises."""
+    def _listed(self, repo: Repo) -> Listing:
+        """Raises what the SDK raises, and ODD."""
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
@@ -84,13 +85,15 @@ class HuggingFace:
             lambda: api.repo_info(repo.id, revision=repo.revision or None, repo_type=repo.kind, timeout=self._stall_s)
         )
         tree = api.list_repo_tree(repo.id, recursive=True, revision=about.sha, repo_type=repo.kind)
-        files: dict[str, RepoFile] = {}
+        commit = about.sha or ""
+        files: dict[str, Any] = {}
         for file in tree:
-            if file.path in files:  # pages that lead back to themselves would never end
+            if file.path in files or not (commit + "0").isalnum():  # pages that lead back to themselves never end
                 raise ValueError(file.path)
             if isinstance(file, RepoFile):
-                files[file.path] = file
-        return about.sha or "", list(files.values())
+                hashed = {"sha256": file.lfs.sha256} if file.lfs else {"git_sha1": file.blob_id}
+                files[file.path] = {"path": file.path, "size": file.size, "version": commit, **hashed}
+        return Listing(self.name, self.endpoint, commit or repo.revision, entries(files.values()))
 
     def reading(self, repo: Repo) -> AbstractContextManager[Read]:
         from huggingface_hub import hf_hub_url

@@ -11,7 +11,18 @@ from urllib.parse import urlsplit
 from toolbox.config import Home
 from toolbox.errors import HubError, InputError, NotFoundError
 from toolbox.hub import web
-from toolbox.hub.sources import STALL_S, Entry, Listing, Read, Repo, address, no_listing, unreachable
+from toolbox.hub.sources import (
+    ODD,
+    STALL_S,
+    Entry,
+    Listing,
+    Read,
+    Repo,
+    address,
+    entries,
+    no_listing,
+    unreachable,
+)
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
@@ -44,7 +55,17 @@ class ModelScope:
 
         revision = repo.revision or "master"
         try:
-            found = api.list_repo_files(repo.id, repo.kind, revision=revision)
+            said = [
+                {
+                    "path": file.path,
+                    "size": file.size,
+                    "sha256": (file.sha256 or "").lower(),
+                    "version": str(file.last_modified or ""),
+                }
+                for file in api.list_repo_files(repo.id, repo.kind, revision=revision)
+                if file.type != "tree"
+            ]
+            found = Listing(self.name, self.endpoint, revision, entries(said))
         except errors.NotExistError as error:
             raise NotFoundError(
                 _("ModelScope has no {kind} {id} at revision {revision}.").format(
@@ -59,19 +80,14 @@ class ModelScope:
         except (errors.HubError, OSError) as error:
             odd = isinstance(error, ValueError)  # requests' error for what is no JSON is an OSError too
             raise unreachable(self, no_listing() if odd else error) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:  # of the SDK, where JSON is not what it is
+        except ODD as error:
             raise unreachable(self, no_listing()) from error
         if getattr(api.legacy._read_state, "listing_incomplete", False):
             raise HubError(
                 _("ModelScope does not list all files of {id}: a folder has too many.").format(id=repo.id),
                 _("Take it from another hub: --source huggingface"),
             )
-        entries = [
-            Entry(file.path, file.size, (file.sha256 or "").lower(), version=str(file.last_modified or ""))
-            for file in found
-            if file.type != "tree"
-        ]
-        return Listing(self.name, self.endpoint, revision, entries)
+        return found
 
     def reading(self, repo: Repo) -> AbstractContextManager[Read]:
         api = self._api

@@ -1,9 +1,9 @@
 """What a hub is to us: a listing of files with sizes and hashes, and any range of any of them."""
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -35,7 +35,7 @@ class Entry(msgspec.Struct, frozen=True):
     """A file as a hub lists it. `sha256` is empty where the listing has none; `git_sha1` is git's hash of a blob."""
 
     path: str
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str = ""
     git_sha1: str = ""
     version: str = ""
@@ -61,6 +61,14 @@ class Listing(msgspec.Struct, frozen=True):
     entries: list[Entry]
 
 
+def entries(said: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """What a hub said of its files, by the names of Entry's fields. Raises OddAnswerError where that can't be."""
+    try:
+        return msgspec.convert(list(said), list[Entry])
+    except msgspec.ValidationError as error:
+        raise no_listing() from error
+
+
 class BrokenOffError(Exception):
     """A range did not come, or not whole; its `__cause__` says why. Asked again it may, after `wait_s` seconds."""
 
@@ -75,6 +83,10 @@ class NoRangesError(Exception):
 
 class OddAnswerError(Exception):
     """An answer that no hub gives; its text says in what way."""
+
+
+ODD = (OddAnswerError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What the SDKs raise, too, where what they got is not what they know."""
 
 
 def no_listing() -> OddAnswerError:

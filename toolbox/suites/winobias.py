@@ -19,6 +19,8 @@ METRICS = {
 }
 PRONOUNS = {"he", "him", "his", "she", "her", "hers"}
 _LINE = re.compile(r"\d+\s+\S.*\[.+\].*\[.+\]|\d+\s+.*\[[Tt]he .+\]")
+LONGEST = 1000
+"""Letters of a line: time for many brackets in a row grows with their square."""
 _SPAN = re.compile(r"\[+\s*(.*?)\s*\]+")
 
 
@@ -123,8 +125,10 @@ def _other(path: Path, lines: list[_Line], number: int, occupations: list[str]) 
 def looks_like(path: Path, head: bytes, first: dict[str, Any]) -> bool:
     """Numbered lines with an occupation and a pronoun in brackets."""
     line = head.decode("utf-8-sig", "ignore").partition("\n")[0]
+    if len(line) > LONGEST or not _LINE.match(line):
+        return False
     spans = {span.lower() for span in _SPAN.findall(line)}
-    return bool(_LINE.match(line)) and bool(spans & PRONOUNS) and bool(spans - PRONOUNS)
+    return bool(spans & PRONOUNS) and bool(spans - PRONOUNS)
 
 
 KIND = Kind(
