@@ -18,7 +18,7 @@ from terminals import ctrl_c_once, in_terminal
 
 from toolbox import files, runs
 from toolbox.commands import reproducing
-from toolbox.errors import ToolboxError
+from toolbox.errors import Interrupted, ToolboxError
 from toolbox.runs import Run, Status
 from toolbox.ui import Terminal, following
 
@@ -406,3 +406,11 @@ def test_lines_to_copy_name_the_home_folder_where_it_is_not_found_by_itself(
     assert run.command("chat", "--run") == f"bash '/opt/my tools/yichuidingyin.sh' chat --run {run.id}"
     monkeypatch.setenv("YCDY_HOME", "/elsewhere")
     assert run.command("runs", "tail").endswith(f"{run.id} --home {run.path.parents[1]}")
+
+
+def test_an_interrupted_run_that_left_nothing_says_how_to_start_it_again(home: Path) -> None:
+    run = finetune_run(home)
+    status = Status(verb="merge", state="interrupted", error={"kind": "interrupted", "message": "Interrupted."})
+    with pytest.raises(Interrupted) as caught:
+        following.judged(run, status, forced=False)
+    assert run.command("runs", "reproduce") in caught.value.remedy

@@ -84,6 +84,8 @@ def search(options: SearchOptions, session: Session) -> dict[str, Any]:
         (_("Model"), _("Size"), _("For"), _("Licence"), _("Fine-tuning")),
         [_row(model, fit) for model, fit in found[: options.limit]],
     )
+    if options.fits and not found:
+        session.say(_("None of them fits; without --fits all are shown."))
     if len(found) > options.limit:
         session.say(
             _("{count} more: narrow it down, or --limit {all}").format(count=len(found) - options.limit, all=len(found))

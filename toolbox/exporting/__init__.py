@@ -102,7 +102,7 @@ def _steps(reporter: Reporter) -> Step:
 
 def _stop_if_asked(reporter: Reporter) -> None:
     if reporter.stopping:
-        raise Interrupted(_("Interrupted; nothing was written."), _("Start it again when you like: export."))
+        raise Interrupted(_("Interrupted; nothing was written."))
 
 
 def _add_licence(source: Path, folder: Path) -> None:

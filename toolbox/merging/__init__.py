@@ -99,7 +99,7 @@ def _step(reporter: Reporter, step: int, steps: int) -> None:
 
 def _stop_if_asked(reporter: Reporter) -> None:
     if reporter.stopping:
-        raise Interrupted(_("Interrupted; nothing was written."), _("Start it again when you like: merge."))
+        raise Interrupted(_("Interrupted; nothing was written."))
 
 
 def _failed(proved: "proof.Proof") -> ToolboxError:

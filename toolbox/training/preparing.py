@@ -154,7 +154,7 @@ class _Filler:
     def _look_up(self, done: int, rows: int) -> None:
         """Say how far it is, from time to time, and heed a wish to stop."""
         if self._reporter.stopping:
-            raise Interrupted(_("Stopped before the first step."), _("Start it again."))
+            raise Interrupted(_("Stopped before the first step."))
         if time.monotonic() - self._told >= TOLD_EVERY_S:
             self._told = time.monotonic()
             self._reporter.phase(_("Reading the data: {done} of {rows} rows").format(done=done, rows=rows))

@@ -68,7 +68,7 @@ def tune(
     """
     begun = time.monotonic()
     reporter.phase(_("Tuning: at most {steps} steps").format(steps=MOST_STEPS))
-    probes = _Probes(plan, run, reporter, forward, stage, samples, held_out, steps)
+    probes = _Probes(plan, reporter, forward, stage, samples, held_out, steps)
     sizes = probes.sizes()
     plan = _with_size(plan, _fastest(sizes, plan.training.per_device_train_batch_size))
     probes.plan = plan
@@ -106,7 +106,6 @@ class _Probes:
     def __init__(
         self,
         plan: FinetunePlan,
-        run: Run,
         reporter: Reporter,
         forward: Forward,
         stage: Stage,
@@ -116,7 +115,7 @@ class _Probes:
     ) -> None:
         self.plan, self.planned = plan, plan.training
         self.steps_made = 0
-        self._run, self._reporter, self._forward, self._stage = run, reporter, forward, stage
+        self._reporter, self._forward, self._stage = reporter, forward, stage
         self._samples, self._steps = samples, steps
         judging = held_out if len(held_out) > 1 else batches.of_step(samples, steps - 1, self._whole(), plan.seed)[0]
         self.judging: list[Item] = list(judging[:JUDGING_ROWS])
@@ -276,10 +275,7 @@ class _Probes:
 
     def _heed_stop(self) -> None:
         if self._reporter.stopping:
-            raise Interrupted(
-                _("Stopped while it was tuning; nothing was trained yet."),
-                _("Start it again: {command}").format(command=self._run.command("runs", "reproduce")),
-            )
+            raise Interrupted(_("Stopped while it was tuning; nothing was trained yet."))
 
 
 def _divisors(effective: int, own: int) -> list[int]:

@@ -47,6 +47,10 @@ def judged(run: Run, status: Status, forced: bool = False) -> Status:
     error = (
         _lost(run, status, forced) if status.state == "lost" else from_dict(status.error or _unexplained(run, status))
     )
+    if isinstance(error, Interrupted) and not error.remedy and status.verb != "serve":
+        # Nothing is left that it could go on from.
+        again = run.command("runs", "reproduce")
+        raise Interrupted(error.message, _("Start it again: {command}").format(command=again))
     if not isinstance(error, Interrupted):
         error.add_note(_("Why, and what to do: {command}").format(command=run.command("runs", "diagnose")))
     raise error

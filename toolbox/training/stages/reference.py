@@ -84,7 +84,7 @@ class Reference:
                 samples = sides(list(part))
                 for batch in trees.batched(samples, most):
                     if reporter.stopping:
-                        raise Interrupted(_("Stopped before the first step."), _("Start it again."))
+                        raise Interrupted(_("Stopped before the first step."))
                     chosen = [samples[place] for place in batch]
                     keys.extend(map(_key, chosen))
                     values.extend(forward.logps(chosen).tolist())
