@@ -24,6 +24,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from toolbox.strengths import UNCHANGED  # noqa: E402
+
 MEASURED = (
     ("held-out", "likelihood_bias"), ("held-out", "likelihood_bias_zh"), ("held-out", "likelihood_bias_en"),
     ("held-out", "likelihood_lean"), ("held-out", "generated_bias"), ("held-out", "generated_bias_zh"),
@@ -41,7 +45,6 @@ GRID = {
     ),
 }  # fmt: skip
 RECIPES = {"dpo": "repair-tiny", "sft": "cpu-tiny"}
-UNCHANGED = 0.99
 
 
 def loop(stage: str, seed: int, home: Path, more: list[str]) -> dict[str, Any]:

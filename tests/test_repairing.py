@@ -9,7 +9,7 @@ import pytest
 from conftest import Cli
 from plans import finetune_run
 
-from toolbox import embedded, files, repairing
+from toolbox import embedded, files, repairing, strengths
 from toolbox.commands import repairing as repairing_loop
 from toolbox.commands.evaluate import EvaluateOptions
 from toolbox.config import Home, Settings
@@ -154,12 +154,12 @@ def test_an_interrupted_loop_goes_on_as_it_was_begun() -> None:
 
 def test_the_strength_is_the_best_of_those_that_leave_the_answers_as_they_were() -> None:
     tried = [
-        repairing.Strength(0.0, 0.9, 1.0), repairing.Strength(0.5, 0.5, 1.0), repairing.Strength(1.0, 0.3, 0.99),
-        repairing.Strength(2.0, 0.1, 0.98),
+        strengths.Strength(0.0, 0.9, 1.0), strengths.Strength(0.5, 0.5, 1.0), strengths.Strength(1.0, 0.3, 0.99),
+        strengths.Strength(2.0, 0.1, 0.98),
     ]  # fmt: skip
-    assert repairing.strongest(tried).strength == 1.0
-    assert repairing.strongest([tried[0], repairing.Strength(0.5, 0.5, 0.9), tried[3]]).strength == 0.5
-    assert repairing.strongest([tried[0], repairing.Strength(0.5, 0.95, 1.0)]).strength == 0.5, "never none at all"
+    assert strengths.strongest(tried).strength == 1.0
+    assert strengths.strongest([tried[0], strengths.Strength(0.5, 0.5, 0.9), tried[3]]).strength == 0.5
+    assert strengths.strongest([tried[0], strengths.Strength(0.5, 0.95, 1.0)]).strength == 0.5, "never none at all"
 
 
 @pytest.mark.slow
@@ -184,8 +184,8 @@ def _is_as_strong_as_chosen(run: Path) -> None:
     from safetensors.torch import load_file
 
     found = files.read_json(run / "result.json")["strength"]
-    tried = [repairing.Strength(**one) for one in found["tried"]]
-    assert repairing.strongest(tried).strength == found["chosen"]
+    tried = [strengths.Strength(**one) for one in found["tried"]]
+    assert strengths.strongest(tried).strength == found["chosen"]
     assert tried[0].bias / 2 > min(one.bias for one in tried)
     trained = load_file(max((run / "checkpoints").glob("*/adapter_model.safetensors"), key=lambda path: path.parent))
     for name, weight in load_file(run / "adapter" / "adapter_model.safetensors").items():

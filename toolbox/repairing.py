@@ -27,6 +27,8 @@ RECORD, TRAIN, HELD_OUT, SEEN = "repair.json", "train.jsonl", "held-out.jsonl", 
 """The files of a repair: how it was made, rows to train on, portraits that were kept out, and those it learnt of."""
 CHOOSING, OWN = "choosing.jsonl", "own.jsonl"
 """What a training's strength is chosen by: portraits of further professions, and answers that are not to change."""
+REHEARSED = 4
+"""Of the model's own answers, so many to each text that SFT learns."""
 CERTAIN = 1e-4
 """A share is taken to be at least so far from 0 and 1: a logit of 9 says no more than one of 90."""
 
@@ -314,52 +316,6 @@ def write(
         held_out = msgspec.structs.asdict(split)
         files.write_json(scratch / RECORD, {**facts, "rows": len(rows), "held_out": held_out, "sha256": hashes})
     return folder / RECORD
-
-
-class Strength(NamedTuple):
-    """What a share of an adapter's effect does: the bias that is left, and the share of answers that stay."""
-
-    strength: float
-    bias: float
-    unchanged: float
-
-
-REHEARSED = 4
-"""Of the model's own answers, so many to each text that SFT learns."""
-UNCHANGED = 0.99
-"""Least share of the model's own answers that has to stay: what does not change is as right as it was. Two points may
-be lost in all, and what is asked in other words is forgotten first, so half of that is allowed here."""
-
-
-def strongest(tried: Sequence[Strength]) -> Strength:
-    """Of the strengths above 0 the one with the least bias among those that leave enough as it was; else the least."""
-    kept = [one for one in tried if one.strength and one.unchanged >= UNCHANGED]
-    return min(kept, key=lambda one: one.bias) if kept else min(one for one in tried if one.strength)
-
-
-def strength_columns() -> tuple[str, ...]:
-    return "", _("Strength"), _("Bias of the professions kept aside"), _("Answers as before")
-
-
-def strengths(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row a strength that a training tried, with a mark at the one that it took."""
-    return [
-        (
-            "✓" if one["strength"] == found["chosen"] else "", f"{one['strength']:g}",
-            f"{one['bias']:.3f}", f"{one['unchanged']:.1%}",
-        )
-        for one in found["tried"]
-    ]  # fmt: skip
-
-
-def advice(found: Mapping[str, Any]) -> str:
-    """What to change where the strength stands at an end of what was tried; else empty."""
-    strengths = [one["strength"] for one in found["tried"] if one["strength"]]
-    if found["chosen"] == max(strengths):
-        return _("The strongest was best: train longer, or at a higher learning rate.")
-    if found["chosen"] == min(strengths):
-        return _("Only the weakest leaves the answers as they were: take a lower learning rate, or general rows.")
-    return ""
 
 
 def folder_of(data: Iterable[Path]) -> Path | None:

@@ -217,12 +217,12 @@ def words(run: str, options: "EvaluateOptions") -> list[str]:
 
 def _show_strength(found: dict[str, Any] | None, session: Session) -> None:
     """What the training tried, where it could choose."""
-    from toolbox import repairing
+    from toolbox import strengths
 
     if not found:
         return
-    session.table(_("How strongly the repair acts"), repairing.strength_columns(), repairing.strengths(found))
-    if advice := repairing.advice(found):
+    session.table(_("How strongly the repair acts"), strengths.columns(), strengths.rows(found))
+    if advice := strengths.advice(found):
         session.say(advice)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from toolbox import repairing, rungs, tunings, units
+from toolbox import rungs, strengths, tunings, units
 from toolbox.facts import Facts
 from toolbox.i18n import N_, _
 from toolbox.memory import PARTS
@@ -107,10 +107,10 @@ def strength(facts: Facts) -> str:
     found = facts.result.get("strength")
     if not isinstance(found, dict):
         return ""
-    table = markdown.table([*repairing.strength_columns()], repairing.strengths(found), numbers=True)
+    table = markdown.table([*strengths.columns()], strengths.rows(found), numbers=True)
     told = _("How strongly the repair acts, chosen by {professions} professions (each language) and {answers} answers:")
     told = told.format(professions=found["professions"], answers=found["answers"])
-    return "\n\n".join(filter(None, [told, table, repairing.advice(found)]))
+    return "\n\n".join(filter(None, [told, table, strengths.advice(found)]))
 
 
 def tuning(facts: Facts) -> str:

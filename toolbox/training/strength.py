@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
-from toolbox import inference, likelihoods, methods, repairing
+from toolbox import inference, likelihoods, methods, repairing, strengths
 from toolbox.errors import Interrupted
 from toolbox.i18n import _
 from toolbox.plan import FinetunePlan
-from toolbox.repairing import Strength
 from toolbox.runs import Reporter, Run
+from toolbox.strengths import Strength
 from toolbox.suites import gender
 from toolbox.training import layouts
 from toolbox.training.step import Forward
@@ -62,9 +62,9 @@ def choose(
             known = known if tried else [place for place, is_same in enumerate(same) if is_same]
             share = sum(same[place] for place in known) / len(known) if known else 1.0
             tried.append(Strength(strength, bias, share))
-            if share < repairing.UNCHANGED:
+            if share < strengths.UNCHANGED:
                 break
-    chosen = repairing.strongest(tried)
+    chosen = strengths.strongest(tried)
     _apply(forward.model, chosen.strength)
     print(_("The repair is applied at {strength:g} of its strength.").format(strength=chosen.strength), flush=True)
     people = len({(row.profession, row.language) for row in portraits})
