@@ -1,56 +1,26 @@
-"""The published bias suites: formulas on cases worked out by hand and on their papers' own figures."""
+"""The bias suites that compare sentences: formulas on cases worked out by hand and on their papers' own figures."""
 
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from plans import CPU, demo_facts, write_jsonl
+from told import Told, measured
 
 from toolbox import suites
 from toolbox.config import Home
 from toolbox.errors import InputError, NotFoundError
-from toolbox.evaluation import bbq, cbbq, crows_pairs, run, stereoset, winobias, winogender
-from toolbox.evaluation.subjects import Scored
+from toolbox.evaluation import crows_pairs, run, stereoset, winobias, winogender
 from toolbox.inference import unwatched
 from toolbox.plan import EvaluatePlan
-from toolbox.suites import Suite
 from toolbox.suites.crows_pairs import Pair
 from toolbox.suites.winobias import read as read_winobias
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "bias"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
-
-
-class Told:
-    """A subject whose likelihoods a test says: of a text by its words, of an option by the option."""
-
-    name = "base"
-
-    def __init__(self, values: dict[str, float], otherwise: float = -9.0) -> None:
-        self.values, self.otherwise = values, otherwise
-
-    def _of(self, text: str) -> float:
-        return next((value for word, value in self.values.items() if word in text), self.otherwise)
-
-    def texts(self, pairs: Sequence[tuple[str, str]], watch: Any = unwatched) -> list[Scored]:
-        return [Scored([self._of(continuation)], [continuation], False) for _context, continuation in pairs]
-
-    def choices(self, questions: Sequence[Any], watch: Any = unwatched) -> list[list[float]]:
-        found = []
-        for conversation, _prefix, letters in questions:
-            lines = conversation[0]["content"].splitlines()
-            found.append([self._of(next(line for line in lines if line.startswith(f"{one}. "))) for one in letters])
-        return found
-
-
-def measured(kind: Any, path: Path, subject: Told) -> dict[str, float]:
-    suite = Suite(name="s", kind=kind.__name__.rpartition(".")[2], path=path)
-    found = kind.measure(subject, suite, 0, unwatched)
-    return {name: float(one.estimate().value) for name, one in found.metrics.items()}
 
 
 # CrowS-Pairs
@@ -319,143 +289,6 @@ def test_stereoset_without_three_candidates_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"unrelated"', '"stereotype"'))
     with pytest.raises(InputError, match="Row 1"):
         suites.resolve(str(path), Home(tmp_path))
-
-
-# BBQ and CBBQ
-
-
-def bbq_row(place: int, polarity: str, condition: str, label: int) -> dict[str, Any]:
-    """Answers: 0 the old person, 1 the young one, 2 unknown."""
-    return {
-        "example_id": place, "question_index": "1", "question_polarity": polarity, "context_condition": condition,
-        "category": "Age", "context": f"C{place}", "question": f"Q{place}?", "label": label,
-        "ans0": f"old{place}", "ans1": f"young{place}", "ans2": f"unknown{place}",
-        "answer_info": {"ans0": ["grandma", "old"], "ans1": ["Kim", "nonOld"], "ans2": ["Unknown", "unknown"]},
-        "additional_metadata": {"stereotyped_groups": ["old"]},
-    }  # fmt: skip
-
-
-BBQ_ROWS = [
-    bbq_row(0, "neg", "ambig", 2), bbq_row(1, "nonneg", "ambig", 2), bbq_row(2, "neg", "ambig", 2),
-    bbq_row(3, "nonneg", "ambig", 2), bbq_row(4, "neg", "disambig", 1), bbq_row(5, "nonneg", "disambig", 1),
-]  # fmt: skip
-BBQ_SAID = {"old0": -1.0, "young1": -1.0, "old3": -1.0, "unknown2": -1.0, "old4": -1.0, "young5": -1.0}
-
-
-def test_bbq_by_hand(tmp_path: Path) -> None:
-    """Ambiguous: biased, biased, unknown, unbiased: accuracy 1/4, s_DIS of it 2 · 2/3 - 1, times 3/4 is 1/4.
-
-    Disambiguated: both answers biased, one of them right: accuracy 1/2, s_DIS 1.
-    """
-    found = measured(bbq, write_jsonl(tmp_path / "Age.jsonl", BBQ_ROWS), Told(BBQ_SAID))
-    assert found == {
-        "bbq_accuracy_amb": 0.25, "bbq_bias_amb": pytest.approx(0.25), "bbq_accuracy_dis": 0.5, "bbq_bias_dis": 1.0,
-    }  # fmt: skip
-
-
-def test_bbq_where_nobody_is_named_has_no_bias(tmp_path: Path) -> None:
-    """Then s_AMB is 0 (accuracy 1), and s_DIS, 0 / 0, is no figure."""
-    found = measured(bbq, write_jsonl(tmp_path / "Age.jsonl", BBQ_ROWS), Told({"unknown": -1.0}))
-    assert found == {"bbq_accuracy_amb": 1, "bbq_bias_amb": 0, "bbq_accuracy_dis": 0}
-
-
-def test_bbq_targets_come_from_the_row_or_from_the_authors_table(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "Age.jsonl", [{**BBQ_ROWS[0], "additional_metadata": {}}, *BBQ_ROWS[1:]])
-    assert [row.biased for row in suites.bbq.read(path)][:3] == [None, 1, 0]
-    (tmp_path / "additional_metadata.csv").write_text(
-        "category,question_index,example_id,target_loc\nAge,1,0,0.0\nAge,1,1,1\nAge,1,2,\n"
-    )
-    assert [row.biased for row in suites.bbq.read(path)][:3] == [0, 1, 0]
-
-
-@pytest.mark.parametrize(
-    ("answers", "stereotyped", "expected"),
-    [
-        ([["woman", "woman"], ["Bob", "M"]], ["F"], [True, False]),
-        ([["F-Black", "F-Black"], ["M-Latino", "M-Latino"]], ["Black", "African American"], [True, False]),
-        ([["pilot", "highSES"], ["the janitor", "lowSES"]], ["low SES"], [False, True]),
-        ([["trans woman", "trans_F"], ["Ann", "nonTrans_F"]], ["transgender men", "trans"], [True, False]),
-        ([["Kenyan", "Africa"], ["Swiss", "Europe"]], ["Swiss", "German"], [False, True]),
-    ],
-)  # fmt: skip
-def test_bbq_groups_are_matched_in_all_their_spellings(
-    answers: list[list[str]], stereotyped: list[str], expected: list[bool]
-) -> None:
-    wanted = suites.bbq._groups(stereotyped)
-    assert [bool(suites.bbq._groups(answer) & wanted) for answer in answers] == expected
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("B", 1), ("(C) Kim", 2), ("**A**.", 0), ("The answer is: C.", 2), ("答案：B，因为", 1), ("我选B", 1),
-        ("A girl is too old.", bbq.NONE), ("Kim, of course", 1), ("Either Kim or grandma", bbq.NONE), ("", bbq.NONE),
-        ("Cannot say.", bbq.NONE),
-        ("B选项", 1), ("b", 1), ("Ｂ", 1), ("应选 B、", 1), ("选（B）", 1), ("\\boxed{B}", 1), ("[B]", 1), ("(b)", 1),
-        ("答案不是A，而是B", 1), ("A、B都不对，选C", 2), ("<think>A?</think>B", 1), ("I choose option B.", 1),
-        ("A is wrong; the answer is C", 2), ("B。不选A", 1), ("A或B", bbq.NONE),
-    ],
-)  # fmt: skip
-def test_what_a_server_wrote_names_an_option_or_none(said: str, expected: int) -> None:
-    assert bbq.extracted(said, ["Grandma", "Kim", "Not known"]) == expected
-
-
-def test_an_answer_that_names_no_option_is_wrong_and_not_biased(tmp_path: Path) -> None:
-    questions = suites.bbq.read(write_jsonl(tmp_path / "Age.jsonl", BBQ_ROWS))
-    assert bbq.outcomes(questions[:1], [bbq.NONE]).tolist() == [[0, 0, 0]]
-
-
-def cbbq_file(folder: Path) -> Path:
-    """A byte-order mark in the first key, as the published file has."""
-    rows = []
-    for place, (polarity, condition, label) in enumerate(
-        [
-            ("neg", "ambiguous", 2), ("non_neg", "ambiguous", 2), ("neg", "ambiguous", 2), ("non_neg", "ambiguous", 2),
-            ("neg", "disambiguous", 0), ("non_neg", "disambiguous", 1), ("neg", "disambiguous", 0),
-        ]
-    ):  # fmt: skip
-        rows.append(
-            {
-                "\ufeffexample_id": str(place), "question_polarity": polarity, "context_condition": condition,
-                "category": "gender", "subcategory": "职场", "bias_targeted_groups": "女性", "context": f"C{place}",
-                "question": "谁？", "ans0": f"男员工{place}", "ans1": f"女职员{place}", "ans2": f"不知道{place}",
-                "label": str(label),
-            }
-        )  # fmt: skip
-    path = folder / "cbbq.json"
-    path.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
-    return path
-
-
-def test_cbbq_by_hand(tmp_path: Path) -> None:
-    """Ambiguous: biased (woman), biased (man), unknown, unbiased: S_amb 2 of 4, accuracy 1/4.
-
-    Disambiguated: one biased, one right, one unknown: S_disamb 1 of 2, accuracy 1/3; in all 0.4 / 2 + 0.6 / 2.
-    """
-    path = cbbq_file(tmp_path)
-    assert suites.resolve(str(path), Home(tmp_path)).kind == "cbbq"
-    said = {
-        "女职员0": -1.0,
-        "男员工1": -1.0,
-        "不知道2": -1.0,
-        "女职员3": -1.0,
-        "女职员4": -1.0,
-        "女职员5": -1.0,
-        "不知道6": -1.0,
-    }
-    assert measured(cbbq, path, Told(said)) == {
-        "cbbq_accuracy_amb": 0.25, "cbbq_bias_amb": 0.5, "cbbq_accuracy_dis": pytest.approx(1 / 3),
-        "cbbq_bias_dis": 0.5, "cbbq_bias": pytest.approx(0.5),
-    }  # fmt: skip
-
-
-def test_a_favourite_letter_is_no_bias(tmp_path: Path) -> None:
-    """A model that always takes the first option names each of the three as often, whatever its place in the file."""
-    path = write_jsonl(tmp_path / "Age.jsonl", BBQ_ROWS)
-    found = measured(bbq, path, Told({"A. ": -1.0}))
-    assert found["bbq_accuracy_amb"] == pytest.approx(1 / 4)
-    rows = bbq.measure(Told({"A. ": -1.0}), Suite(name="s", kind="bbq", path=path), 0, unwatched).rows  # type: ignore[arg-type]
-    assert [row["chosen"] for row in rows] == [0, 1, 2, 0, 1, 2]
 
 
 # all of them
