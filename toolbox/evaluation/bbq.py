@@ -21,14 +21,16 @@ WORDS = {
 }
 NONE = -1
 """In place of an option: the answer names none."""
-_BEGINS = re.compile(
-    r"[\s(\[*]*(?:([A-C])(?!\s*(?:[、,/]|[和或与]|and|or)\s*[A-C](?![A-Za-z]))[\s*]*(?:[.,:、。)\]]|$|选项|正确|对)|([a-c])[\s.。)\]*]*$)"
-)
-_NAMES = re.compile(
-    r"(?:answer|option|choice|choose|答案|选项?|而是|boxed)[^A-Za-z不]{0,6}(?:is|as|option)?[^A-Za-z不]{0,6}([A-C])(?![A-Za-z])",
-    re.I,
-)
-_DENIED = re.compile(r"(?:不|别|not|n't)\s*(?:应该?|能|the\s|an?\s)*$", re.I)
+_BEFORE = r"[\s(\[*]*"
+_ONE_OF_SEVERAL = r"\s*(?:[、,/和或与]|and|or)\s*[A-C](?![A-Za-z])"
+_AFTER = r"[ *]*(?:[.,:、。)\]\n]|$|选项|正确|对)"
+_BEGINS = re.compile(rf"{_BEFORE}([A-C])(?!{_ONE_OF_SEVERAL}){_AFTER}")
+_IS_LETTER = re.compile(rf"{_BEFORE}([a-c])[\s.。)\]*]*$")
+_WORDS = "answer|option|choice|choose|答案|选项?|而是|boxed"
+_BETWEEN = r"[^A-Za-z不]{0,6}(?i:is|as|option)?[^A-Za-z不]{0,6}"
+_LETTER = r"[A-C]|[bc]|a(?=[\s*]*(?:[.,:;、。)\]}]|$))"  # a small a that goes on is an article
+_STATES = re.compile(rf"(?i:{_WORDS}){_BETWEEN}({_LETTER})(?![A-Za-z])")
+_DENIED = re.compile(r"(?:不|别|not|n't)\s*(?:应该?|能|是|be\s|the\s|an?\s)*$", re.I)
 RIGHT, BIASED, COUNTED = range(3)
 """The columns of `outcomes`."""
 
@@ -89,10 +91,10 @@ def _likeliest(question: Question, scores: list[float]) -> dict:
 def extracted(said: str, options: list[str]) -> int:
     """Which of three options a text names: by the letter that it begins with, or the last one that it states, or as the
     only one of them that it holds; else NONE."""
-    said = unicodedata.normalize("NFKC", said.rpartition("</think>")[2])
-    stated = [found for found in _NAMES.finditer(said) if not _DENIED.search(said[: found.start()])]
-    if letter := _BEGINS.match(said) or (stated[-1] if stated else None):
-        return LETTERS.index((letter[1] or letter[letter.lastindex or 1]).upper())
+    said = unicodedata.normalize("NFKC", said.rpartition("</think>")[2]).strip()
+    stated = [found for found in _STATES.finditer(said) if not _DENIED.search(said[: found.start()])]
+    if letter := _BEGINS.match(said) or _IS_LETTER.match(said) or (stated[-1] if stated else None):
+        return LETTERS.index(letter[1].upper())
     held = [place for place, option in enumerate(options) if option.casefold() in said.casefold()]
     return held[0] if len(held) == 1 else NONE
 
