@@ -43,6 +43,7 @@ needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not
         ("The answer is unknown.", None, None),
         ("面积是 12 cm²", None, "12"),
         ("3½ cups", None, "7/2"),
+        pytest.param("#### " + "9" * 5000, None, None, id="a model that repeats itself"),
     ],
 )
 def test_the_number_of_an_answer(said: str, stated: str | None, final: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from toolbox.i18n import N_, _
-from toolbox.suites import exact_match, rows
+from toolbox.suites import exact_match, numbers, rows
 from toolbox.suites.kind import Kind
 
 _DROPPED = re.compile(
@@ -51,7 +51,7 @@ def read(path: Path) -> list[Problem]:
 
 def boxed(text: str) -> str | None:
     """What the last \\boxed{…} or \\fbox{…} holds, however deep its braces; None without one."""
-    for begin in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|(?=[^\s{]))", text))):
+    for begin in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|(?=[^\s{$]))", text))):
         if not begin[1]:
             return text[begin.end() :].split("$")[0].split()[0]
         depth, place = 1, begin.end()
@@ -78,6 +78,8 @@ def plain(answer: str) -> str:
     text = _TEXT.sub(lambda unit: "" if text[: unit.start()].strip() else unit[1], text)
     text = re.sub(r"\s+", "", re.sub(r"^\s*[A-Za-z]\w?\s*=", "", text)).rstrip(".。")
     text = _SECOND.sub(r"\1{\2}", _BARE.sub(r"\\\1{\2}", text))
+    if len(text) > numbers.LONGEST:
+        return text
     if whole := _FRACTION.fullmatch(text):
         sign, above, below, left, right = whole.groups()
         if int(below or right):

@@ -17,6 +17,8 @@ _MARK = re.compile(
 """What stands before a result: GSM8K's and MATH's marks, the phrase of chain-of-thought prompts (arXiv:2201.11903),
 their Chinese, and the "A:" of the first published solutions (arXiv:2110.14168)."""
 _BETWEEN = re.compile(r"[\s*_:=({\[\\]*(?:(?:is|about|约|大约|是|为)\s*)?[\s*_:=({\[\\]*")
+LONGEST = 1000
+"""Characters of a number: Python makes none of more than 4300 digits, which a model that repeats itself writes."""
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 
 
@@ -47,6 +49,8 @@ def _plain(text: str) -> str:
     return _FRACTION.sub(r" \1/\2", text.replace("{,}", ",").replace("\\,", "").replace("\\!", ""))
 
 
-def _value(found: re.Match[str]) -> Fraction:
+def _value(found: re.Match[str]) -> Fraction | None:
+    if len(found[0]) > LONGEST:
+        return None
     number = Fraction(found["number"].replace(",", "")) / (int(found["below"] or 1) or 1) + int(found["whole"] or 0)
     return -number if found["sign"] in ("-", "−") or found["sign_behind"] else number
