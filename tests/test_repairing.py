@@ -162,6 +162,22 @@ def test_the_strength_is_the_best_of_those_that_leave_the_answers_as_they_were()
     assert strengths.strongest([tried[0], strengths.Strength(0.5, 0.95, 1.0)]).strength == 0.5, "never none at all"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "tried", "said"),
+    [
+        (2.0, [(0.5, 1.0), (2.0, 1.0)], "higher learning rate"),
+        (0.5, [(0.5, 1.0), (2.0, 0.9)], "Anything above the weakest"),
+        (0.5, [(0.5, 0.9)], "Even the weakest does harm"),
+        (1.0, [(0.5, 1.0), (1.0, 1.0), (2.0, 0.9)], ""),
+    ],
+)
+def test_a_choice_at_an_end_says_which_way_to_go(chosen: float, tried: list[tuple[float, float]], said: str) -> None:
+    found = [strengths.Strength(0.0, 0.9, 1.0), *(strengths.Strength(one, 0.5, same) for one, same in tried)]
+    advice = strengths.advice({"chosen": chosen, "tried": [one._asdict() for one in found]})
+    assert said in advice
+    assert bool(advice) == bool(said)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_loop_halves_the_bias_and_keeps_what_was_known(toolbox_cli: Cli, home: Path) -> None:

@@ -41,7 +41,10 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def advice(found: Mapping[str, Any]) -> str:
     """What to change where the strength stands at an end of what was tried; else empty."""
-    strengths = [one["strength"] for one in found["tried"] if one["strength"]]
+    tried = [Strength(**one) for one in found["tried"]]
+    strengths = [one.strength for one in tried if one.strength]
+    if any(one.strength == found["chosen"] and one.unchanged < UNCHANGED for one in tried):
+        return _("Even the weakest does harm: take a lower learning rate, or general rows.")
     if found["chosen"] == max(strengths):
         return _("The strongest was best: train longer, or at a higher learning rate.")
     if found["chosen"] == min(strengths):

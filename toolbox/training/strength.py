@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 8.0)
-"""Tried in this order, until too many answers change: nothing stronger is taken then."""
+"""Tried in this order, until too many answers change: nothing stronger is taken then. Without answers that could
+change, nothing says what a strength costs, and what was trained is the strongest."""
 ANSWER_TOKENS = 16
 """An answer counts as unchanged by its first tokens: where a long one is worded otherwise later, little is lost."""
 
@@ -62,7 +63,7 @@ def choose(
             known = known if tried else [place for place, is_same in enumerate(same) if is_same]
             share = sum(same[place] for place in known) / len(known) if known else 1.0
             tried.append(Strength(strength, bias, share))
-            if share < strengths.UNCHANGED:
+            if share < strengths.UNCHANGED or (strength >= 1.0 and not known):
                 break
     chosen = strengths.strongest(tried)
     _apply(forward.model, chosen.strength)
