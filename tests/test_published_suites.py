@@ -274,6 +274,8 @@ def test_common_sense_is_asked_as_the_harness_asks(tmp_path: Path) -> None:
     ("lay", "said"),
     [
         (text("law_test.csv", "id,question,A,B,C,D\n0,二加二？,1,2,3,4\n"), "Row 2 of .* has no answer"),
+        (together(*(text(f"test/{name}_test.csv", "question,A,B\n?,1,2\n") for name in ("law", "art"))),
+         "Row 2 of .*art_test.csv has no answer"),
         (lines("h.jsonl", HELLASWAG, {**HELLASWAG, "label": ""}), "Row 2 of .* has no answer"),
         (lines("m.jsonl", {"problem": "x", "solution": "So 2."}), "Row 1 of .*boxed"),
         (lines("w.jsonl", {"sentence": "no blank", "option1": "a", "option2": "b", "answer": "1"}), "Row 1 of"),
@@ -306,11 +308,13 @@ def test_a_folder_of_suites_keeps_each_together(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_bbq_by_name_is_its_folder_on_this_machine(tmp_path: Path) -> None:
+def test_a_suite_by_name_is_its_folder_on_this_machine(tmp_path: Path) -> None:
     for category in ("Age", "SES"):
         lines(f"datasets/heegyu/bbq/data/{category}.jsonl", BBQ)(tmp_path)
     suite = suites.resolve("bbq", Home(tmp_path))
     assert (suite.name, suite.kind, suite.items) == ("bbq", "bbq", 2)
+    lines("suites/mbpp/rows.jsonl", MBPP)(tmp_path)
+    assert suites.resolve("mbpp", Home(tmp_path)).kind == "mbpp", "a folder of one file is that file"
 
 
 @pytest.mark.parametrize(
@@ -331,6 +335,8 @@ def test_the_last_box_is_found_however_deep() -> None:
     assert math_problems.boxed("\\boxed{1} so \\boxed{\\frac{1}{x_{2}}}.") == "\\frac{1}{x_{2}}"
     assert math_problems.boxed("\\boxed 5$.") == "5"
     assert math_problems.boxed("\\boxed{open") is None
+    assert math_problems.boxed("\\boxed{3} or \\boxed$4$") == "3"
+    assert not math_problems.same("9" * 5000, "9")
 
 
 def test_mbpp_is_asked_with_the_papers_examples_and_graded_confined(tmp_path: Path) -> None:

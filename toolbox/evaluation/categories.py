@@ -15,8 +15,6 @@ from toolbox.inference import Watch
 
 Figure = Callable[[np.ndarray], np.ndarray]
 """A statistic of units [..., n, k] → [...]; NaN where it is not defined."""
-
-
 Bounds = tuple[float, float]
 """What a figure lies between."""
 

@@ -31,7 +31,7 @@ def measure(subject: Subject, suite: Suite, limit: int, watch: Watch) -> Finding
             "cbbq_bias": (both, total, (0.0, 1.0)),
         }
     )
-    drawn = ambiguous if ambiguous.any() else ~ambiguous
+    drawn = known & (ambiguous if ambiguous.any() else ~ambiguous)
     categories = [one.category for one, inside in zip(questions, drawn, strict=True) if inside]
     name = "cbbq_bias_amb" if ambiguous.any() else "cbbq_bias_dis"
     return Finding(metrics, table, by_category(name, categories, units[drawn], bias, (0.0, 1.0)))

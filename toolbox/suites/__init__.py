@@ -57,6 +57,8 @@ def resolve(name: str, home: Home) -> Suite:
         name = str(path)
     elif name in CATALOGUE:
         path = catalogue.find(name, home)
+        if path.is_dir() and len(alone := _suites_in(path)) == 1:  # a person's own folder of one file
+            (path,) = alone
     elif name in plugins.added("suite"):
         return Suite(name=name, kind=name, path=plugins.file_of("suite", name))
     else:
