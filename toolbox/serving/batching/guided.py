@@ -187,7 +187,8 @@ def _items(schema: Any) -> int:
         one = left.pop()
         if isinstance(one, dict):
             bounds = [one.get(name) for name in ("minItems", "maxItems")]
-            total += max((int(min(bound, 1 << 62)) for bound in bounds if isinstance(bound, (int, float))), default=0)
+            numbers = [int(min(bound, 1 << 62)) for bound in bounds if isinstance(bound, (int, float))]
+            total += max([0, *numbers])  # one below 0 must not make room for another
         left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else []
     return total
 
