@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_merging_models import ATTENTION, EXPERTS, QWEN, based
 from test_merging_tuners import by_peft, made, plan_of, tensors
@@ -69,6 +70,15 @@ def test_an_adapter_that_would_not_wholly_take_effect_is_refused(odd: str, lora:
     change(tmp_path / "adapter")
     with pytest.raises(InputError, match=message):
         loading.with_adapter(loading.base_model(embedded.MODEL, "float32", "cpu"), tmp_path / "adapter")
+
+
+def test_an_adapter_is_whole_by_whatever_name_it_is_served(lora: Path, tmp_path: Path) -> None:
+    """`.m` begins `.model` and `.mlp` too."""
+    shutil.copytree(lora, tmp_path / "adapter")
+    changed(tmp_path / "adapter", without("lora_B"))
+    base, folder = loading.base_model(embedded.MODEL, "float32", "cpu"), tmp_path / "adapter"
+    with pytest.raises(InputError, match="holds nothing for 16 tensors"):
+        loading.put_on(base, folder, lambda: PeftModel.from_pretrained(base, folder, "m"), "m")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Base models, tokenizers and adapters from folders: safetensors only, and no code that came with the weights."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -243,9 +244,11 @@ def put_on(base: "PreTrainedModel", folder: Path, load: Callable[[], Any], name:
     """
     missing: set[str] = set()
     unexpected: list[str] = []
+    own_name = re.compile(rf"(.*)\.{re.escape(name)}(?=\.|$)")
+    """All before the adapter's name: it is a part of each of its keys, and may begin or be a module's, too."""
 
     def heed(module: torch.nn.Module, keys: Any) -> None:
-        missing.update(key.replace(f".{name}", "") for key in keys.missing_keys)
+        missing.update(own_name.sub(r"\1", key) for key in keys.missing_keys)
         unexpected.extend(keys.unexpected_keys)
 
     hook = base.register_load_state_dict_post_hook(heed)
