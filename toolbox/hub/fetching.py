@@ -13,17 +13,7 @@ from toolbox.config import Home, Settings
 from toolbox.errors import CorruptError, DoesNotFitError, HubError, InputError, NotFoundError, ToolboxError
 from toolbox.hub import folder, names, routing, store
 from toolbox.hub.partial import Partial
-from toolbox.hub.sources import (
-    CONNECTIONS,
-    PARTIAL,
-    PARTS,
-    BrokenOffError,
-    Entry,
-    Listing,
-    Repo,
-    Source,
-    unreachable,
-)
+from toolbox.hub.sources import CONNECTIONS, PARTIAL, PARTS, BrokenOffError, Entry, Listing, Repo, Source, unreachable
 from toolbox.hub.staging import Staging, same
 from toolbox.hub.store import FileRecord, Kind, Manifest
 from toolbox.hub.transfer import TRIES, Manner, Pace

@@ -10,18 +10,7 @@ from typing import Any
 
 from toolbox.errors import HubError, InputError, NotFoundError
 from toolbox.hub import web
-from toolbox.hub.sources import (
-    ODD,
-    STALL_S,
-    Entry,
-    Listing,
-    Read,
-    Repo,
-    address,
-    entries,
-    no_listing,
-    unreachable,
-)
+from toolbox.hub.sources import ODD, STALL_S, Entry, Listing, Read, Repo, address, entries, no_listing, unreachable
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 
@@ -84,11 +73,13 @@ class HuggingFace:
         about = _insist(
             lambda: api.repo_info(repo.id, revision=repo.revision or None, repo_type=repo.kind, timeout=self._stall_s)
         )
-        tree = api.list_repo_tree(repo.id, recursive=True, revision=about.sha, repo_type=repo.kind)
         commit = about.sha or ""
+        if commit and not commit.isalnum():  # it becomes part of addresses
+            raise ValueError(commit)
+        tree = api.list_repo_tree(repo.id, recursive=True, revision=commit or None, repo_type=repo.kind)
         files: dict[str, Any] = {}
         for file in tree:
-            if file.path in files or not (commit + "0").isalnum():  # pages that lead back to themselves never end
+            if file.path in files:  # pages that lead back to themselves never end
                 raise ValueError(file.path)
             if isinstance(file, RepoFile):
                 hashed = {"sha256": file.lfs.sha256} if file.lfs else {"git_sha1": file.blob_id}

@@ -11,18 +11,7 @@ from urllib.parse import urlsplit
 from toolbox.config import Home
 from toolbox.errors import HubError, InputError, NotFoundError
 from toolbox.hub import web
-from toolbox.hub.sources import (
-    ODD,
-    STALL_S,
-    Entry,
-    Listing,
-    Read,
-    Repo,
-    address,
-    entries,
-    no_listing,
-    unreachable,
-)
+from toolbox.hub.sources import ODD, STALL_S, Entry, Listing, Read, Repo, address, entries, no_listing, unreachable
 from toolbox.hub.store import KINDS
 from toolbox.i18n import _
 

@@ -119,17 +119,15 @@ class Source(Protocol):
 
 def unreachable(hub: Source, error: BaseException) -> HubError:
     """The sentence for a hub that does not answer, or not as it should."""
-    message = _("{hub} ({endpoint}) failed: {reason}.").format(
-        hub=hub.title, endpoint=hub.endpoint, reason=reason(error)
-    )
+    remedy = _("Check the network, or choose another source with --source; what was fetched so far is kept.")
     if proxy := _proxy(hub.endpoint):
-        return HubError(
-            message,
-            _("It is asked through the proxy of {variable}: check that and the network, or choose another --source.")
-            .format(variable=proxy),
-        )  # fmt: skip
+        remedy = _(
+            "It is asked through the proxy of {variable}: check that and the network, or choose another --source."
+        )
+        remedy = remedy.format(variable=proxy)
     return HubError(
-        message, _("Check the network, or choose another source with --source; what was fetched so far is kept.")
+        _("{hub} ({endpoint}) failed: {reason}.").format(hub=hub.title, endpoint=hub.endpoint, reason=reason(error)),
+        remedy,
     )
 
 

@@ -110,6 +110,7 @@ class _Remote:
                     raise self._denied
                 self._refused.add(entry.path)
             response.raise_for_status()
+            self._refused.discard(entry.path)
             if self._elsewhere(response):
                 self._signed[entry.path] = str(response.url)
             yield response
@@ -156,6 +157,6 @@ def asked_wait_s(error: Exception) -> float:
         return min(float(asked), LONGEST_WAIT_S)
     try:
         moment = email.utils.parsedate_to_datetime(asked).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return min(max(0.0, moment - time.time()), LONGEST_WAIT_S)
