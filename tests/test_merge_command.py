@@ -164,7 +164,12 @@ def test_a_merge_reproduced_is_the_same_to_the_bit_beside_the_first(tuned: Run, 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("file/below", "Not a directory"), ("长" * 90, "File name too long"), ("dangling", "nothing is overwritten")],
+    [
+        ("file/below", "Not a directory"),
+        ("长" * 90, "File name too long"),
+        ("dangling", "nothing is overwritten"),
+        ("/", "nothing is overwritten"),
+    ],
 )
 def test_a_destination_that_can_not_be_is_said_beforehand(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()

@@ -184,17 +184,16 @@ def taken(path: Path) -> InputError:
 def new_path(chosen: str, usual: Path) -> Path:
     """Where something new is to lie: as `chosen`, else `usual`. Raises InputError where it can't lie there."""
     path = Path(chosen).expanduser().absolute() if chosen else usual
+    if os.path.lexists(path):
+        raise taken(path)
     try:
         os.lstat(path.with_name(f".{path.name}.12345678.part"))  # whole_folder's name for it is longer
-    except FileNotFoundError:
-        if os.path.lexists(path):
-            raise taken(path) from None
-        return path
     except OSError as error:
-        raise InputError(
-            _("Nothing can be written at {path}: {reason}.").format(path=path, reason=error.strerror),
-            _("Name another folder with --output."),
-        ) from error
+        if error.errno != errno.ENOENT:
+            raise InputError(
+                _("Nothing can be written at {path}: {reason}.").format(path=path, reason=error.strerror),
+                _("Name another folder with --output."),
+            ) from error
     return path
 
 
@@ -204,7 +203,7 @@ def free_path(path: Path) -> Path:
     free = path
     while os.path.lexists(free):
         number += 1
-        free = path.with_name(f"{path.name}-{number}")
+        free = path.parent / f"{path.name}-{number}"
     return free
 
 
