@@ -56,12 +56,15 @@ def compare(options: CompareOptions, session: Session) -> dict[str, Any]:
 
 def _paired(asked: "Sequence[Asked]") -> list[dict[str, Any] | None]:
     """What toolbox/evaluation/pairing.py answers; nothing can be paired where it fails."""
+    import os
     import subprocess
     import sys
 
+    from toolbox.runs import job_environ
+
     done = subprocess.run(
         [sys.executable, "-P", "-m", "toolbox.evaluation.pairing"],
-        input=msgspec.json.encode(asked), capture_output=True, check=False,
+        input=msgspec.json.encode(asked), capture_output=True, env={**os.environ, **job_environ()}, check=False,
     )  # fmt: skip
     try:
         return list(msgspec.json.decode(done.stdout.rstrip().rpartition(b"\n")[2]))

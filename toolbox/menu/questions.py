@@ -71,8 +71,10 @@ class Questions:
             if field.many
             else _("none")
         )
-        titles = {"": nothing, OTHER: _("something else: type it"), CATALOGUE: _("the catalogue of models")}
-        titles |= {"yes": _("yes"), "no": _("no")}
+        titles = {
+            "": nothing, "yes": _("yes"), "no": _("no"),
+            OTHER: _("something else: type it"), CATALOGUE: _("the catalogue of models"),
+        }  # fmt: skip
         return [
             Entry(
                 key=str(number),
