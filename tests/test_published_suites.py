@@ -148,12 +148,15 @@ FORMATS: dict[str, tuple[Lay, str, int]] = {
     "boolq": (
         lines("dev.jsonl", {"question": "is it", "title": "It", "answer": True, "passage": "It is."}), "commonsense", 1
     ),
+    "boolq as a table": (text("b.csv", "passage,question,label\nIt is.,is it,1\nNo.,is it,0\n"), "commonsense", 2),
     "openbookqa": (
         parquet("obqa.parquet", {"id": "1", "question_stem": "The sun", "choices": {"text": ["a", "b"],
                 "label": ["A", "B"]}, "answerKey": "B"}), "commonsense", 1,
     ),
     "math": (lines("math.jsonl", {"problem": "1+1", "level": "1", "type": "x", "solution": "So \\boxed{2}."}),
              "math_problems", 1),
+    "math, own answers": (lines("own.jsonl", {"problem": "1+1", "answer": 2}, {"problem": "x", "answer": None,
+                                "solution": "\\boxed{0}"}), "math_problems", 2),
     "math of its authors": (
         together(*(
             text(f"{split}/algebra/{place}.json", json.dumps({"problem": "1+1", "solution": "\\boxed{2}"}, indent=4))
@@ -198,6 +201,9 @@ FORMATS: dict[str, tuple[Lay, str, int]] = {
     "crows-pairs of a hub": (
         parquet("crows.parquet", {"id": 0, "sent_more": "x", "sent_less": "y", "stereo_antistereo": 1, "bias_type": 3}),
         "crows_pairs", 1,
+    ),
+    "crows-pairs of a hub, as a table": (
+        text("crows.csv", "sent_more,sent_less,stereo_antistereo,bias_type\nx,y,1,3\n"), "crows_pairs", 1
     ),
     "truthfulqa before 2025": (
         text("TruthfulQA.csv", "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"

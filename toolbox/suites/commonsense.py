@@ -56,8 +56,8 @@ def _piqa(row: Row) -> Item:
 def _boolq(row: Row) -> Item:
     context = f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
     answer = row["answer"] if "answer" in row else row["label"]
-    right = answer if isinstance(answer, int) else ("false", "true").index(str(answer).lower())
-    return Item([(context, " no"), (context, " yes")], int(right), by_length=False)
+    right = {"false": 0, "0": 0, "true": 1, "1": 1}[str(answer).strip().lower()]
+    return Item([(context, " no"), (context, " yes")], right, by_length=False)
 
 
 def _openbookqa(row: Row) -> Item:

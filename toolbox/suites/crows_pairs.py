@@ -52,7 +52,8 @@ def read(path: Path) -> list[Pair]:
 
 
 def _word(words: tuple[str, ...], told: str | int, path: Path, number: int) -> str:
-    word = words[told] if isinstance(told, int) and 0 <= told < len(words) else told
+    numbers = {str(place): word for place, word in enumerate(words)}  # a table's numbers are texts
+    word = numbers.get(str(told), told)
     if word not in words:
         raise rows.unusable(path, number, _("{word!r} is none of {words}").format(word=word, words=", ".join(words)))
     return str(word)

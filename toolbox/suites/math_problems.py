@@ -27,11 +27,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
     problem: str
     solution: str = ""
-    answer: str = ""
+    answer: str | int | float | None = ""
 
     @property
     def wanted(self) -> str | None:
-        return self.answer.strip() or boxed(self.solution)
+        return str("" if self.answer is None else self.answer).strip() or boxed(self.solution)
 
 
 def read(path: Path) -> list[Problem]:
