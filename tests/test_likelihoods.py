@@ -39,7 +39,8 @@ def alone(model: Any, rows: list[Row]) -> list[ScoredTokens]:
     for ids, begin in rows:
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        found.append([(float(logits[at - 1, ids[at]]), int(logits[at - 1].argmax()) == ids[at]) for at in range(begin, len(ids))])  # noqa: E501  # fmt: skip
+        told = range(begin, len(ids))
+        found.append([(float(logits[at - 1, ids[at]]), int(logits[at - 1].argmax()) == ids[at]) for at in told])
     return found
 
 
