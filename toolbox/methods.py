@@ -275,8 +275,7 @@ def trained_weights(name: str) -> bool:
 
 PROMPT = N_("it is a prompt before the text, not a change of weights")
 BESIDE_WEIGHTS = {
-    "PREFIX_TUNING": PROMPT, "PROMPT_TUNING": PROMPT, "P_TUNING": PROMPT, "MULTITASK_PROMPT_TUNING": PROMPT,
-    "CPT": PROMPT, "CARTRIDGE": PROMPT, "ADAPTION_PROMPT": PROMPT,
+    **dict.fromkeys((*PROMPTS, "ADAPTION_PROMPT"), PROMPT),
     "XLORA": N_("it mixes adapters anew for each token"), "POLY": N_("it mixes adapters anew for each task"),
     "LILY": N_("it adds to what a layer says, with a router"),
 }  # fmt: skip
